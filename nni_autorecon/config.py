@@ -230,7 +230,7 @@ def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -
         raise InputError(f"{where} = {value!r} is not finite; give an ordinary number")
     if meta["choices"] and value not in meta["choices"]:
         raise InputError(f"{where} = {value!r} is not one of {', '.join(meta['choices'])}")
-    if meta["pattern"] and not re.fullmatch(meta["pattern"], value):
+    if meta["pattern"] and not re.fullmatch(meta["pattern"], str(value)):
         raise InputError(f"{where} = {value!r} does not look like {field.default} (bits from 2 to 8)")
     if meta["low"] is not None and value < meta["low"]:
         raise InputError(f"{where} = {value} is too small; the least is {meta['low']:g}")

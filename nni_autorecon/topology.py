@@ -39,13 +39,13 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
 
 
 class Node(NamedTuple):
-    """A feature map: node ``index`` (1 to 5) of block ``block`` (1 to 3)."""
+    """A feature map: node ``position`` (1 to 5) of block ``block`` (1 to 3)."""
 
     block: int
-    index: int
+    position: int
 
     def __str__(self) -> str:
-        return f"B{self.block}-N{self.index}"
+        return f"B{self.block}-N{self.position}"
 
 
 class Edge(NamedTuple):
@@ -110,7 +110,7 @@ def start_size(image: ImageShape) -> tuple[int, int]:
 
 def node_size(node: Node, image: ImageShape) -> tuple[int, int]:
     """Height and width of a node. The last block's N2 to N5 have the image's size exactly."""
-    halvings = NUM_BLOCKS - node.block + (node.index == 1)
+    halvings = NUM_BLOCKS - node.block + (node.position == 1)
     return _size(image, 2**halvings)
 
 

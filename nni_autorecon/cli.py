@@ -1,0 +1,155 @@
+"""``nni-autorecon``: what a person types. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import CompressConfig, Config, SearchConfig
+from .errors import AutoReConError, InputError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .trial import Trial
+
+PROGRAM = "nni-autorecon"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 for a run that failed, 2 for something to mend, 130 for Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    return report_errors(lambda: arguments.run(arguments))
+
+
+def report_errors(run: Callable[[], object]) -> int:
+    """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
+    try:
+        run()
+    except AutoReConError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Search a generator for a frozen classifier, then quantize it without data."
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    add_stage(commands.add_parser("search", help="search a generator architecture (stage 1)"), SearchConfig, run_search)
+
+    compress = commands.add_parser("compress", help="quantize and distil the teacher (stage 2)")
+    compress.add_argument(
+        "--genotype", dest="generator", type=lambda path: f"searched:{path}", metavar="FILE",
+        default=argparse.SUPPRESS, help="shorthand for --generator searched:FILE",
+    )  # fmt: skip
+    add_stage(compress, CompressConfig, run_compress)
+
+    export = commands.add_parser("export", help="write the best genotype of an NNI experiment")
+    export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
+    export.add_argument("-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE")
+    export.add_argument("--force", action="store_true", help="replace the file if it exists")
+    export.set_defaults(run=run_export)
+    return parser
+
+
+def add_stage(
+    parser: argparse.ArgumentParser, config: type[Config], run: Callable[[argparse.Namespace], object] | None = None
+) -> argparse.ArgumentParser:
+    """The arguments of a stage, for its command and for its trial script."""
+    parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags go before it")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
+    parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
+    config.add_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
+    """Stage 1 on its own, or as an NNI trial."""
+    from .runs import RunFolder, new_folder
+    from .search import search
+
+    config = _configure(SearchConfig, arguments, trial)
+    folder = arguments.output or (trial and trial.output) or new_folder("search")
+    run = RunFolder(folder, config, command="search", force=arguments.force or trial is not None)
+    result = search(
+        config,
+        run,
+        on_epoch=(lambda row: trial.report_intermediate(_for_nni(row, default="loss"))) if trial else _ignore,
+        progress=sys.stderr.isatty() and trial is None,
+    )
+    loss, details = result.loss, result.genotype.details
+    print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
+    print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
+    print(f"genotype: {run / 'genotype.json'}")
+    if trial:
+        trial.report_final(result.metrics())
+
+
+def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
+    """Stage 2 on its own, or as an NNI trial."""
+    from .compression import run_compression
+    from .runs import RunFolder, new_folder
+
+    config = _configure(CompressConfig, arguments, trial)
+    folder = arguments.output or (trial and trial.output) or new_folder("compress")
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        if trial and "agreement" in row:  # there is no student to speak of during the warm-up
+            trial.report_intermediate(_for_nni(row, default="agreement"))
+
+    run = RunFolder(folder, config, command="compress", force=arguments.force or trial is not None)
+    result = run_compression(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+    print(result.summary())
+    print(f"result: {run / 'result.json'}")
+    if trial:
+        trial.report_final(result.metrics())
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from .experiment import best_genotype
+    from .files import require_absent
+
+    require_absent(arguments.output, force=arguments.force)
+    genotype, trial_id = best_genotype(arguments.experiment)
+    genotype.save(arguments.output)
+    loss = genotype.details["loss"]["loss"]
+    print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
+
+
+def run_as_trial(
+    config: type[Config], run: Callable[[argparse.Namespace, Trial], object], argv: Sequence[str] | None
+) -> int:
+    """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI."""
+    arguments = add_stage(argparse.ArgumentParser(), config).parse_args(argv)
+
+    def start() -> None:
+        from .trial import Trial
+
+        run(arguments, Trial())
+
+    return report_errors(start)
+
+
+def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
+    config = kind.from_arguments(arguments)
+    return config.override(trial.parameters, source="tuner") if trial else config
+
+
+def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
+    """A row of metrics as NNI wants it: what its curve and tuner follow is called ``default``."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
+    return {"default": numbers.pop(default), **numbers}
+
+
+def _ignore(row: Mapping[str, Any]) -> None:
+    pass

@@ -1,0 +1,213 @@
+"""From a latent vector and a label to an image: searched generators and GDFQ's human-designed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+from .genotype import Genotype, published_genotype, random_choices, uniform_choices
+from .operations import LEAKY_SLOPE, ConditionalBatchNorm2d, EdgeShape, Preactivation, make_operation
+from .topology import (
+    EDGES,
+    NUM_BLOCKS,
+    Edge,
+    ImageShape,
+    Node,
+    incoming,
+    latent_split,
+    node_size,
+    start_size,
+)
+
+EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
+"""Makes what stands on an edge: one operation of a genotype, or NNI's choice between all of them."""
+
+
+class Generator(nn.Module):
+    """The macro-architecture of Figure 2; ``make_edge`` decides what stands on its 33 edges.
+
+    An edge is a module that maps features [N, width, h, w] and labels [N] to features of its target node.
+
+    Images are standardized per channel by the last BatchNorm, that is, they are already what the teacher
+    expects of a normalized input.
+    """
+
+    def __init__(
+        self, make_edge: EdgeFactory, *, image: ImageShape, num_classes: int, width: int, latent_dim: int
+    ) -> None:
+        super().__init__()
+        self.image, self.num_classes, self.width, self.latent_dim = image, num_classes, width, latent_dim
+        self.latent_split = latent_split(latent_dim)
+        block_inputs = [start_size(image), *(node_size(Node(b, 5), image) for b in range(1, NUM_BLOCKS))]
+        self.stems = nn.ModuleList(
+            nn.Linear(dim, width * h * w) for dim, (h, w) in zip(self.latent_split, block_inputs, strict=True)
+        )
+        shapes = {edge: EdgeShape(width, node_size(edge.target, image), num_classes) for edge in EDGES}
+        self.edges = nn.ModuleDict({edge.label: make_edge(edge, shape) for edge, shape in shapes.items()})
+        self.to_rgb = ToImage(width, image.channels, num_classes)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N]."""
+        chunks = z.split(self.latent_split, dim=1)
+        nodes: dict[Node, Tensor] = {}
+        for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
+            size = start_size(self.image) if block == 1 else node_size(Node(block - 1, 5), self.image)
+            features = stem(chunk).view(-1, self.width, *size)  # [N, width, h, w]
+            nodes[Node(block, 1)] = features if block == 1 else nodes[Node(block - 1, 5)] + features
+            for index in (2, 3, 4, 5):
+                node = Node(block, index)
+                arriving = [self.edges[edge.label](nodes[edge.source], labels) for edge in incoming(node)]
+                nodes[node] = sum(arriving[1:], arriving[0])
+        return self.to_rgb(nodes[Node(NUM_BLOCKS, 5)], labels)
+
+
+class ToImage(nn.Module):
+    """Preactivation, 3×3 convolution, tanh, and a BatchNorm without affine parameters."""
+
+    def __init__(self, width: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.preactivation = Preactivation(width, num_classes)
+        self.conv = nn.Conv2d(width, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.norm(torch.tanh(self.conv(self.preactivation(x, labels))))
+
+
+GDFQ_WIDTH = 128
+GDFQ_EPS = 0.8  # the released code passes 0.8 where BatchNorm2d expects eps; it is part of the baseline
+
+
+class GDFQGenerator(nn.Module):
+    """GDFQ's human-designed generators (Xu et al., 2020), after ACGAN.
+
+    Two upsamplings by nearest neighbour from a quarter of the image, widths ``width`` and ``width`` / 2.
+    With ``conditional`` false, the label enters by embedding(y) ⊙ z (their CIFAR generator); with true, by
+    class-conditional normalization in all three places (their ImageNet generator).
+    """
+
+    def __init__(
+        self,
+        *,
+        image: ImageShape,
+        num_classes: int,
+        width: int = GDFQ_WIDTH,
+        latent_dim: int = 100,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image, self.num_classes, self.width, self.latent_dim = image, num_classes, width, latent_dim
+        self.embedding = None if conditional else nn.Embedding(num_classes, latent_dim)
+        self.sizes = [(-(-image.height // f), -(-image.width // f)) for f in (4, 2, 1)]
+        narrow = max(width // 2, 1)
+        height0, width0 = self.sizes[0]
+        self.stem = nn.Linear(latent_dim, width * height0 * width0)
+        self.norms = nn.ModuleList(
+            _GDFQNorm(features, num_classes if conditional else None, eps)
+            for features, eps in ((width, 1e-5), (width, GDFQ_EPS), (narrow, GDFQ_EPS))
+        )
+        channels = ((width, width), (width, narrow), (narrow, image.channels))
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in channels)
+        self.norm_out = nn.BatchNorm2d(image.channels, affine=False)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N]."""
+        if self.embedding is not None:
+            z = self.embedding(labels) * z
+        x = self.norms[0](self.stem(z).view(-1, self.width, *self.sizes[0]), labels)
+        for size, conv, norm in zip(self.sizes[1:], self.convs, list(self.norms)[1:], strict=False):
+            x = conv(F.interpolate(x, size, mode="nearest"))  # [N, width, *size]
+            x = F.leaky_relu(norm(x, labels), LEAKY_SLOPE)
+        return self.norm_out(torch.tanh(self.convs[2](x)))
+
+
+class _GDFQNorm(nn.Module):
+    """BatchNorm with one affine map, or one per class."""
+
+    def __init__(self, channels: int, num_classes: int | None, eps: float) -> None:
+        super().__init__()
+        self.conditional = num_classes is not None
+        self.norm: nn.Module = (
+            nn.BatchNorm2d(channels, eps=eps)
+            if num_classes is None
+            else ConditionalBatchNorm2d(channels, num_classes, eps=eps)
+        )
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.norm(x, labels) if self.conditional else self.norm(x)
+
+
+def derived_generator(
+    choices: Mapping[str, str], *, image: ImageShape, num_classes: int, width: int, latent_dim: int
+) -> Generator:
+    """The generator with the operation that ``choices`` names on each edge, freshly initialized."""
+
+    def make_edge(edge: Edge, shape: EdgeShape) -> nn.Module:
+        return make_operation(choices[edge.label], shape)
+
+    return Generator(make_edge, image=image, num_classes=num_classes, width=width, latent_dim=latent_dim)
+
+
+def generator_from_spec(
+    spec: str, *, image: ImageShape, num_classes: int, width: int | None, latent_dim: int
+) -> Generator | GDFQGenerator:
+    """The generator that a person names: ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``,
+    ``gdfq`` or ``gdfq-conditional``.
+
+    ``width`` None means the genotype's own, 64 for random and all, GDFQ's 128.
+    Raises InputError for anything else.
+    """
+    kind, _, argument = spec.partition(":")
+    if spec in ("gdfq", "gdfq-conditional"):
+        return GDFQGenerator(
+            image=image, num_classes=num_classes, width=width or GDFQ_WIDTH, latent_dim=latent_dim,
+            conditional=spec == "gdfq-conditional",
+        )  # fmt: skip
+    if kind not in GENOTYPES or not argument:
+        forms = "searched:FILE, published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional"
+        raise InputError(f"generator {spec!r} is not known; use one of {forms}")
+    genotype = GENOTYPES[kind](argument)
+    return derived_generator(
+        genotype.choices, image=image, num_classes=num_classes, width=width or genotype.width, latent_dim=latent_dim
+    )
+
+
+def _random_genotype(seed: str) -> Genotype:
+    if not seed.isdecimal():
+        raise InputError(f"generator 'random:{seed}': the seed is not a whole number; write random:0")
+    return Genotype(random_choices(int(seed)))
+
+
+GENOTYPES: dict[str, Callable[[str], Genotype]] = {
+    "searched": Genotype.load,
+    "published": published_genotype,
+    "random": _random_genotype,
+    "all": lambda operation: Genotype(uniform_choices(operation)),
+}
+
+
+def generator_cost(generator: Generator | GDFQGenerator) -> tuple[int, int]:
+    """Multiply-accumulates for one image (in convolutions and linear maps), and parameters."""
+    macs = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        weight = cast(Tensor, module.weight)
+        macs += weight.numel() * (output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1)
+
+    handles = [m.register_forward_hook(count) for m in generator.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    training, weight = generator.training, next(generator.parameters())
+    try:
+        with torch.no_grad():
+            generator.eval()
+            generator(weight.new_zeros(1, generator.latent_dim), torch.zeros(1, dtype=torch.long, device=weight.device))
+    finally:
+        generator.train(training)
+        for handle in handles:
+            handle.remove()
+    return macs, sum(parameter.numel() for parameter in generator.parameters())

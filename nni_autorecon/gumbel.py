@@ -1,0 +1,53 @@
+"""The Gumbel relaxation of sampling one operation per edge (eq. 4, eq. 7) and its temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gumbel_noise_like(x: Tensor) -> Tensor:
+    """Independent samples of Gumbel(0, 1) in the shape of ``x``."""
+    return -torch.empty_like(x).exponential_().log()
+
+
+def gumbel_softmax(alpha: Tensor, *, temperature: float, relaxation: str, hard: bool = False) -> Tensor:
+    """Mixture weights m of one edge, drawn from its architecture parameters α [..., F].
+
+    ``relaxation`` "paper" is eq. 7 as printed: noise on the probabilities p = softmax(α), so that even
+    p = (1, 0, …, 0) wins only e / (e + F − 1) of the draws. "logits" puts it on log p, so that the argmax
+    is distributed exactly as p (Jang et al., 2017; Maddison et al., 2017).
+
+    ``hard`` returns one-hot weights in the forward pass and the soft weights' gradient (straight-through).
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    scores = RELAXATIONS[relaxation](alpha)
+    soft = F.softmax((scores + gumbel_noise_like(alpha)) / temperature, dim=-1)
+    if not hard:
+        return soft
+    one_hot = F.one_hot(soft.argmax(-1), alpha.shape[-1]).to(soft.dtype)
+    return one_hot + (soft - soft.detach())
+
+
+RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "paper": lambda alpha: F.softmax(alpha, dim=-1),
+    "logits": lambda alpha: F.log_softmax(alpha, dim=-1),
+}
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "constant": lambda start, end, progress: start,
+    "linear": lambda start, end, progress: start + (end - start) * progress,
+    "exponential": lambda start, end, progress: start * (end / start) ** progress,
+    "cosine": lambda start, end, progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2,
+}
+"""Temperature between ``start`` and ``end`` at a progress in [0, 1]."""
+
+
+def temperature_at(epoch: int, epochs: int, *, start: float, end: float, schedule: str) -> float:
+    """τ in ``epoch`` (from 0) of ``epochs``: ``start`` in the first one, ``end`` in the last."""
+    return SCHEDULES[schedule](start, end, epoch / max(epochs - 1, 1))

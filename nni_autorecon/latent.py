@@ -1,0 +1,39 @@
+"""The inputs of a generator: fresh z ~ N(0, I) and uniform labels, reproducible from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure"]
+_STREAMS: tuple[Stream, ...] = (
+    "search", "validation", "final", "final-validation", "compress", "agreement", "figure",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LatentSource:
+    """Batches of (z [N, latent_dim], labels [N]).
+
+    The batches of an epoch depend on the seed, the stream and the epoch alone, not on what was drawn before:
+    a run resumed at an epoch sees what the uninterrupted one saw.
+    """
+
+    batch_size: int
+    latent_dim: int
+    num_classes: int
+    seed: int
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        for _ in range(steps):
+            z = torch.randn(self.batch_size, self.latent_dim, generator=generator)
+            labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator)
+            yield z.to(self.device), labels.to(self.device)

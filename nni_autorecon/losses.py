@@ -1,0 +1,81 @@
+"""The reconstruction loss of eq. 1 and the compression losses, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .statistics import BatchNormStatistics, batch_norms, record_bn_statistics
+
+
+class ReconstructionLoss(NamedTuple):
+    """L_r of eq. 1 and its parts, scalars; ``logits`` [N, K] are the teacher's, for losses that need them too."""
+
+    total: Tensor
+    class_: Tensor
+    bns: Tensor
+    logits: Tensor
+
+
+def bn_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
+    """L_bns of eq. 1 as GDFQ defines it (Xu et al., 2020, eq. 4).
+
+    Mean over layers of the mean squared error between batch and running means, plus that of the variances.
+    Raises ValueError if there are no layers.
+    """
+    if not statistics:
+        raise ValueError("no BatchNorm2d with running statistics was called; set the BNS weight to 0")
+    gaps = [F.mse_loss(s.mean, s.running_mean) + F.mse_loss(s.var, s.running_var) for s in statistics]
+    return torch.stack(gaps).mean()
+
+
+def reconstruction_loss(teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight: float) -> ReconstructionLoss:
+    """Eq. 1: cross-entropy of the teacher on its own synthetic images, plus the gap in BatchNorm statistics.
+
+    images: [N, C, H, W]; labels: [N]. Without BatchNorm2d layers, ``bns_weight`` must be 0.
+    Raises ValueError if the teacher is in training mode, or has no BatchNorm2d although ``bns_weight`` > 0.
+    """
+    if teacher.training:
+        raise ValueError("the teacher is in training mode; call teacher.eval()")
+    if bns_weight == 0 and not batch_norms(teacher):
+        logits = teacher(images)  # [N, K]
+        bns = logits.new_zeros(())
+    else:
+        with record_bn_statistics(teacher) as statistics:
+            logits = teacher(images)  # [N, K]
+        bns = bn_statistics_loss(statistics)
+    class_ = F.cross_entropy(logits, labels)
+    return ReconstructionLoss(class_ + bns_weight * bns, class_, bns, logits)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, reduction: str) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)) (Hinton et al., 2015). Logits [N, K].
+
+    ``reduction`` "batchmean" averages over the batch. "mean" divides by the class count as well, as GDFQ's
+    formula does in practice: its effective weight then falls with K.
+    """
+    if reduction not in ("mean", "batchmean"):
+        raise ValueError(f"reduction must be mean or batchmean, got {reduction!r}")
+    log_p = F.log_softmax(student / temperature, dim=1)
+    log_q = F.log_softmax(teacher / temperature, dim=1)
+    divergence = log_q.exp() * (log_q - log_p)  # [N, K]
+    return temperature**2 * (divergence.mean() if reduction == "mean" else divergence.sum(1).mean())
+
+
+def compression_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    ce_weight: float,
+    kd_weight: float,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    """L_c of Algorithm 1, stage 2, in GDFQ's form: cross-entropy plus distillation. Logits [N, K], labels [N]."""
+    distillation = distillation_loss(student, teacher, temperature=temperature, reduction=reduction)
+    return ce_weight * F.cross_entropy(student, labels) + kd_weight * distillation

@@ -1,0 +1,85 @@
+"""Training a generator of fixed architecture on L_r, and measuring it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import DivergenceError
+from .latent import LatentSource, Stream
+from .losses import ReconstructionLoss
+
+Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
+"""Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
+
+
+def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
+    """Adam for the generator's weights W, as the configuration says."""
+    betas = (config.weight_beta1, config.weight_beta2)
+    return torch.optim.Adam(parameters, lr=config.weight_lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def generator_step(
+    generator: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, z: Tensor, labels: Tensor
+) -> tuple[Tensor, ReconstructionLoss]:
+    """One update of the generator on L_r. Returns the images and the loss from *before* the update, detached."""
+    images = generator(z, labels)  # [N, C, H, W]
+    loss = objective(images, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()
+    optimizer.step()
+    return images.detach(), ReconstructionLoss(*(part.detach() for part in loss))
+
+
+def train_generator(
+    generator: nn.Module,
+    objective: Objective,
+    source: LatentSource,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """``steps`` updates of the generator on L_r, in training mode."""
+    generator.train()
+    for z, labels in source.batches("final", 0, steps):
+        generator_step(generator, objective, optimizer, z, labels)
+        on_step()
+
+
+class MeanLoss:
+    """The running mean of L_r and its parts over batches; nothing is read back until asked."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, loss: ReconstructionLoss) -> None:
+        self._parts.append(torch.stack([loss.total, loss.class_, loss.bns]).detach())
+
+    def result(self, what: str) -> dict[str, float]:
+        """``loss``, ``class_loss`` and ``bns_loss``. Raises DivergenceError, naming ``what``, unless all are finite."""
+        mean = torch.stack(self._parts).mean(0).tolist()
+        require_finite(mean[0], what)
+        return dict(zip(("loss", "class_loss", "bns_loss"), mean, strict=True))
+
+
+def require_finite(value: float, what: str) -> None:
+    """Raise DivergenceError if training went to NaN or infinity."""
+    if not math.isfinite(value):
+        raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
+
+
+@torch.no_grad()
+def measure_generator(
+    generator: nn.Module, objective: Objective, source: LatentSource, *, stream: Stream, steps: int
+) -> dict[str, float]:
+    """Mean L_r and its parts over ``steps`` batches. Training mode: like the teacher, it sees batch statistics."""
+    generator.train()
+    mean = MeanLoss()
+    for z, labels in source.batches(stream, 0, steps):
+        mean.add(objective(generator(z, labels), labels))
+    return mean.result("validation L_r")

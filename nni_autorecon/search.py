@@ -1,0 +1,207 @@
+"""Stage 1 for one teacher: configuration in; genotype, history and figures out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning
+import torch
+from nni.nas.evaluator.pytorch import Lightning, Trainer
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.space import RawFormatModelSpace
+from tqdm import tqdm
+
+from .config import SearchConfig
+from .generator import Generator, derived_generator
+from .genotype import Genotype, generator_macs
+from .latent import LatentSource
+from .losses import reconstruction_loss
+from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
+from .reconstruction import Objective, measure_generator, train_generator, weight_optimizer
+from .runs import RunFolder
+from .space import GeneratorSpace, sample_of
+from .strategy import AutoReConStrategy, LatentLoader, ReconstructionModule
+from .teacher import Teacher, load_teacher, resolve_device
+
+FINAL_VALIDATION_STEPS = 16
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The genotype found, L_r of its generator after the final training, and p = softmax(α) it was derived from."""
+
+    genotype: Genotype
+    loss: Mapping[str, float]
+    probabilities: Mapping[str, Mapping[str, float]]
+
+    def metrics(self) -> dict[str, Any]:
+        """What a trial reports as its final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
+        details = self.genotype.details
+        return {
+            "default": self.loss["loss"],
+            "class_loss": self.loss["class_loss"],
+            "bns_loss": self.loss["bns_loss"],
+            "macs": details["macs"],
+            "parameters": details["parameters"],
+            "genotype": self.genotype.to_json(indent=None),
+        }
+
+
+def search(
+    config: SearchConfig,
+    run: RunFolder,
+    *,
+    on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
+    progress: bool = False,
+) -> SearchResult:
+    """Search a generator for the configured teacher and leave everything in ``run``.
+
+    ``on_epoch`` receives each epoch's metrics. Raises InputError for what the person can mend, DivergenceError
+    if a loss is no longer finite.
+    """
+    device = resolve_device(config.device)
+    teacher = load_teacher(
+        config.teacher,
+        checkpoint=config.checkpoint,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        device=device,
+        need_batchnorm=config.bns_weight > 0,
+    )
+    objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, device)
+    torch.manual_seed(config.seed)
+
+    with _progress_bar(config, progress) as bar:
+
+        def report(metrics: dict[str, float]) -> None:
+            run.log(metrics)
+            on_epoch(metrics)
+            bar.set_postfix_str(f"L_r {metrics['loss']:.3f}, tau {metrics['temperature']:.2f}", refresh=False)
+            bar.update()
+
+        strategy = run_strategy(config, teacher, objective, source, report, run.path)
+        bar.set_description("training the found generator")
+        choices, repaired = strategy.derive()
+        generator = _found_generator(config, teacher, strategy, choices)
+        optimizer = weight_optimizer(generator.parameters(), config)
+        steps_per_epoch = config.weight_steps + config.architecture_steps
+        train_generator(
+            generator, objective, source, optimizer,
+            steps=config.final_steps, on_step=lambda: bar.update(1 / steps_per_epoch),
+        )  # fmt: skip
+    loss = measure_generator(
+        generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS
+    )  # fmt: skip
+
+    genotype = Genotype(choices, config.width, _details(config, teacher, generator, choices, loss, repaired))
+    result = SearchResult(genotype, loss, strategy.probabilities())
+    genotype.save(run / "genotype.json")
+    _draw(run, result, generator, source)
+    return result
+
+
+def run_strategy(
+    config: SearchConfig,
+    teacher: Teacher,
+    objective: Objective,
+    source: LatentSource,
+    on_epoch: Callable[[dict[str, float]], None],
+    folder: Path,
+) -> AutoReConStrategy:
+    """Run :class:`AutoReConStrategy` on NNI's sequential engine. Returns it after the last epoch."""
+    space = GeneratorSpace(
+        image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
+    )
+    strategy = AutoReConStrategy(config, on_epoch=on_epoch)
+    with _quiet():
+        trainer = Trainer(
+            max_epochs=config.epochs, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            num_sanity_val_steps=0, default_root_dir=folder,
+        )  # fmt: skip
+        epoch = lambda: trainer.current_epoch  # noqa: E731
+        evaluator = Lightning(
+            ReconstructionModule(config, objective), trainer,
+            LatentLoader(source, "search", config.weight_steps + config.architecture_steps, epoch),
+            LatentLoader(source, "validation", config.validation_steps, lambda: 0),
+        )  # fmt: skip
+        strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
+    return strategy
+
+
+def _found_generator(
+    config: SearchConfig, teacher: Teacher, strategy: AutoReConStrategy, choices: Mapping[str, str]
+) -> Generator:
+    """The generator of the found genotype, fresh or with the supernet's weights."""
+    if config.inherit_weights:
+        generator: Generator = strategy.supernet.freeze(sample_of(choices)).generator
+    else:
+        generator = derived_generator(
+            choices, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+            latent_dim=config.latent_dim,
+        )  # fmt: skip
+    return generator.to(next(teacher.network.parameters()).device)
+
+
+def _details(
+    config: SearchConfig,
+    teacher: Teacher,
+    generator: Generator,
+    choices: Mapping[str, str],
+    loss: Mapping[str, float],
+    repaired: list[str],
+) -> dict[str, Any]:
+    """What stands in the genotype's JSON beside the edges."""
+    return {
+        "teacher": teacher.name,
+        "image": teacher.image._asdict(),
+        "num_classes": teacher.num_classes,
+        "latent_dim": config.latent_dim,
+        "loss": dict(loss),
+        "macs": generator_macs(choices, width=config.width, image=teacher.image, latent_dim=config.latent_dim),
+        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+        "repaired_edges": repaired,
+        "seed": config.seed,
+        "config": config.to_dict(),
+    }
+
+
+def _draw(run: RunFolder, result: SearchResult, generator: Generator, source: LatentSource) -> None:
+    series = ("loss", "class_loss", "bns_loss", "train_loss")
+    save_figure(plot_loss_curves(run.rows, series=series, title="Search: reconstruction loss"), run / "loss.png")
+    save_figure(plot_probabilities(result.probabilities), run / "probabilities.png")
+    save_figure(plot_genotype(result.genotype.choices, title="Found generator"), run / "genotype.png")
+    z, labels = next(source.batches("figure", 0, 1))
+    with torch.no_grad():
+        images = generator(z, labels)
+    save_figure(plot_images(images.cpu(), labels.cpu(), per_class=8), run / "images.png")
+
+
+def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
+    final = config.final_steps / (config.weight_steps + config.architecture_steps)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+    return tqdm(total=config.epochs + final, desc="search", disable=not show, bar_format=layout, file=sys.stderr)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what nobody can act on off the screen: Lightning's hardware report and hints about data loaders."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=pytorch_lightning.__name__)
+        warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

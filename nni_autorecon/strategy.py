@@ -1,0 +1,263 @@
+"""Stage 1 of Algorithm 1 as an NNI one-shot strategy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from nni.mutable import Categorical
+from nni.nas.evaluator.pytorch import LightningModule
+from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.differentiable import GumbelDartsLightningModule
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
+from nni.nas.strategy import GumbelDARTS
+from torch import Tensor, nn
+
+from .config import SearchConfig
+from .genotype import fixed_macs, operation_macs, repair
+from .gumbel import gumbel_softmax, temperature_at
+from .latent import LatentSource, Stream
+from .losses import ReconstructionLoss
+from .operations import mix_edge
+from .reconstruction import MeanLoss, Objective, weight_optimizer
+from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
+from .topology import CROSS, EDGE_BY_LABEL, Edge
+
+EpochCallback = Callable[[dict[str, float]], None]
+
+
+class AutoReConStrategy(GumbelDARTS):
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+
+    Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
+    :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
+    ``on_epoch`` receives the metrics of each epoch.
+    """
+
+    def __init__(self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.on_epoch = on_epoch
+
+    def configure_softmax(self) -> nn.Module:
+        return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
+
+    def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
+        return AutoReConModule(training_module, self.config, self.on_epoch)
+
+    def default_mutation_hooks(self) -> list[Any]:
+        return [MixedEdge.mutate, *super().default_mutation_hooks()]
+
+    def mutate_model(self, model: GeneratorSpace) -> GeneratorSpace:
+        supernet = super().mutate_model(model)
+        for alpha in self._arch_parameters.values():
+            nn.init.normal_(alpha, std=self.config.architecture_init)
+        return supernet
+
+    def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        return train_dataloader_fn()  # one loader of T1 + V1 batches
+
+    def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        return val_dataloader_fn()
+
+    def derive(self) -> tuple[dict[str, str], list[str]]:
+        """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
+        return repair(choices_of(self.oneshot_module.export()), self.probabilities())
+
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """p = softmax(α) (eq. 4) by edge label and operation."""
+        return {edge.edge.label: edge.probabilities() for edge in self.oneshot_module.mixed_edges()}
+
+
+class GumbelSample(GumbelSoftmax):
+    """Mixture weights m of an edge from its α. NNI sets ``tau`` at the start of every epoch."""
+
+    def __init__(self, relaxation: str, *, hard: bool) -> None:
+        super().__init__()
+        self.relaxation, self.hard = relaxation, hard
+
+    def forward(self, alpha: Tensor) -> Tensor:
+        return gumbel_softmax(alpha, temperature=self.tau, relaxation=self.relaxation, hard=self.hard)
+
+
+class MixedEdge(BaseSuperNetModule):
+    """An edge of the supernet: eq. 8, the sum of its candidates weighted by a Gumbel sample."""
+
+    def __init__(self, edge: Edge, operations: Mapping[str, nn.Module], choice: Categorical, alpha: nn.Parameter,
+                 sample: nn.Module) -> None:  # fmt: skip
+        super().__init__()
+        self.edge = edge
+        self.operations = nn.ModuleDict(dict(operations))
+        self.alpha = alpha
+        self.sample = sample
+        self.add_mutable(choice)
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's hook: replaces the space's choices, leaves every other module alone."""
+        if isinstance(module, CrossChoice):
+            choice = module.choice.choice
+        elif type(module) is LayerChoice and module.label in EDGE_BY_LABEL:
+            choice = module.choice
+        else:
+            return None
+        edge, candidates = EDGE_BY_LABEL[choice.label], cast("dict[str, nn.Module]", module.candidates)
+        return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return mix_edge(self.edge.kind, dict(self.operations.items()), self.sample(self.alpha), x, labels)
+
+    def freeze(self, sample: Sample) -> nn.Module:
+        self.validate(sample)
+        return copy.deepcopy(self.operations[chosen_operation(self.edge.label, sample)])
+
+    def arch_parameters(self) -> Iterator[nn.Parameter]:
+        yield self.alpha
+
+    def resample(self, memo: Sample) -> Sample:
+        return {}  # every forward pass draws its own
+
+    def export(self, memo: Sample) -> Sample:
+        index = int(self.alpha.argmax())
+        return {self.edge.label: [index] if self.edge.kind == CROSS else self.edge.candidates[index]}
+
+    def export_probs(self, memo: Sample) -> Sample:
+        return {self.edge.label: self.probabilities()}
+
+    def probabilities(self) -> dict[str, float]:
+        return dict(zip(self.edge.candidates, self.alpha.detach().softmax(-1).tolist(), strict=True))
+
+
+class ReconstructionModule(LightningModule):
+    """What NNI's evaluator trains: the generator on L_r, its weights by Adam. The teacher is inside ``objective``."""
+
+    def __init__(self, config: SearchConfig, objective: Objective) -> None:
+        super().__init__()
+        self.config = config
+        self.objective = objective
+
+    def reconstruction_loss(self, batch: tuple[Tensor, Tensor]) -> ReconstructionLoss:
+        z, labels = batch
+        return self.objective(self.model(z, labels), labels)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.reconstruction_loss(batch).total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return weight_optimizer(self.parameters(), self.config)
+
+
+class AutoReConModule(GumbelDartsLightningModule):
+    """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
+
+    def __init__(self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback) -> None:
+        super().__init__(training_module, TemperatureSchedule(config))
+        self.config = config
+        self.on_epoch = on_epoch
+        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        weights, architecture = self.optimizers()
+        searching = batch_idx >= self.config.weight_steps
+        optimizer = architecture if searching else weights
+        self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
+        loss = self.training_module.reconstruction_loss(batch)
+        total = loss.total
+        if searching and self.config.mac_penalty:
+            total = total + self.config.mac_penalty * self.expected_macs() / self.uniform_macs
+        optimizer.zero_grad()
+        self.manual_backward(total)
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
+        self._train_loss.add(loss)
+
+    def on_validation_epoch_start(self) -> None:
+        self.train()  # Lightning switches to eval mode; a generator is measured on batch statistics
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._validation_loss.add(self.training_module.reconstruction_loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the epoch; DivergenceError if a loss is no longer finite."""
+        epoch = self.trainer.current_epoch
+        train = self._train_loss.result(f"training L_r in epoch {epoch + 1}")
+        validation = self._validation_loss.result(f"validation L_r in epoch {epoch + 1}")
+        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
+        self.on_epoch(
+            {
+                "epoch": epoch + 1,
+                **validation,
+                "train_loss": train["loss"],
+                "temperature": self.temperature_scheduler.step(epoch, self.trainer.max_epochs),
+                "confidence": self.confidence(),
+                "expected_macs": self.expected_macs().item(),
+            }
+        )
+
+    def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        betas = (self.config.architecture_beta1, self.config.architecture_beta2)
+        return torch.optim.Adam(
+            self.arch_parameters(),
+            self.config.architecture_lr,
+            betas=betas,
+            weight_decay=self.config.architecture_decay,
+        )
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """α of every edge, in the order of the edges: NNI's own order differs from process to process."""
+        return [edge.alpha for edge in self.mixed_edges()]
+
+    def mixed_edges(self) -> list[MixedEdge]:
+        return [module for module in self.supernet_modules() if isinstance(module, MixedEdge)]
+
+    def confidence(self) -> float:
+        """Mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
+        return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
+
+    def expected_macs(self) -> Tensor:
+        """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""
+        return self._expected_macs(lambda alpha: alpha.softmax(-1))
+
+    @property
+    def uniform_macs(self) -> float:
+        """Expected MACs when every operation is equally likely: the unit of the penalty."""
+        return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
+
+    def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+        generator = self.model.generator
+        width, image = generator.width, generator.image
+        total = torch.tensor(float(fixed_macs(width=width, image=image, latent_dim=generator.latent_dim)))
+        for mixed in self.mixed_edges():
+            macs = [operation_macs(name, mixed.edge, width=width, image=image) for name in mixed.edge.candidates]
+            total = total + probabilities(mixed.alpha) @ mixed.alpha.new_tensor(macs)
+        return total
+
+
+class TemperatureSchedule:
+    """τ by epoch, in the form NNI's Gumbel module asks for it."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.config = config
+
+    def step(self, current: int, total: int) -> float:
+        config = self.config
+        return temperature_at(
+            current, total,
+            start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
+        )  # fmt: skip
+
+
+class LatentLoader:
+    """A data-free "loader": ``steps`` fresh batches of (z, labels) for the epoch that ``epoch()`` names."""
+
+    def __init__(self, source: LatentSource, stream: Stream, steps: int, epoch: Callable[[], int]) -> None:
+        self.source, self.stream, self.steps, self.epoch = source, stream, steps, epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.source.batches(self.stream, self.epoch(), self.steps)

@@ -1,0 +1,60 @@
+"""This process as an NNI trial. The only place that touches NNI's internals."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import nni
+import nni.trial
+import requests
+from nni.runtime.trial_command_channel import get_default_trial_command_channel
+
+log = logging.getLogger(__name__)
+
+
+class Trial:
+    """The tuner's parameters, the output folder, and a line to NNI that a search inside the trial leaves intact.
+
+    NNI's sequential engine, on which a one-shot search runs, replaces the process-wide channel and parameter
+    record while it works and restores only the channel. This object keeps both as they were at the start and
+    sends every report through them.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Any] = nni.get_next_parameter() or {}
+        self._record = nni.trial._params
+        self._channel = get_default_trial_command_channel()
+        self._sequence = 0
+
+    @property
+    def output(self) -> Path | None:
+        """NNI's folder for this trial; None outside an experiment."""
+        folder = os.environ.get("NNI_OUTPUT_DIR")
+        return Path(folder) if folder else None
+
+    def report_intermediate(self, metrics: Mapping[str, Any]) -> None:
+        """Send one point of the curve. A manager that is gone costs the point, not the run."""
+        try:
+            self._send("PERIODICAL", self._sequence, metrics)
+        except requests.RequestException as error:
+            log.warning("NNI's manager does not answer (%s); this epoch is in metrics.csv only", type(error).__name__)
+        self._sequence += 1
+
+    def report_final(self, metrics: Mapping[str, Any]) -> None:
+        """Send the result. Must hold ``default``, or NNI's dispatcher dies without a word."""
+        if not isinstance(metrics.get("default"), (int, float)):
+            raise ValueError(f"the final metrics need a number under 'default', got {metrics.get('default')!r}")
+        self._send("FINAL", 0, metrics)
+
+    def _send(self, kind: Literal["PERIODICAL", "FINAL"], sequence: int, metrics: Mapping[str, Any]) -> None:
+        self._channel.send_metric(
+            type=kind,
+            parameter_id=self._record["parameter_id"] if self._record else None,
+            trial_job_id=nni.get_trial_id(),
+            sequence=sequence,
+            value=dict(metrics),
+        )

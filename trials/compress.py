@@ -1,0 +1,9 @@
+"""NNI trial: quantize and distil the teacher (stage 2). Flags fix settings, the tuner varies others."""
+
+import sys
+
+from nni_autorecon.cli import run_as_trial, run_compress
+from nni_autorecon.config import CompressConfig
+
+if __name__ == "__main__":
+    sys.exit(run_as_trial(CompressConfig, run_compress, sys.argv[1:]))
