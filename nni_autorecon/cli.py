@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report_errors(run: Callable[[], object]) -> int:
     """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
+    # NNI 3.0 says this of classes that torch has added since; nobody can act on it.
+    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
     try:
         run()
     except AutoReConError as error:
@@ -80,7 +84,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
 
     config = _configure(SearchConfig, arguments, trial)
     folder = arguments.output or (trial and trial.output) or new_folder("search")
-    run = RunFolder(folder, config, command="search", force=arguments.force or trial is not None)
+    run = RunFolder(folder, force=arguments.force or trial is not None)
     result = search(
         config,
         run,
@@ -107,7 +111,7 @@ def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> N
         if trial and "agreement" in row:  # there is no student to speak of during the warm-up
             trial.report_intermediate(_for_nni(row, default="agreement"))
 
-    run = RunFolder(folder, config, command="compress", force=arguments.force or trial is not None)
+    run = RunFolder(folder, force=arguments.force or trial is not None)
     result = run_compression(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
     print(result.summary())
     print(f"result: {run / 'result.json'}")
@@ -127,15 +131,20 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run_as_trial(
-    config: type[Config], run: Callable[[argparse.Namespace, Trial], object], argv: Sequence[str] | None
+    config: type[Config], run: Callable[[argparse.Namespace, Trial | None], None], argv: Sequence[str] | None
 ) -> int:
-    """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI."""
+    """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI.
+
+    Started by hand, outside an experiment, it is the stage's command.
+    """
     arguments = add_stage(argparse.ArgumentParser(), config).parse_args(argv)
 
     def start() -> None:
+        if "NNI_PLATFORM" not in os.environ:
+            return run(arguments, None)
         from .trial import Trial
 
-        run(arguments, Trial())
+        return run(arguments, Trial())
 
     return report_errors(start)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,16 @@ from .latent import LatentSource
 from .losses import compression_loss, reconstruction_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import Coverage, observe_ranges, quantize_network
-from .reconstruction import MeanLoss, Objective, generator_step, require_finite, weight_optimizer
+from .reconstruction import (
+    MeanLoss,
+    Objective,
+    generator_step,
+    images_per_class,
+    require_finite,
+    weight_optimizer,
+)
 from .runs import RunFolder
-from .teacher import Teacher, load_teacher, resolve_device
+from .teacher import Teacher, configured_teacher
 
 EpochMetrics = dict[str, Any]
 
@@ -49,14 +56,18 @@ class CompressionResult:
     generator_macs: int
     generator_parameters: int
     seconds: float
-    coverage: dict[str, Any]
+    coverage: Coverage
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "coverage": self.coverage.to_dict()}
 
     def summary(self) -> str:
         """What a person reads at the end."""
-        lines = [f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images"]
+        lines = [
+            self.coverage.summary(),
+            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images",
+        ]
         if self.accuracy is not None:
             lines.append(
                 f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
@@ -92,13 +103,13 @@ class Compression:
     source: LatentSource
 
     @classmethod
-    def start(cls, config: CompressConfig, teacher: Teacher, device: torch.device) -> Compression:
+    def start(cls, config: CompressConfig, teacher: Teacher) -> Compression:
         """Everything at its initial state. Seeds torch."""
         torch.manual_seed(config.seed)
         generator = generator_from_spec(
             config.generator, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
             latent_dim=config.latent_dim,
-        ).to(device)  # fmt: skip
+        ).to(teacher.device)  # fmt: skip
         student, coverage = quantize_network(
             teacher.network,
             weight_bits=config.weight_bits,
@@ -106,7 +117,7 @@ class Compression:
             allow_partial=config.allow_partial,
         )
         objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
-        source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, device)
+        source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
         return cls(config, teacher, generator, student, coverage, objective, source)
 
     def __post_init__(self) -> None:
@@ -197,9 +208,7 @@ class Compression:
         """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
         if data is None:
             return None
-        return accuracy(
-            network, data, mean=self.teacher.mean, std=self.teacher.std, device=next(network.parameters()).device
-        )
+        return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -238,7 +247,7 @@ def compress(
         generator_macs=macs,
         generator_parameters=parameters,
         seconds=time.perf_counter() - started,
-        coverage=compression.coverage.to_dict(),
+        coverage=compression.coverage,
     )
 
 
@@ -253,17 +262,10 @@ def run_compression(
 
     The student is measured on real images only where the teacher comes with some (the digits' held-out split).
     """
-    device = resolve_device(config.device)
-    teacher = load_teacher(
-        config.teacher,
-        checkpoint=config.checkpoint,
-        num_classes=config.num_classes,
-        image_size=config.image_size,
-        device=device,
-        need_batchnorm=config.bns_weight > 0,
-    )
-    compression = Compression.start(config, teacher, device)
+    teacher = configured_teacher(config)
+    compression = Compression.start(config, teacher)
     data = digits_data("test") if config.teacher == "digits" else None
+    run.start("compress", config)
     with tqdm(total=config.epochs * config.steps, desc="compress", disable=not progress) as bar:
 
         def report(metrics: EpochMetrics) -> None:
@@ -285,7 +287,5 @@ def _draw(run: RunFolder, compression: Compression) -> None:
         plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
         run / "agreement.png",
     )
-    z, labels = next(compression.source.batches("figure", 0, 1))
-    with torch.no_grad():
-        images = compression.generator(z, labels)
-    save_figure(plot_images(images.cpu(), labels.cpu(), per_class=8), run / "images.png")
+    images, labels = images_per_class(compression.generator, compression.source, count=8)
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

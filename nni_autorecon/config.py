@@ -50,8 +50,9 @@ class Config:
     image_size: int | None = setting(None, "height and width of its input, if the teacher cannot tell", low=8)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    threads: int | None = setting(None, "CPU threads (default: torch's choice, one per core)", low=1)
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3)
-    batch_size: int = setting(64, "images per batch", low=2)
+    batch_size: int = setting(32, "images per batch", low=2)
     weight_lr: float = setting(1e-3, "Adam learning rate of the generator's weights W", low=0.0)
     weight_beta1: float = setting(0.5, "Adam beta 1 for W", low=0.0, high=0.9999)
     weight_beta2: float = setting(0.999, "Adam beta 2 for W", low=0.0, high=0.999999)
@@ -129,10 +130,10 @@ class Config:
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
-    width: int = setting(32, "channels of every node (the paper's generators: 64)", symbol="C", low=1)
-    epochs: int = setting(10, "search epochs", symbol="L1", low=1)
-    weight_steps: int = setting(24, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
-    architecture_steps: int = setting(12, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
+    width: int = setting(16, "channels of every node (the paper's generators: 64)", symbol="C", low=1)
+    epochs: int = setting(8, "search epochs", symbol="L1", low=1)
+    weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
+    architecture_steps: int = setting(8, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
     validation_steps: int = setting(4, "batches of the validation loss after each epoch", low=1)
     relaxation: str = setting(
         "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
@@ -158,7 +159,7 @@ class SearchConfig(Config):
         False, "start the final training of the found generator from the supernet's weights, not from scratch"
     )
     final_steps: int = setting(
-        200, "batches that train the found generator; its L_r afterwards is the final metric", low=1
+        150, "batches that train the found generator; its L_r afterwards is the final metric", low=1
     )
 
 

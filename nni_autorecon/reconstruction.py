@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, SearchConfig
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss
+
+FINAL_VALIDATION_STEPS = 16
 
 Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
 """Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
@@ -35,20 +38,21 @@ def generator_step(
     return images.detach(), ReconstructionLoss(*(part.detach() for part in loss))
 
 
-def train_generator(
+def evaluate_generator(
     generator: nn.Module,
     objective: Objective,
     source: LatentSource,
-    optimizer: torch.optim.Optimizer,
+    config: SearchConfig,
     *,
-    steps: int,
     on_step: Callable[[], object] = lambda: None,
-) -> None:
-    """``steps`` updates of the generator on L_r, in training mode."""
+) -> dict[str, float]:
+    """Train a generator for ``final_steps`` updates and measure L_r: the figure by which architectures are compared."""
     generator.train()
-    for z, labels in source.batches("final", 0, steps):
+    optimizer = weight_optimizer(generator.parameters(), config)
+    for z, labels in source.batches("final", 0, config.final_steps):
         generator_step(generator, objective, optimizer, z, labels)
         on_step()
+    return measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
 
 
 class MeanLoss:
@@ -83,3 +87,13 @@ def measure_generator(
     for z, labels in source.batches(stream, 0, steps):
         mean.add(objective(generator(z, labels), labels))
     return mean.result("validation L_r")
+
+
+@torch.no_grad()
+def images_per_class(
+    generator: nn.Module, source: LatentSource, *, count: int, max_classes: int = 10
+) -> tuple[Tensor, Tensor]:
+    """``count`` images of each of the first classes, and their labels, on the CPU: something to look at."""
+    labels = torch.arange(min(source.num_classes, max_classes)).repeat_interleave(count)
+    z, _ = next(replace(source, batch_size=len(labels)).batches("figure", 0, 1))
+    return generator(z, labels.to(z.device)).cpu(), labels

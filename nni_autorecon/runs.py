@@ -20,15 +20,18 @@ PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
 
 
 class RunFolder:
-    """``config.json`` (resolved settings, versions) at once, ``metrics.csv`` row by row, the rest by the caller.
+    """``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row, the rest by the caller.
 
-    Raises InputError if the folder holds something already, unless ``force``, or cannot be written.
+    Raises InputError if the folder holds something already, unless ``force``.
     """
 
-    def __init__(self, path: str | Path, config: Config, *, command: str, force: bool = False) -> None:
+    def __init__(self, path: str | Path, *, force: bool = False) -> None:
         self.path = Path(path)
         require_absent(self.path, force=force)
         self.rows: list[dict[str, Any]] = []
+
+    def start(self, command: str, config: Config) -> None:
+        """Write the resolved settings: what was asked for has proved usable, and work begins."""
         write_json(self / "config.json", {"command": command, "config": config.to_dict(), "versions": versions()})
 
     def __truediv__(self, name: str) -> Path:

@@ -25,13 +25,11 @@ from .genotype import Genotype, generator_macs
 from .latent import LatentSource
 from .losses import reconstruction_loss
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
-from .reconstruction import Objective, measure_generator, train_generator, weight_optimizer
+from .reconstruction import Objective, evaluate_generator, images_per_class
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
 from .strategy import AutoReConStrategy, LatentLoader, ReconstructionModule
-from .teacher import Teacher, load_teacher, resolve_device
-
-FINAL_VALIDATION_STEPS = 16
+from .teacher import Teacher, configured_teacher
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,10 @@ def search(
     ``on_epoch`` receives each epoch's metrics. Raises InputError for what the person can mend, DivergenceError
     if a loss is no longer finite.
     """
-    device = resolve_device(config.device)
-    teacher = load_teacher(
-        config.teacher,
-        checkpoint=config.checkpoint,
-        num_classes=config.num_classes,
-        image_size=config.image_size,
-        device=device,
-        need_batchnorm=config.bns_weight > 0,
-    )
+    teacher = configured_teacher(config)
     objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
-    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, device)
+    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
+    run.start("search", config)
     torch.manual_seed(config.seed)
 
     with _progress_bar(config, progress) as bar:
@@ -92,15 +83,8 @@ def search(
         bar.set_description("training the found generator")
         choices, repaired = strategy.derive()
         generator = _found_generator(config, teacher, strategy, choices)
-        optimizer = weight_optimizer(generator.parameters(), config)
-        steps_per_epoch = config.weight_steps + config.architecture_steps
-        train_generator(
-            generator, objective, source, optimizer,
-            steps=config.final_steps, on_step=lambda: bar.update(1 / steps_per_epoch),
-        )  # fmt: skip
-    loss = measure_generator(
-        generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS
-    )  # fmt: skip
+        epoch_share = 1 / (config.weight_steps + config.architecture_steps)
+        loss = evaluate_generator(generator, objective, source, config, on_step=lambda: bar.update(epoch_share))
 
     genotype = Genotype(choices, config.width, _details(config, teacher, generator, choices, loss, repaired))
     result = SearchResult(genotype, loss, strategy.probabilities())
@@ -149,7 +133,7 @@ def _found_generator(
             choices, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
             latent_dim=config.latent_dim,
         )  # fmt: skip
-    return generator.to(next(teacher.network.parameters()).device)
+    return generator.to(teacher.device)
 
 
 def _details(
@@ -180,10 +164,8 @@ def _draw(run: RunFolder, result: SearchResult, generator: Generator, source: La
     save_figure(plot_loss_curves(run.rows, series=series, title="Search: reconstruction loss"), run / "loss.png")
     save_figure(plot_probabilities(result.probabilities), run / "probabilities.png")
     save_figure(plot_genotype(result.genotype.choices, title="Found generator"), run / "genotype.png")
-    z, labels = next(source.batches("figure", 0, 1))
-    with torch.no_grad():
-        images = generator(z, labels)
-    save_figure(plot_images(images.cpu(), labels.cpu(), per_class=8), run / "images.png")
+    images, labels = images_per_class(generator, source, count=8)
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")
 
 
 def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
@@ -200,7 +182,6 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=pytorch_lightning.__name__)
-        warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module.*")
         try:
             yield
         finally:

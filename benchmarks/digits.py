@@ -1,0 +1,120 @@
+"""Stage 1 and 2 on the default teacher, several seeds: the table in docs/results/digits.md.
+
+    python benchmarks/digits.py --output docs/results/digits
+
+About 25 minutes on two CPU cores. Nothing is selected on test data; students are those of the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nni_autorecon.cli import report_errors
+from nni_autorecon.compression import CompressionResult, run_compression
+from nni_autorecon.config import CompressConfig, SearchConfig
+from nni_autorecon.files import require_absent, write_json, write_text
+from nni_autorecon.generator import generator_cost, generator_from_spec
+from nni_autorecon.latent import LatentSource
+from nni_autorecon.losses import reconstruction_loss
+from nni_autorecon.reconstruction import evaluate_generator
+from nni_autorecon.runs import RunFolder, versions
+from nni_autorecon.search import search
+from nni_autorecon.teacher import load_teacher
+
+SEEDS = (0, 1, 2)
+BITS = ("w4a4", "w3a3", "w2a2")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md and NAME.json")
+    parser.add_argument("--force", action="store_true", help="replace them if they exist")
+    arguments = parser.parse_args(argv)
+    for suffix in (".md", ".json"):
+        require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
+
+    with tempfile.TemporaryDirectory() as folder:
+        students, generators = measure(Path(folder))
+    text = table(students, generators)
+    print(text)
+    write_text(arguments.output.with_suffix(".md"), text)
+    results = {"generators": generators, "students": [student.to_dict() for student in students]}
+    write_json(arguments.output.with_suffix(".json"), {**results, "versions": versions()})
+
+
+def measure(folder: Path) -> tuple[list[CompressionResult], dict[str, list[tuple[float, int]]]]:
+    """All students; and by generator (the searched one and its controls) L_r and MACs, one pair a seed."""
+    students: list[CompressionResult] = []
+    generators: dict[str, list[tuple[float, int]]] = {}
+    for seed in SEEDS:
+        config = SearchConfig(seed=seed)
+        run = RunFolder(folder / f"search-{seed}")
+        found = search(config, run)
+        generators.setdefault("searched", []).append((found.loss["loss"], found.genotype.details["macs"]))
+        for name, spec in {"random": f"random:{seed}", "all dil_conv_5x5": "all:dil_conv_5x5", "GDFQ": "gdfq"}.items():
+            generators.setdefault(name, []).append(control(spec, config))
+        print(f"seed {seed}: L_r " + ", ".join(f"{name} {pairs[-1][0]:.4f}" for name, pairs in generators.items()))
+        for bits in BITS:
+            compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}")
+            students.append(run_compression(compress, RunFolder(folder / f"{bits}-{seed}")))
+            print(f"seed {seed}: {students[-1].summary().splitlines()[-1]}", flush=True)
+    return students, generators
+
+
+def control(spec: str, config: SearchConfig) -> tuple[float, int]:
+    """L_r and MACs of another generator, trained and measured exactly as the searched one is."""
+    teacher = load_teacher(config.teacher)
+    torch.manual_seed(config.seed)
+    width = None if spec == "gdfq" else config.width
+    generator = generator_from_spec(
+        spec, image=teacher.image, num_classes=teacher.num_classes, width=width, latent_dim=config.latent_dim
+    )
+    objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed)
+    return evaluate_generator(generator, objective, source, config)["loss"], generator_cost(generator)[0]
+
+
+def table(students: Sequence[CompressionResult], generators: dict[str, list[tuple[float, int]]]) -> str:
+    """Mean ± standard deviation over the seeds, as Markdown."""
+
+    def over_seeds(bits: str, value: Callable[[CompressionResult], float | None]) -> str:
+        return spread([100 * (value(student) or 0.0) for student in students if student.bits == bits])
+
+    lines = [
+        f"`python benchmarks/digits.py`, seeds {', '.join(map(str, SEEDS))}, mean ± standard deviation, last epoch; "
+        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {platform.machine()}.",
+        "",
+        "| generator | L_r | MMACs |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {spread([loss for loss, _ in pairs], '.3f')} "
+            f"| {spread([macs / 1e6 for _, macs in pairs], '.1f')} |"
+            for name, pairs in generators.items()
+        ),
+        "",
+        "| student | ranges alone | trained | teacher |",
+        "|---|---|---|---|",
+        *(
+            f"| {bits} | {over_seeds(bits, lambda s: s.ranges_only_accuracy)} % "
+            f"| {over_seeds(bits, lambda s: s.accuracy)} % | {100 * (students[0].teacher_accuracy or 0):.2f} % |"
+            for bits in BITS
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+if __name__ == "__main__":
+    sys.exit(report_errors(main))

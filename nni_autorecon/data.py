@@ -1,0 +1,92 @@
+"""Labelled images, for measuring only: no label or image of a real data set reaches the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
+class LabelledImages:
+    """images: uint8 [N, C, H, W]; labels: int64 [N], from 0. Raises InputError if they are anything else."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise InputError(f"images are {_describe(images)}; give uint8 [N, C, H, W]")
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise InputError(f"labels are {_describe(labels)}; give int64 [N]")
+        if len(images) != len(labels) or not len(images):
+            raise InputError(f"{len(images)} images and {len(labels)} labels; give one label for every image")
+        if labels.min() < 0:
+            raise InputError(f"the least label is {labels.min()}; number the classes from 0")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images / 255 − mean) / std per channel, in float32. images: uint8 [N, C, H, W]; mean, std: C numbers."""
+    center, scale = (images.new_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    return (images / 255 - center) / scale  # [N, C, H, W]
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module,
+    data: LabelledImages,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 256,
+    device: str | torch.device,
+) -> float:
+    """The fraction of ``data``, in [0, 1], to whose label ``network`` (on ``device``) gives its highest logit.
+
+    Raises ValueError if any part of the network is in training mode, InputError if the images or labels do
+    not fit the network.
+    """
+    if any(module.training for module in network.modules()):
+        raise ValueError("the network is in training mode; call network.eval() before measuring")
+    if not len(mean) == len(std) == data.images.shape[1]:
+        raise InputError(
+            f"images have {data.images.shape[1]} channels, mean {len(mean)} and std {len(std)}; "
+            "measure on images of the kind the network was trained for"
+        )
+
+    _check_fit(network, normalize(data.images[:1].to(device), mean=mean, std=std), data.labels)
+    hits = 0
+    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+        logits = network(normalize(images.to(device), mean=mean, std=std))  # [N, K]
+        hits += int((logits.argmax(1) == labels.to(device)).sum())
+    return hits / len(data)
+
+
+def _check_fit(network: nn.Module, image: Tensor, labels: Tensor) -> None:
+    """Raise InputError unless ``network`` takes ``image`` [1, C, H, W] and has a class for every label."""
+    try:
+        logits = network(image)
+    except RuntimeError as error:  # how PyTorch reports shapes that do not fit
+        reason = " ".join(str(error).split())
+        raise InputError(f"the network does not take images of {_shape(image)}: {reason}; give its size") from error
+    if labels.max() >= logits.shape[1]:
+        raise InputError(
+            f"labels go up to {labels.max()}, the network has {logits.shape[1]} classes; "
+            "measure on the classes it was trained for"
+        )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {_shape(tensor)}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,110 @@
+"""Residual networks for small images, after He et al., "Deep Residual Learning for Image Recognition" (2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shortcut = Literal["pad", "conv"]
+
+
+class CifarResNet(nn.Module):
+    """3×3 stem, stages of basic blocks, global average pool, linear classifier (He et al., section 4.2).
+
+    ``depths`` is the number of blocks of each stage and ``widths`` its channels; every stage but the first
+    halves the image. Where a block changes the shape, its shortcut is parameter-free (``"pad"``, option A of
+    the paper) or a 1×1 convolution with BatchNorm (``"conv"``, option B).
+
+    images: [N, in_channels, H, W] of any size; returns logits [N, num_classes].
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        shortcut: Shortcut = "conv",
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(widths) or not depths:
+            raise ValueError(f"{len(depths)} depths and {len(widths)} widths; give one of each for every stage")
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # the public checkpoints' names
+        channels = widths[0]
+        for name, depth, width in zip(self.stages, depths, widths, strict=True):
+            strides = [1 if name == "layer1" else 2] + [1] * (depth - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(BasicBlock(channels, width, stride=stride, shortcut=shortcut))
+                channels = width
+            self.add_module(name, nn.Sequential(*blocks))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))  # [N, widths[0], H, W]
+        for name in self.stages:
+            x = self.get_submodule(name)(x)  # [N, widths[i], H / 2^i, W / 2^i]
+        return self.linear(self.pool(x).flatten(1))  # [N, K]
+
+
+class BasicBlock(nn.Module):
+    """relu(x' + bn(conv(relu(bn(conv(x)))))) with 3×3 convolutions, x' being the shortcut of x."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()  # not relu1 again: each has an activation range of its own once quantized
+        self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.shortcut(x) + residual)
+
+
+class PadShortcut(nn.Module):
+    """Every ``stride``-th pixel, with zero channels added half before and half after (option A)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        if out_channels < in_channels:
+            raise ValueError(f"cannot pad {in_channels} channels to {out_channels}; use shortcut='conv'")
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))  # [N, out_channels, H / stride, W / stride]
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Module:
+    if in_channels == out_channels and stride == 1:
+        return nn.Identity()
+    if shortcut == "pad":
+        return PadShortcut(in_channels, out_channels, stride=stride)
+    if shortcut == "conv":
+        convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+    raise ValueError(f"shortcut = {shortcut!r}; choose 'pad' or 'conv'")
+
+
+def digits_resnet() -> CifarResNet:
+    """One block a stage for one-channel images of ten classes: 78 thousand parameters."""
+    return CifarResNet((1, 1, 1), (16, 32, 64), in_channels=1, num_classes=10)
+
+
+def resnet20(num_classes: int = 10) -> CifarResNet:
+    """ResNet-20 for CIFAR with parameter-free shortcuts, as in the paper: 0.27 million parameters."""
+    return CifarResNet((3, 3, 3), (16, 32, 64), num_classes=num_classes, shortcut="pad")

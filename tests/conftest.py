@@ -1,0 +1,26 @@
+"""One cache folder for the whole session, so that the digits teacher is trained once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.teacher import Teacher, load_teacher
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep out of the person's own cache, unless the environment names a folder (a CI's, say)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CACHE_VARIABLE not in os.environ:
+            patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(cache_folder: None) -> Teacher:
+    """The default teacher on the CPU; leave it as it is."""
+    return load_teacher("digits")

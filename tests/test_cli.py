@@ -1,0 +1,155 @@
+"""What a person types: whole runs on a toy, and one line for everything that is wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nni_autorecon import cli
+from nni_autorecon.config import CompressConfig, SearchConfig
+from nni_autorecon.genotype import Genotype, random_choices
+
+SEARCH = (
+    "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
+    "--validation-steps 1 --final-steps 2"
+).split()
+COMPRESS = "--latent-dim 5 --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
+
+
+def _run(*argv):
+    return cli.main([str(argument) for argument in argv])
+
+
+def _rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def searched(digits_teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search") / "run"
+    assert _run("search", *SEARCH, "--seed", 3, "-o", folder) == 0
+    return folder
+
+
+def test_a_search_leaves_a_complete_folder(searched):
+    assert {path.name for path in searched.iterdir()} == {
+        "config.json", "metrics.csv", "genotype.json", "loss.png", "probabilities.png", "genotype.png", "images.png",
+    }  # fmt: skip
+    resolved = json.loads((searched / "config.json").read_text())
+    assert resolved["command"] == "search"
+    assert SearchConfig().override(resolved["config"]).seed == 3
+    assert set(resolved["config"]) == set(SearchConfig().to_dict())
+    assert {"nni", "torch", "python", "nni-autorecon"} <= set(resolved["versions"])
+    assert [row["epoch"] for row in _rows(searched / "metrics.csv")] == ["1", "2"]
+    genotype = Genotype.load(searched / "genotype.json")
+    assert genotype.width == 2
+    assert {"teacher", "image", "num_classes", "loss", "macs", "parameters", "seed", "config", "repaired_edges"} <= set(
+        genotype.details
+    )
+
+
+def test_compress_takes_the_genotype(searched, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.csv", "result.json", "student.pt", "loss.png", "agreement.png", "images.png",
+    }  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert result["teacher_accuracy"] >= 0.985
+    assert result["generator"] == f"searched:{searched / 'genotype.json'}"
+    assert CompressConfig().override(json.loads((folder / "config.json").read_text())["config"]).width is None
+    printed = capsys.readouterr().out
+    assert f"trained {result['accuracy']:.2%}" in printed
+    assert "quantized weights" in printed
+
+
+def test_finished_work_is_not_overwritten(searched, capsys):
+    before = (searched / "genotype.json").read_text()
+    assert _run("search", *SEARCH, "--seed", 4, "-o", searched) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert (searched / "genotype.json").read_text() == before
+
+
+def test_force_replaces(tmp_path):
+    Genotype(random_choices(0), width=2).save(tmp_path / "run" / "genotype.json")
+    assert _run("search", *SEARCH, "-o", tmp_path / "run", "--force") == 0
+    assert "loss" in Genotype.load(tmp_path / "run" / "genotype.json").details
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["search", "--epochs", "0"], "epochs = 0 is too small"),
+        (["search", "--config", "none.yml"], "config file none.yml does not exist"),
+        (["search", "--teacher", "torchvision:resnet1"], "resnet1"),
+        (["search", "--teacher", "cat"], "teacher"),
+        (["search", "--device", "tpu"], "device = 'tpu' is not one of auto, cpu, cuda"),
+        (["search", "--num-classes", "7"], "has 10 classes, not 7"),
+        (["search", "--checkpoint", "none.pt"], "checkpoint"),
+        (["compress", "--genotype", "none.json"], "genotype none.json does not exist"),
+        (["compress", "--bits", "w1a4"], "bits = 'w1a4'"),
+        (["compress", "--generator", "cat"], "generator 'cat' is not known"),
+        (["compress", "--epochs", "5"], "epochs (5) must exceed"),
+        (["export", "--experiment", "nosuchid"], "NNI knows no experiment 'nosuchid'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(argv, message, digits_teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if argv[0] != "export":
+        argv = [*argv, "-o", "run"]
+    assert _run(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nni-autorecon: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_output_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert _run("search", *SEARCH, "-o", tmp_path / "file" / "run") == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_fails_with_code_1(tmp_path, capsys):
+    assert _run("search", *SEARCH, "--weight-lr", "1e30", "-o", tmp_path / "run") == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "genotype.json").exists()
+
+
+@pytest.mark.parametrize("script", ["search", "compress"])
+def test_a_trial_script_runs_outside_an_experiment(script, digits_teacher, tmp_path):
+    flags = SEARCH if script == "search" else [*COMPRESS, "--width", "4"]
+    done = subprocess.run(
+        [sys.executable, f"trials/{script}.py", *flags, "-o", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    assert "Warning" not in done.stderr
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["search", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in printed for name in SearchConfig().to_dict())
+
+
+def test_without_a_command_the_usage_is_shown(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert "usage: nni-autorecon" in capsys.readouterr().err
+
+
+def test_runs_without_a_name_go_under_runs(digits_teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run("search", *SEARCH) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "genotype.json").exists()
+    assert os.listdir(tmp_path) == ["runs"]

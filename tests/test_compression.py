@@ -1,0 +1,173 @@
+"""Stage 2: what each phase changes, what never changes, what is measured."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from nni_autorecon.compression import RANGES, SCHEDULES, TRAINING, WARM_UP, Compression, compress
+from nni_autorecon.config import CompressConfig
+from nni_autorecon.data import LabelledImages
+from nni_autorecon.errors import DivergenceError
+from nni_autorecon.quantization import ActivationQuantizer
+from nni_autorecon.teacher import Teacher
+
+from .toys import CLASSES, IMAGE, snapshot, toy_teacher
+
+CONFIG = CompressConfig(
+    generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=5, steps=3, warmup_epochs=2, range_epochs=1,
+    student_lr=0.01, agreement_steps=2,
+)  # fmt: skip
+
+
+def _start(config=CONFIG):
+    teacher = Teacher("toy", toy_teacher(), CLASSES, IMAGE, (0.0, 0.0), (1.0, 1.0))
+    return Compression.start(config, teacher)
+
+
+def _changed(module, before):
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_phases_follow_each_other():
+    compression = _start()
+    assert [compression.phase(epoch) for epoch in range(5)] == [WARM_UP, WARM_UP, RANGES, TRAINING, TRAINING]
+
+
+def test_each_phase_changes_only_what_it_should():
+    compression = _start()
+    teacher = snapshot(compression.teacher.network)
+    for epoch in range(5):
+        student, generator = snapshot(compression.student), snapshot(compression.generator)
+        compression.run_epoch(epoch)
+        changed = _changed(compression.student, student)
+        ranges = {name for name in student if "average" in name or "observ" in name}
+        assert ranges
+        if compression.phase(epoch) == WARM_UP:
+            assert not changed
+        elif compression.phase(epoch) == RANGES:
+            assert changed == ranges
+        else:
+            assert changed
+            assert not changed & ranges
+            assert not {name for name in changed if "running" in name or "num_batches" in name}
+        assert _changed(compression.generator, generator)
+    assert not _changed(compression.teacher.network, teacher)
+    assert all(parameter.grad is None for parameter in compression.teacher.network.parameters())
+
+
+def test_the_generator_may_rest_after_the_warm_up():
+    compression = _start(CONFIG.override({"generator_updates": "warmup"}))
+    for epoch in range(2):
+        compression.run_epoch(epoch)
+    before = {name: value.clone() for name, value in compression.generator.named_parameters()}
+    for epoch in range(2, 5):
+        compression.run_epoch(epoch)
+    assert all(torch.equal(before[name], value) for name, value in compression.generator.named_parameters())
+
+
+@pytest.mark.parametrize("bits", ["w2a8", "w8a2", "w3a5"])
+def test_bit_widths_are_independent(bits):
+    compression = _start(CONFIG.override({"bits": bits}))
+    coverage = compression.coverage.to_dict()
+    assert {weight["bits"] for weight in coverage["weights"]} == {int(bits[1])}
+    assert {activation["bits"] for activation in coverage["activations"]} == {int(bits[3])}
+    quantizers = [m for m in compression.student.modules() if isinstance(m, ActivationQuantizer)]
+    assert len(quantizers) == 2
+
+
+def test_a_run_is_reproducible_and_depends_on_its_seed():
+    results = []
+    for seed in (1, 1, 2):
+        compression = _start(CONFIG.override({"seed": seed}))
+        results.append(compress(compression, None).loss)
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_the_result_says_what_was_measured_and_when():
+    torch.manual_seed(0)
+    data = LabelledImages(torch.randint(256, (9, *IMAGE), dtype=torch.uint8), torch.arange(9) % CLASSES)
+    rows = []
+    result = compress(_start(), data, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert ["agreement" in row for row in rows] == [False, False, True, True, True]
+    assert ["student_loss" in row for row in rows] == [False, False, False, True, True]
+    assert result.agreement == rows[-1]["agreement"]
+    assert result.loss["loss"] == rows[-1]["loss"]
+    for share in (result.teacher_accuracy, result.ranges_only_accuracy, result.accuracy):
+        assert share * 9 == pytest.approx(round(share * 9))
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert result.metrics()["default"] == result.agreement
+    assert f"{result.accuracy:.2%}" in result.summary()
+
+
+def test_without_test_data_nothing_is_claimed():
+    result = compress(_start(), None)
+    assert (result.teacher_accuracy, result.ranges_only_accuracy, result.accuracy) == (None, None, None)
+    assert "accuracy" not in result.metrics()
+    assert "accuracy" not in result.summary()
+
+
+def test_real_images_never_reach_training():
+    torch.manual_seed(0)
+    data = LabelledImages(torch.randint(256, (9, *IMAGE), dtype=torch.uint8), torch.arange(9) % CLASSES)
+    students = []
+    for evaluation in (data, None):
+        compression = _start()
+        compress(compression, evaluation)
+        students.append(snapshot(compression.student))
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
+
+
+def test_an_8_bit_student_agrees_with_its_teacher():
+    result = compress(_start(CONFIG.override({"bits": "w8a8", "student_lr": 1e-5, "agreement_steps": 20})), None)
+    assert result.agreement > 0.9
+
+
+def test_nan_stops_the_run_with_a_clear_error():
+    compression = _start(CONFIG.override({"student_lr": 1e30, "student_momentum": 0.0}))
+    with pytest.raises(DivergenceError, match="became|no longer finite"):
+        compress(compression, None)
+
+
+def test_the_student_gradient_can_be_clipped():
+    norms = []
+    for clip in (None, 1e-3):
+        compression = _start(CONFIG.override({"student_clip": clip}))
+        for epoch in range(4):
+            compression.run_epoch(epoch)
+        grads = [p.grad for p in compression.student.parameters() if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[0] > 2e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.8535, 0.5, 0.1464]), ("step", [1, 0.1, 0.01, 1e-3])],
+)
+def test_student_schedules(schedule, expected):
+    assert [SCHEDULES[schedule](progress) for progress in (0, 0.25, 0.5, 0.75)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_student_rate_follows_its_schedule():
+    compression = _start(CONFIG.override({"student_schedule": "step", "epochs": 7}))
+    rates = [row["student_lr"] for row in map(compression.run_epoch, range(7)) if "student_lr" in row]
+    assert rates == pytest.approx([0.01, 0.01 * 0.1, 0.01 * 0.01, 0.01 * 0.001], rel=1e-6)
+
+
+def test_losses_are_weighted_as_configured(monkeypatch):
+    seen = {}
+
+    def spy(student, teacher, labels, **weights):
+        seen.update(weights)
+        return student.sum()
+
+    monkeypatch.setattr("nni_autorecon.compression.compression_loss", spy)
+    config = dataclasses.replace(CONFIG, ce_weight=0.3, kd_weight=0.7, kd_temperature=5.0, kd_reduction="batchmean")
+    compression = _start(config)
+    for epoch in range(4):
+        compression.run_epoch(epoch)
+    assert seen == {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 5.0, "reduction": "batchmean"}

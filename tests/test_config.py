@@ -1,0 +1,115 @@
+"""Settings: the one way in, and what it refuses."""
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+
+from nni_autorecon.config import CompressConfig, Config, SearchConfig
+from nni_autorecon.errors import InputError
+
+
+def test_a_whole_float_is_taken_for_an_int():
+    assert SearchConfig().override({"epochs": 4.0}).epochs == 4
+
+
+def test_override_leaves_the_original_alone():
+    config = SearchConfig()
+    assert config.override({"width": 7}).width == 7
+    assert config == SearchConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
+        ({"epochs": 2.5}, "epochs = 2.5 is not a whole number"),
+        ({"epochs": "3"}, "epochs = '3' is not a whole number"),
+        ({"epochs": True}, "epochs = True is not a whole number"),
+        ({"epochs": None}, "epochs = None is not a whole number"),
+        ({"epochs": 0}, "epochs = 0 is too small; the least is 1"),
+        ({"weight_beta1": 1.0}, "weight_beta1 = 1.0 is too large"),
+        ({"weight_lr": float("nan")}, "weight_lr = nan is not finite"),
+        ({"inherit_weights": 1}, "inherit_weights = 1 is not true or false"),
+        ({"relaxation": "soft"}, "relaxation = 'soft' is not one of logits, paper"),
+        ({"teacher": 5}, "teacher = 5 is not text"),
+        ([1, 2], "expected names and values, got list"),
+    ],
+)
+def test_what_cannot_be_used_is_named(values, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        SearchConfig().override(values, source="tuner")
+
+
+@pytest.mark.parametrize("bits", ["w1a4", "w4a9", "4", "w4a4 ", "W4A4"])
+def test_bits_are_from_2_to_8(bits):
+    with pytest.raises(InputError, match="bits"):
+        CompressConfig().override({"bits": bits})
+
+
+def test_bits_give_both_widths():
+    config = CompressConfig().override({"bits": "w2a7"})
+    assert (config.weight_bits, config.activation_bits) == (2, 7)
+
+
+def test_a_schedule_that_never_trains_the_student_is_refused():
+    with pytest.raises(InputError, match="epochs .* must exceed"):
+        CompressConfig().override({"epochs": 5, "warmup_epochs": 4, "range_epochs": 1})
+
+
+@pytest.mark.parametrize("text", ['{"epochs": 3, "teacher": "x.py:f"}', "epochs: 3\nteacher: x.py:f\n"])
+def test_files_may_be_json_or_yaml(tmp_path, text):
+    path = tmp_path / "settings"
+    path.write_text(text)
+    config = SearchConfig.load(path)
+    assert (config.epochs, config.teacher) == (3, "x.py:f")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "neither JSON nor YAML"), ("3", "expected names and values"), ("a: 1", "'a'")]
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.yml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        SearchConfig.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="config file .* does not exist"):
+        SearchConfig.load(tmp_path / "none.yml")
+
+
+def _parse(kind, *argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    kind.add_arguments(parser)
+    return kind.from_arguments(parser.parse_args(argv))
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"epochs": 3, "width": 5}))
+    config = _parse(SearchConfig, "--config", str(path), "--width", "7", "--weight-lr", "1e-2", "--inherit-weights")
+    assert (config.epochs, config.width, config.weight_lr, config.inherit_weights) == (3, 7, 0.01, True)
+    assert config.batch_size == SearchConfig().batch_size
+
+
+def test_a_flag_that_is_no_number_is_named():
+    with pytest.raises(InputError, match="command line: epochs = 'ten' is not a whole number"):
+        _parse(SearchConfig, "--epochs", "ten")
+
+
+@pytest.mark.parametrize("kind", [SearchConfig, CompressConfig])
+def test_every_default_passes_its_own_check(kind):
+    defaults = kind().to_dict()
+    assert kind().override(defaults) == kind()
+    assert set(defaults) == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("kind", [Config, SearchConfig, CompressConfig])
+def test_every_setting_says_what_it_means(kind):
+    assert all(field.metadata["help"] for field in dataclasses.fields(kind))

@@ -1,0 +1,73 @@
+"""What holds across the package: layers, optional imports, documentation of settings."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nni_autorecon
+
+PACKAGE = Path(nni_autorecon.__file__).parent
+LAYERS = [
+    {"version", "errors", "files", "config", "topology"},
+    {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data"},
+    {"losses", "genotype", "digits"},
+    {"generator", "teacher", "reconstruction"},
+    {"plots", "compression"},
+    {"trial", "experiment", "space", "strategy", "search"},
+    {"cli", "__init__"},
+]
+NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
+WITHIN_A_LAYER = {  # the order inside a layer, where there is one
+    ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
+    ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
+}  # fmt: skip
+
+
+def _imports(module):
+    """(this package's modules, other top-level packages) that a module imports anywhere in its code."""
+    own, others = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return own, others
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def test_every_module_has_a_layer():
+    assert sorted(name for layer in LAYERS for name in layer) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_lower_layers_only(module):
+    level = next(i for i, layer in enumerate(LAYERS) if module in layer)
+    lower = {name for layer in LAYERS[:level] for name in layer}
+    upward = {name for name in _imports(module)[0] - lower if (module, name) not in WITHIN_A_LAYER}
+    assert not upward
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - NNI_MODULES))
+def test_nni_stays_at_the_rim(module):
+    assert not _imports(module)[1] & {"nni", "pytorch_lightning"}
+
+
+def _modules_after(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_package_and_the_command_line_start_without_heavy_imports():
+    loaded = _modules_after("import nni_autorecon, nni_autorecon.cli as c; c.build_parser()")
+    assert not loaded & {"nni", "torch", "pytorch_lightning", "matplotlib", "pandas", "sklearn"}
+
+
+def test_compression_runs_without_nni():
+    assert not _modules_after("import nni_autorecon.compression") & {"nni", "pytorch_lightning"}

@@ -1,0 +1,63 @@
+"""Files are written whole or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from nni_autorecon.errors import InputError
+from nni_autorecon.files import read_text, require_absent, write_atomically, write_json, write_text
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def half(file):
+        file.write(b"ne")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(path, half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parents_are_made_and_the_mode_is_the_usual_one(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    mask = os.umask(0o027)
+    try:
+        write_text(path, "x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write .*choose a writable place"):
+        write_text(tmp_path / "file" / "below.txt", "x")
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_names_the_thing(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="genotype .* does not exist"):
+        read_text(tmp_path / "none", "genotype")
+    with pytest.raises(InputError, match="not a text file"):
+        read_text(tmp_path / "binary", "genotype")
+
+
+def test_only_an_empty_folder_or_nothing_counts_as_absent(tmp_path):
+    require_absent(tmp_path)
+    require_absent(tmp_path / "none")
+    (tmp_path / "a").write_text("")
+    for path in (tmp_path, tmp_path / "a"):
+        with pytest.raises(InputError, match="already exists"):
+            require_absent(path)
+        require_absent(path, force=True)

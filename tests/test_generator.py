@@ -1,0 +1,117 @@
+"""Generators: shapes for any image, published sizes, what gradients reach, cost counting."""
+
+import pytest
+import torch
+
+from nni_autorecon.errors import InputError
+from nni_autorecon.generator import GDFQGenerator, derived_generator, generator_cost, generator_from_spec
+from nni_autorecon.genotype import (
+    Genotype,
+    generator_macs,
+    published_genotype,
+    random_choices,
+    uniform_choices,
+)
+from nni_autorecon.topology import ImageShape
+
+from .toys import GENERATOR, IMAGE
+
+
+def _parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "image", [ImageShape(1, 8, 8), ImageShape(3, 28, 28), ImageShape(5, 17, 12), ImageShape(2, 9, 32)]
+)
+@pytest.mark.parametrize("conditional", [None, False, True])
+def test_any_image_size_from_8_up_and_any_channel_count(image, conditional):
+    shape = {"image": image, "num_classes": 7, "latent_dim": 11}
+    generator = (
+        derived_generator(random_choices(1), width=3, **shape)
+        if conditional is None
+        else GDFQGenerator(width=6, conditional=conditional, **shape)
+    )
+    images = generator(torch.randn(5, 11), torch.arange(5))
+    assert images.shape == (5, *image)
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(image.channels), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.var((0, 2, 3), correction=0), torch.ones(image.channels), atol=1e-2, rtol=0)
+
+
+def test_the_published_generator_has_the_published_size():
+    """2.45 M parameters in the authors' release, which keeps a class-conditional norm on each of 5 ``none`` edges."""
+    genotype = published_genotype("cifar100-resnet20")
+    shape = {"image": ImageShape(3, 32, 32), "latent_dim": 100}
+    generator = derived_generator(genotype.choices, num_classes=100, width=64, **shape)
+    unused_norms = list(genotype.choices.values()).count("none") * 2 * 100 * 64
+    assert _parameters(generator) + unused_norms == pytest.approx(2.45e6, rel=0.002)
+    assert generator_cost(generator)[0] == pytest.approx(0.61e9, rel=0.02)
+
+
+def test_gdfq_has_the_published_size():
+    generator = GDFQGenerator(image=ImageShape(3, 32, 32), num_classes=100)
+    macs, parameters = generator_cost(generator)
+    assert parameters == pytest.approx(1.06e6, rel=0.01)
+    assert macs == pytest.approx(0.116e9, rel=0.01)  # "0.12 G"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counted_cost_is_the_formula(seed):
+    choices = random_choices(seed)
+    generator = derived_generator(choices, **GENERATOR)
+    macs, parameters = generator_cost(generator)
+    assert macs == generator_macs(choices, width=3, image=IMAGE, latent_dim=7)
+    assert parameters == _parameters(generator)
+    assert generator.training
+    assert not any(module._forward_hooks for module in generator.modules())
+
+
+def test_the_label_and_every_part_of_z_matter():
+    torch.manual_seed(0)
+    generator = derived_generator(uniform_choices("conv_3x3"), **GENERATOR)
+    for name, parameter in generator.named_parameters():
+        if name.endswith("shift.weight"):
+            torch.nn.init.normal_(parameter)
+    z, labels = torch.randn(6, 7), torch.arange(6) % 5
+    images = generator(z, labels)
+    assert not torch.allclose(images, generator(z, (labels + 1) % 5))
+    for dimension in range(7):
+        changed = z.clone()
+        changed[:, dimension] += 1
+        assert not torch.allclose(images, generator(changed, labels))
+
+
+def test_gradients_reach_every_weight():
+    generator = derived_generator(random_choices(2), **GENERATOR)
+    generator(torch.randn(6, 7), torch.arange(6) % 5).pow(3).sum().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
+def test_generators_by_name(tmp_path):
+    Genotype(random_choices(3), width=2).save(tmp_path / "g.json")
+    shape = {"image": IMAGE, "num_classes": 5, "latent_dim": 7}
+    searched = generator_from_spec(f"searched:{tmp_path / 'g.json'}", width=None, **shape)
+    random = generator_from_spec("random:3", width=2, **shape)
+    assert searched.width == 2
+    assert searched.state_dict().keys() == random.state_dict().keys()
+    assert generator_from_spec("published:imagenet-resnet18", width=3, **shape).width == 3
+    assert generator_from_spec("all:conv_1x1", width=None, **shape).width == 64
+    assert generator_from_spec("gdfq", width=None, **shape).width == 128
+    assert generator_from_spec("gdfq-conditional", width=4, **shape).embedding is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "generator '' is not known; use one of searched:FILE"),
+        ("searched", "not known"),
+        ("gdfq:3", "not known"),
+        ("searched:/none.json", "genotype /none.json does not exist"),
+        ("published:x", "no published genotype 'x'; there are cifar10-resnet20"),
+        ("random:x", "seed is not a whole number"),
+        ("all:none", "node B1-N4 is dead"),
+    ],
+)
+def test_a_generator_that_does_not_exist_is_named(spec, message):
+    with pytest.raises(InputError, match=message):
+        generator_from_spec(spec, image=IMAGE, num_classes=5, width=None, latent_dim=7)

@@ -1,0 +1,124 @@
+"""Eq. 1 and the compression losses: closed forms, references, and what they leave untouched."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, rel_entr, softmax
+from torch import nn
+
+from nni_autorecon.losses import bn_statistics_loss, compression_loss, distillation_loss, reconstruction_loss
+from nni_autorecon.statistics import batch_norms, record_bn_statistics
+
+
+def _teacher(channels=3, classes=5):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.BatchNorm2d(channels),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes),
+    ).double()  # fmt: skip
+    for bn in batch_norms(network):
+        nn.init.normal_(bn.running_mean)
+        nn.init.uniform_(bn.running_var, 0.5, 2.0)
+    return network.eval().requires_grad_(False)
+
+
+def _images():
+    return torch.randn(7, 2, 5, 6, dtype=torch.double, requires_grad=True), torch.arange(7) % 5
+
+
+def test_statistics_are_of_the_input_with_biased_variance():
+    teacher, (images, _) = _teacher(), _images()
+    with record_bn_statistics(teacher) as statistics:
+        teacher(images)
+    x = teacher[0](images).detach().numpy()
+    assert len(statistics) == 2
+    np.testing.assert_allclose(statistics[0].mean.detach(), x.mean((0, 2, 3)))
+    np.testing.assert_allclose(statistics[0].var.detach(), x.var((0, 2, 3), ddof=0))
+    assert statistics[0].running_mean is teacher[1].running_mean
+
+
+def test_the_loss_vanishes_when_batch_and_running_statistics_agree():
+    teacher, (images, _) = _teacher(), _images()
+    with record_bn_statistics(teacher) as statistics:
+        teacher(images)
+        first = statistics[0]
+        teacher[1].running_mean.copy_(first.mean.detach())
+        teacher[1].running_var.copy_(first.var.detach())
+        statistics.clear()
+        teacher(images)
+    assert bn_statistics_loss(statistics[:1]).item() == pytest.approx(0, abs=1e-20)
+    assert bn_statistics_loss(statistics).item() > 0
+
+
+def test_eq_1_against_the_written_formula():
+    teacher, (images, labels) = _teacher(), _images()
+    loss = reconstruction_loss(teacher, images, labels, bns_weight=0.1)
+    x, gaps = images, []
+    for layer in teacher:
+        if isinstance(layer, nn.BatchNorm2d):
+            values = x.detach().numpy()
+            gaps.append(
+                np.mean((values.mean((0, 2, 3)) - layer.running_mean.numpy()) ** 2)
+                + np.mean((values.var((0, 2, 3)) - layer.running_var.numpy()) ** 2)
+            )
+        x = layer(x)
+    cross_entropy = -log_softmax(x.detach().numpy(), axis=1)[np.arange(7), labels.numpy()].mean()
+    assert loss.bns.item() == pytest.approx(np.mean(gaps))
+    assert loss.class_.item() == pytest.approx(cross_entropy)
+    assert loss.total.item() == pytest.approx(cross_entropy + 0.1 * np.mean(gaps))
+    torch.testing.assert_close(loss.logits, x)
+
+
+def test_the_gradient_reaches_the_images_only_and_is_right():
+    teacher, (images, labels) = _teacher(), _images()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    assert torch.autograd.gradcheck(lambda x: reconstruction_loss(teacher, x, labels, bns_weight=0.1).total, images)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_hooks_are_gone_afterwards_even_after_an_exception():
+    teacher, (images, _) = _teacher(), _images()
+    with pytest.raises(RuntimeError), record_bn_statistics(teacher):
+        teacher(images[:, :1])
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_a_teacher_that_cannot_serve_is_refused():
+    images, labels = _images()
+    with pytest.raises(ValueError, match="training mode"):
+        reconstruction_loss(_teacher().train(), images, labels, bns_weight=0.1)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(60, 5)).double().eval()
+    with pytest.raises(ValueError, match="BatchNorm2d"):
+        reconstruction_loss(plain, images, labels, bns_weight=0.1)
+    assert reconstruction_loss(plain, images, labels, bns_weight=0.0).bns.item() == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+def test_distillation_against_scipy(reduction):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 7, 5, dtype=torch.double).unbind()
+    q, p = softmax(teacher.numpy() / 20, axis=1), softmax(student.numpy() / 20, axis=1)
+    divergence = rel_entr(q, p).sum(1).mean() * 20**2
+    expected = divergence / 5 if reduction == "mean" else divergence
+    assert distillation_loss(student, teacher, temperature=20, reduction=reduction).item() == pytest.approx(expected)
+
+
+def test_distillation_vanishes_for_equal_logits_and_refuses_other_reductions():
+    logits = torch.randn(3, 5)
+    assert distillation_loss(logits, logits, temperature=4.0, reduction="mean").item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="sum"):
+        distillation_loss(logits, logits, temperature=4.0, reduction="sum")
+
+
+def test_compression_loss_adds_its_two_weighted_parts():
+    torch.manual_seed(0)
+    student, teacher, labels = torch.randn(7, 5), torch.randn(7, 5), torch.arange(7) % 5
+
+    def loss(ce, kd):
+        return compression_loss(
+            student, teacher, labels, ce_weight=ce, kd_weight=kd, temperature=20.0, reduction="mean"
+        ).item()
+
+    assert loss(2.0, 3.0) == pytest.approx(2 * loss(1.0, 0.0) + 3 * loss(0.0, 1.0))
+    assert loss(1.0, 0.0) == pytest.approx(nn.functional.cross_entropy(student, labels).item())
