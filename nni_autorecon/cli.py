@@ -57,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_stage(compress, CompressConfig, run_compress)
 
+    start = commands.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
+    start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
+    start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
+    start.set_defaults(run=run_start)
+
     export = commands.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
     export.add_argument("-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE")
@@ -117,6 +122,12 @@ def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> N
     print(f"result: {run / 'result.json'}")
     if trial:
         trial.report_final(result.metrics())
+
+
+def run_start(arguments: argparse.Namespace) -> None:
+    from .experiment import start_experiment
+
+    start_experiment(arguments.file, arguments.port)
 
 
 def run_export(arguments: argparse.Namespace) -> None:

@@ -130,11 +130,12 @@ class Config:
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
+    weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
     width: int = setting(16, "channels of every node (the paper's generators: 64)", symbol="C", low=1)
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
     architecture_steps: int = setting(8, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
-    validation_steps: int = setting(4, "batches of the validation loss after each epoch", low=1)
+    validation_steps: int = setting(8, "batches of the validation loss after each epoch", low=1)
     relaxation: str = setting(
         "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
     )
@@ -143,7 +144,7 @@ class SearchConfig(Config):
         choices=("soft", "hard"),
     )  # fmt: skip
     temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)
-    temperature_end: float = setting(0.5, "temperature of the last epoch", symbol="τ", low=1e-3)
+    temperature_end: float = setting(1.5, "temperature of the last epoch", symbol="τ", low=1e-3)
     temperature_schedule: str = setting(
         "exponential", "path between the two", choices=("constant", "linear", "exponential", "cosine")
     )

@@ -8,8 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import digits
+from .checkpoint import load_checkpoint
 from .config import Config
 from .errors import InputError
 from .topology import ImageShape
@@ -28,11 +28,6 @@ SPECS = "digits, torchvision:NAME, or module:factory (path/to/file.py:factory) w
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_SIZE = 224
-
-WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts keep the state_dict in a checkpoint."""
-PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What DataParallel, Lightning and torch.compile put before every key."""
 
 
 @dataclass(frozen=True)
@@ -215,63 +210,6 @@ def _takes_num_classes(factory: Callable[..., object]) -> bool:
     return True
 
 
-def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
-    """Load the state_dict in ``path`` into ``network``, called ``name`` in errors.
-
-    Wrappers (``{"state_dict": …}``, ``{"model": …}``) and prefixes of all keys (``module.`` and the like) come
-    off first. Raises InputError for a file that cannot be read or that does not fit, naming what does not.
-    """
-    own = network.state_dict()
-    state = _unwrapped(_read_checkpoint(path), own, path)
-    shapes = [
-        f"{key} ({list(state[key].shape)} for {list(tensor.shape)})"
-        for key, tensor in own.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    fitting = {key: tensor for key, tensor in state.items() if key not in own or tensor.shape == own[key].shape}
-    missing, unexpected = network.load_state_dict(fitting, strict=False)  # strict would not name the shapes one by one
-    missing = [key for key in missing if key not in state]
-    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
-    if any(faults.values()):
-        listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in faults.items() if names)
-        raise InputError(
-            f"checkpoint {path} does not fit {name}: {listed}; give one of exactly this network (and --num-classes)"
-        )
-
-
-def _read_checkpoint(path: Path) -> object:
-    """What torch.load finds in ``path``, tensors and plain containers only."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
-    except Exception as error:  # damaged bytes can make the reader raise anything
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        fault = f"holds {refused[1]}, which could run code" if refused else "is damaged or no PyTorch checkpoint"
-        raise InputError(f"checkpoint {path} {fault}; give torch.save(network.state_dict(), FILE)") from error
-
-
-def _unwrapped(content: object, own: Iterable[str], path: Path) -> Mapping[str, Tensor]:
-    """The state_dict within a checkpoint's ``content``, under the names that a network with keys ``own`` uses."""
-    while isinstance(content, Mapping) and (found := [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]):
-        content = content[found[0]]
-    entries: Mapping[str, object] = content if isinstance(content, Mapping) else {type(content).__name__: content}
-    strangers = [str(key) for key, value in entries.items() if not isinstance(value, Tensor)]
-    if strangers or not entries:
-        raise InputError(
-            f"checkpoint {path} holds no state_dict but {_listing(strangers) or 'nothing'}; "
-            f"give one, alone or under {' or '.join(WRAPPERS)}"
-        )
-    state = typing.cast(Mapping[str, Tensor], entries)
-    while prefixes := [p for p in PREFIXES if _all_start(state, p) and not _all_start(own, p)]:
-        state = {key.removeprefix(prefixes[0]): tensor for key, tensor in state.items()}
-    return state
-
-
-def _all_start(keys: Iterable[str], prefix: str) -> bool:
-    return all(key.startswith(prefix) for key in keys)
-
-
 def _has_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
@@ -321,11 +259,6 @@ def _usual_normalization(channels: int) -> tuple[tuple[float, ...], tuple[float,
 def _hint(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known)
     return f"did you mean {' or '.join(close)}?" if close else "check the spelling"
-
-
-def _listing(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _named(error: Exception) -> str:

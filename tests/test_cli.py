@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -95,11 +96,12 @@ def test_force_replaces(tmp_path):
         (["compress", "--generator", "cat"], "generator 'cat' is not known"),
         (["compress", "--epochs", "5"], "epochs (5) must exceed"),
         (["export", "--experiment", "nosuchid"], "NNI knows no experiment 'nosuchid'"),
+        (["start", "none.yml"], "experiment file none.yml does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(argv, message, digits_teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if argv[0] != "export":
+    if argv[0] in ("search", "compress"):
         argv = [*argv, "-o", "run"]
     assert _run(*argv) == 2
     error = capsys.readouterr().err
@@ -113,6 +115,18 @@ def test_an_unwritable_output_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert _run("search", *SEARCH, "-o", tmp_path / "file" / "run") == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_one_line(tmp_path, capsys):
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert _run("start", "experiment.yml", "--port", port) == 2
+    error = capsys.readouterr().err
+    assert f"port {port} cannot be used for the web UI" in error
+    assert "choose another with --port" in error
+    assert error.count("\n") == 1
 
 
 def test_a_run_that_diverges_fails_with_code_1(tmp_path, capsys):

@@ -12,7 +12,7 @@ import nni_autorecon
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "config", "topology"},
-    {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data"},
+    {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
     {"losses", "genotype", "digits"},
     {"generator", "teacher", "reconstruction"},
     {"plots", "compression"},

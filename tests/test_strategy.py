@@ -105,10 +105,13 @@ def test_each_epoch_reports_what_the_web_ui_shows():
 
 def test_the_temperature_reaches_every_edge(monkeypatch):
     seen = set()
-    monkeypatch.setattr(
-        AutoReConModule, "training_step",
-        lambda self, *args: None,
-    )  # fmt: skip
+    step = AutoReConModule.training_step
+
+    def recorded(self, batch, batch_idx):
+        seen.add(tuple(edge.sample.tau for edge in self.mixed_edges()))
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(AutoReConModule, "training_step", recorded)
     _run()
     assert seen == {(4.0,) * 33, (2.0,) * 33, (1.0,) * 33}
 

@@ -16,13 +16,13 @@ import torchvision
 from torch import Tensor, nn
 
 from nni_autorecon import digits
+from nni_autorecon.checkpoint import load_checkpoint
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Teacher,
-    load_checkpoint,
     load_teacher,
     resolve_device,
 )
@@ -65,6 +65,10 @@ class Tuple(Net):
 class Map(Net):
     def forward(self, images):
         return images
+
+class OneLogit(Net):
+    def forward(self, images):
+        return super().forward(images)[:, :1]
 
 class Flat(nn.Module):
     def __init__(self):
@@ -302,6 +306,7 @@ def test_unknown_form(spec: str) -> None:
         ("net", {"image_size": -2}, "fails on a 2×-2×-2 image"),
         ("net", {"image_size": 5, "num_classes": 5}, "has 7 classes, not 5; correct --num-classes"),
         ("Tuple", {"image_size": 5}, "returns a tuple for one image"),
+        ("OneLogit", {"image_size": 5}, "returns shape [1, 1] for one image"),
         ("Map", {"image_size": 5}, "returns shape [1, 2, 5, 5] for one image"),
     ],
 )
