@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from nni_autorecon.cli import report_errors
 from nni_autorecon.compression import CompressionResult, run_compression
 from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.generator import generator_cost, generator_from_spec
+from nni_autorecon.generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.reconstruction import evaluate_generator
@@ -60,8 +60,14 @@ def measure(folder: Path) -> tuple[list[CompressionResult], dict[str, list[tuple
         run = RunFolder(folder / f"search-{seed}")
         found = search(config, run)
         generators.setdefault("searched", []).append((found.loss["loss"], found.genotype.details["macs"]))
-        for name, spec in {"random": f"random:{seed}", "all dil_conv_5x5": "all:dil_conv_5x5", "GDFQ": "gdfq"}.items():
-            generators.setdefault(name, []).append(control(spec, config))
+        controls = {
+            "random": control(f"random:{seed}", config, width=config.width),
+            "all dil_conv_5x5": control("all:dil_conv_5x5", config, width=config.width),
+            "GDFQ": control("gdfq", config, width=None),
+            "GDFQ at equal MACs": control("gdfq", config, width=gdfq_width(found.genotype.details["macs"], config)),
+        }
+        for name, pair in controls.items():
+            generators.setdefault(name, []).append(pair)
         print(f"seed {seed}: L_r " + ", ".join(f"{name} {pairs[-1][0]:.4f}" for name, pairs in generators.items()))
         for bits in BITS:
             compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}")
@@ -70,24 +76,33 @@ def measure(folder: Path) -> tuple[list[CompressionResult], dict[str, list[tuple
     return students, generators
 
 
-def control(spec: str, config: SearchConfig) -> tuple[float, int]:
+def control(spec: str, config: SearchConfig, *, width: int | None) -> tuple[float, int]:
     """L_r and MACs of another generator, trained and measured exactly as the searched one is."""
     teacher = load_teacher(config.teacher)
     torch.manual_seed(config.seed)
-    width = None if spec == "gdfq" else config.width
-    generator = generator_from_spec(
-        spec, image=teacher.image, num_classes=teacher.num_classes, width=width, latent_dim=config.latent_dim
-    )
+    generator = make(spec, config, width)
     objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed)
     return evaluate_generator(generator, objective, source, config)["loss"], generator_cost(generator)[0]
 
 
+def make(spec: str, config: SearchConfig, width: int | None) -> Generator | GDFQGenerator:
+    teacher = load_teacher(config.teacher)
+    return generator_from_spec(
+        spec, image=teacher.image, num_classes=teacher.num_classes, width=width, latent_dim=config.latent_dim
+    )
+
+
+def gdfq_width(macs: int, config: SearchConfig) -> int:
+    """The width at which GDFQ's generator comes closest to ``macs``."""
+    return min(range(2, 257, 2), key=lambda width: abs(generator_cost(make("gdfq", config, width))[0] - macs))
+
+
 def table(students: Sequence[CompressionResult], generators: dict[str, list[tuple[float, int]]]) -> str:
     """Mean ± standard deviation over the seeds, as Markdown."""
 
-    def over_seeds(bits: str, value: Callable[[CompressionResult], float | None]) -> str:
-        return spread([100 * (value(student) or 0.0) for student in students if student.bits == bits])
+    def over_seeds(bits: str, name: str) -> str:
+        return spread([100 * float(getattr(student, name)) for student in students if student.bits == bits])
 
     lines = [
         f"`python benchmarks/digits.py`, seeds {', '.join(map(str, SEEDS))}, mean ± standard deviation, last epoch; "
@@ -104,8 +119,8 @@ def table(students: Sequence[CompressionResult], generators: dict[str, list[tupl
         "| student | ranges alone | trained | teacher |",
         "|---|---|---|---|",
         *(
-            f"| {bits} | {over_seeds(bits, lambda s: s.ranges_only_accuracy)} % "
-            f"| {over_seeds(bits, lambda s: s.accuracy)} % | {100 * (students[0].teacher_accuracy or 0):.2f} % |"
+            f"| {bits} | {over_seeds(bits, 'ranges_only_accuracy')} % | {over_seeds(bits, 'accuracy')} % "
+            f"| {100 * float(students[0].teacher_accuracy or 'nan'):.2f} % |"
             for bits in BITS
         ),
     ]

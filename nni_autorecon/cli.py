@@ -15,6 +15,7 @@ from .errors import AutoReConError, InputError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .runs import RunFolder
     from .trial import Trial
 
 PROGRAM = "nni-autorecon"
@@ -51,10 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_stage(commands.add_parser("search", help="search a generator architecture (stage 1)"), SearchConfig, run_search)
 
     compress = commands.add_parser("compress", help="quantize and distil the teacher (stage 2)")
-    compress.add_argument(
-        "--genotype", dest="generator", type=lambda path: f"searched:{path}", metavar="FILE",
-        default=argparse.SUPPRESS, help="shorthand for --generator searched:FILE",
-    )  # fmt: skip
     add_stage(compress, CompressConfig, run_compress)
 
     start = commands.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
@@ -77,6 +74,8 @@ def add_stage(
     parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags go before it")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
+    if config is CompressConfig:
+        parser.add_argument("--genotype", metavar="FILE", help="shorthand for --generator searched:FILE")
     config.add_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -84,12 +83,10 @@ def add_stage(
 
 def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
     """Stage 1 on its own, or as an NNI trial."""
-    from .runs import RunFolder, new_folder
     from .search import search
 
     config = _configure(SearchConfig, arguments, trial)
-    folder = arguments.output or (trial and trial.output) or new_folder("search")
-    run = RunFolder(folder, force=arguments.force or trial is not None)
+    run = _run_folder("search", arguments, trial)
     result = search(
         config,
         run,
@@ -107,16 +104,14 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
 def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
     """Stage 2 on its own, or as an NNI trial."""
     from .compression import run_compression
-    from .runs import RunFolder, new_folder
 
     config = _configure(CompressConfig, arguments, trial)
-    folder = arguments.output or (trial and trial.output) or new_folder("compress")
 
     def on_epoch(row: dict[str, Any]) -> None:
         if trial and "agreement" in row:  # there is no student to speak of during the warm-up
             trial.report_intermediate(_for_nni(row, default="agreement"))
 
-    run = RunFolder(folder, force=arguments.force or trial is not None)
+    run = _run_folder("compress", arguments, trial)
     result = run_compression(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
     print(result.summary())
     print(f"result: {run / 'result.json'}")
@@ -161,8 +156,21 @@ def run_as_trial(
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
+    if genotype := getattr(arguments, "genotype", None):
+        if hasattr(arguments, "generator"):
+            raise InputError("--genotype and --generator both name a generator; give one of them")
+        arguments.generator = f"searched:{genotype}"
     config = kind.from_arguments(arguments)
     return config.override(trial.parameters, source="tuner") if trial else config
+
+
+def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> RunFolder:
+    """The folder named by --output, or NNI's for the trial, which may hold an earlier attempt, or a new one."""
+    from .runs import RunFolder, new_folder
+
+    if arguments.output or not (trial and trial.output):
+        return RunFolder(arguments.output or new_folder(stage), force=arguments.force)
+    return RunFolder(trial.output, force=True)
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
@@ -173,3 +181,7 @@ def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
 
 def _ignore(row: Mapping[str, Any]) -> None:
     pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

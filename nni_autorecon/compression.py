@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import CompressConfig
-from .data import LabelledImages, accuracy
+from .data import LabelledImages, accuracy, load_images
 from .digits import digits_data
 from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
@@ -104,7 +104,8 @@ class Compression:
 
     @classmethod
     def start(cls, config: CompressConfig, teacher: Teacher) -> Compression:
-        """Everything at its initial state. Seeds torch."""
+        """Everything at its initial state. Seeds torch. Raises InputError if the settings do not go together."""
+        config.require_consistent()
         torch.manual_seed(config.seed)
         generator = generator_from_spec(
             config.generator, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
@@ -117,8 +118,8 @@ class Compression:
             allow_partial=config.allow_partial,
         )
         objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
-        source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
-        return cls(config, teacher, generator, student, coverage, objective, source)
+        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
+        return cls(config, teacher, generator, student.to(teacher.device), coverage, objective, source)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -137,6 +138,8 @@ class Compression:
     def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
         phase = self.phase(epoch)
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = self.config.weight_lr * SCHEDULES[self.config.weight_schedule](epoch / self.config.epochs)
         mean, student_losses = MeanLoss(), []
         self.generator.train()
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
@@ -216,7 +219,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
     "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
 }
-"""Factor of the student's learning rate at a progress in [0, 1) through its training."""
+"""Factor of a learning rate at a progress in [0, 1) through training."""
 
 
 def compress(
@@ -260,11 +263,13 @@ def run_compression(
 ) -> CompressionResult:
     """Stage 2 for the configured teacher; leaves result, student and figures in ``run``.
 
-    The student is measured on real images only where the teacher comes with some (the digits' held-out split).
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
     """
     teacher = configured_teacher(config)
     compression = Compression.start(config, teacher)
-    data = digits_data("test") if config.teacher == "digits" else None
+    data = _test_data(config)
+    if data is not None:
+        compression.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
     run.start("compress", config)
     with tqdm(total=config.epochs * config.steps, desc="compress", disable=not progress) as bar:
 
@@ -275,9 +280,16 @@ def run_compression(
 
         result = compress(compression, data, on_epoch=report, on_step=bar.update)
     write_json(run / "result.json", result.to_dict())
-    write_atomically(run / "student.pt", lambda file: torch.save(compression.student.state_dict(), file))
+    state = {name: value.cpu() for name, value in compression.student.state_dict().items()}
+    write_atomically(run / "student.pt", lambda file: torch.save(state, file))
     _draw(run, compression)
     return result
+
+
+def _test_data(config: CompressConfig) -> LabelledImages | None:
+    if config.test_data is not None:
+        return load_images(config.test_data)
+    return digits_data("test") if config.teacher == "digits" else None
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:

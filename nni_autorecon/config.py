@@ -51,7 +51,6 @@ class Config:
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     threads: int | None = setting(None, "CPU threads (default: torch's choice, one per core)", low=1)
-    latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3)
     batch_size: int = setting(32, "images per batch", low=2)
     weight_lr: float = setting(1e-3, "Adam learning rate of the generator's weights W", low=0.0)
     weight_beta1: float = setting(0.5, "Adam beta 1 for W", low=0.0, high=0.9999)
@@ -131,6 +130,7 @@ class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
     weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
+    latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3)
     width: int = setting(16, "channels of every node (the paper's generators: 64)", symbol="C", low=1)
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
@@ -168,6 +168,10 @@ class SearchConfig(Config):
 class CompressConfig(Config):
     """Stage 2 of Algorithm 1: GDFQ's recipe with the generator of your choice."""
 
+    latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
+    test_data: str | None = setting(
+        None, "images to measure the student on: an .npz of uint8 images [N, C, H, W] and labels [N]"
+    )
     generator: str = setting(
         "gdfq",
         "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",
@@ -183,11 +187,15 @@ class CompressConfig(Config):
         "always", "train the generator throughout (GDFQ) or only in the warm-up (Algorithm 1)",
         choices=("always", "warmup"),
     )  # fmt: skip
+    weight_schedule: str = setting(
+        "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
+        choices=("constant", "cosine", "step"),
+    )  # fmt: skip
     student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
     student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
     student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
     student_schedule: str = setting(
-        "cosine", "learning rate over the student's epochs; step is x0.1 at 1/4, 1/2 and 3/4",
+        "cosine", "learning rate over the student's epochs (step as above)",
         choices=("constant", "cosine", "step"),
     )  # fmt: skip
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
@@ -201,7 +209,10 @@ class CompressConfig(Config):
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
     agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
 
-    def __post_init__(self) -> None:
+    def require_consistent(self) -> None:
+        """Raise InputError if settings that are fine one by one do not go together."""
+        if self.generator_updates == "warmup" and self.warmup_epochs == 0:
+            raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
         if self.warmup_epochs + self.range_epochs >= self.epochs:
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "

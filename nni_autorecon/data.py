@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +92,21 @@ def _describe(tensor: Tensor) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
+
+
+def load_images(path: str | Path) -> LabelledImages:
+    """The arrays ``images`` (uint8 [N, C, H, W]) and ``labels`` (integers [N]) of an ``.npz`` file, read as data only.
+
+    Raises InputError if the file is missing, damaged or holds anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+            return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64, casting="safe")))
+    except FileNotFoundError as error:
+        raise InputError(f"test data {path} does not exist; check the path") from error
+    except InputError as error:
+        raise InputError(f"test data {path}: {error}") from None
+    except Exception as error:  # whatever a reader makes of another file
+        need = "an .npz with uint8 images [N, C, H, W] and integer labels [N]"
+        raise InputError(f"cannot read test data {path} ({' '.join(str(error).split())}); give {need}") from error

@@ -62,10 +62,11 @@ def read_text(path: Path, what: str) -> str:
 def require_absent(path: Path, *, force: bool = False) -> None:
     """Raise InputError if ``path`` already holds something that a write would replace."""
     path = Path(path)
-    if force or not path.exists():
-        return
-    if path.is_dir() and not any(path.iterdir()):
-        return
+    try:
+        if force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+    except OSError as error:
+        raise InputError(f"cannot look into {path}: {error.strerror or error}; choose another place") from error
     raise InputError(f"{path} already exists; choose another place or pass --force to replace it")
 
 

@@ -21,7 +21,6 @@ from .topology import (
     incoming,
     latent_split,
     node_size,
-    start_size,
 )
 
 EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
@@ -43,7 +42,7 @@ class Generator(nn.Module):
         super().__init__()
         self.image, self.num_classes, self.width, self.latent_dim = image, num_classes, width, latent_dim
         self.latent_split = latent_split(latent_dim)
-        block_inputs = [start_size(image), *(node_size(Node(b, 5), image) for b in range(1, NUM_BLOCKS))]
+        block_inputs = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
         self.stems = nn.ModuleList(
             nn.Linear(dim, width * h * w) for dim, (h, w) in zip(self.latent_split, block_inputs, strict=True)
         )
@@ -56,8 +55,7 @@ class Generator(nn.Module):
         chunks = z.split(self.latent_split, dim=1)
         nodes: dict[Node, Tensor] = {}
         for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
-            size = start_size(self.image) if block == 1 else node_size(Node(block - 1, 5), self.image)
-            features = stem(chunk).view(-1, self.width, *size)  # [N, width, h, w]
+            features = stem(chunk).view(-1, self.width, *node_size(Node(block, 1), self.image))  # [N, width, h, w]
             nodes[Node(block, 1)] = features if block == 1 else nodes[Node(block - 1, 5)] + features
             for index in (2, 3, 4, 5):
                 node = Node(block, index)
@@ -80,6 +78,7 @@ class ToImage(nn.Module):
 
 
 GDFQ_WIDTH = 128
+LATENT_DIM = 100
 GDFQ_EPS = 0.8  # the released code passes 0.8 where BatchNorm2d expects eps; it is part of the baseline
 
 
@@ -97,7 +96,7 @@ class GDFQGenerator(nn.Module):
         image: ImageShape,
         num_classes: int,
         width: int = GDFQ_WIDTH,
-        latent_dim: int = 100,
+        latent_dim: int = LATENT_DIM,
         conditional: bool = False,
     ) -> None:
         super().__init__()
@@ -154,18 +153,19 @@ def derived_generator(
 
 
 def generator_from_spec(
-    spec: str, *, image: ImageShape, num_classes: int, width: int | None, latent_dim: int
+    spec: str, *, image: ImageShape, num_classes: int, width: int | None, latent_dim: int | None
 ) -> Generator | GDFQGenerator:
     """The generator that a person names: ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``,
     ``gdfq`` or ``gdfq-conditional``.
 
-    ``width`` None means the genotype's own, 64 for random and all, GDFQ's 128.
+    ``width`` None means the genotype's own, 64 for random and all, GDFQ's 128; ``latent_dim`` None the genotype's,
+    else 100.
     Raises InputError for anything else.
     """
     kind, _, argument = spec.partition(":")
     if spec in ("gdfq", "gdfq-conditional"):
         return GDFQGenerator(
-            image=image, num_classes=num_classes, width=width or GDFQ_WIDTH, latent_dim=latent_dim,
+            image=image, num_classes=num_classes, width=width or GDFQ_WIDTH, latent_dim=latent_dim or LATENT_DIM,
             conditional=spec == "gdfq-conditional",
         )  # fmt: skip
     if kind not in GENOTYPES or not argument:
@@ -173,7 +173,11 @@ def generator_from_spec(
         raise InputError(f"generator {spec!r} is not known; use one of {forms}")
     genotype = GENOTYPES[kind](argument)
     return derived_generator(
-        genotype.choices, image=image, num_classes=num_classes, width=width or genotype.width, latent_dim=latent_dim
+        genotype.choices,
+        image=image,
+        num_classes=num_classes,
+        width=width or genotype.width,
+        latent_dim=latent_dim or genotype.latent_dim,
     )
 
 

@@ -28,7 +28,6 @@ from .topology import (
     latent_split,
     node_size,
     outgoing,
-    start_size,
 )
 
 FORMAT = "nni-autorecon genotype"
@@ -44,6 +43,7 @@ class Genotype:
 
     choices: Mapping[str, str]
     width: int = 64
+    latent_dim: int = 100
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,8 +52,8 @@ class Genotype:
         object.__setattr__(self, "choices", MappingProxyType(ordered))
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        document = {"format": FORMAT, "version": VERSION, "width": self.width, **self.details}
-        return json.dumps({**document, "edges": dict(self.choices)}, indent=indent, allow_nan=False)
+        document = {"format": FORMAT, "version": VERSION, "width": self.width, "latent_dim": self.latent_dim}
+        return json.dumps({**document, **self.details, "edges": dict(self.choices)}, indent=indent, allow_nan=False)
 
     def save(self, path: Path) -> None:
         write_text(path, self.to_json() + "\n")
@@ -67,16 +67,20 @@ class Genotype:
             raise InputError(f"{source} is not JSON ({error}); export it again") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; use nni-autorecon export')
-        if document.get("version") != VERSION:
+        if document.get("version") != VERSION or isinstance(document["version"], bool):
             raise InputError(f"{source} has version {document.get('version')!r}; this release reads version {VERSION}")
-        width, edges = document.get("width"), document.get("edges")
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise InputError(f"{source}: width = {width!r} is not a positive whole number")
+        sizes: dict[str, int] = {}
+        for name, least in (("width", 1), ("latent_dim", NUM_BLOCKS)):
+            value = document.get(name)
+            if type(value) is not int or value < least:
+                raise InputError(f"{source}: {name} = {value!r} is not a whole number from {least} up")
+            sizes[name] = value
+        edges = document.get("edges")
         if not isinstance(edges, dict):
             raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation name")
-        details = {k: v for k, v in document.items() if k not in ("format", "version", "width", "edges")}
+        details = {k: v for k, v in document.items() if k not in ("format", "version", "edges", *sizes)}
         try:
-            return cls(edges, width, details)
+            return cls(edges, **sizes, details=details)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 
@@ -107,8 +111,9 @@ def check_choices(choices: Mapping[str, str]) -> None:
         if choices[edge.label] not in edge.candidates:
             raise InputError(f"edge {edge.label!r}: unknown operation {choices[edge.label]!r}; use one of {allowed}")
     for node in dead_nodes(choices):
-        edges = " or ".join(repr(edge.label) for edge in _reviving_edges(node, choices))
-        raise InputError(f"node {node} is dead (nothing enters it, or nothing leaves it); connect {edges}")
+        edges = _reviving_edges(node, choices)
+        labels, allowed = " or ".join(repr(edge.label) for edge in edges), ", ".join(edges[0].candidates[:-1])
+        raise InputError(f"node {node} is dead (nothing enters or nothing leaves it); give {labels} one of {allowed}")
 
 
 def dead_nodes(choices: Mapping[str, str]) -> list[Node]:
@@ -167,7 +172,7 @@ def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> i
 
 def fixed_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
     """Multiply-accumulates outside the edges: the three linear maps of z and the convolution to the image."""
-    sizes = [start_size(image), *(node_size(Node(block, 5), image) for block in range(1, NUM_BLOCKS))]
+    sizes = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
     stems = sum(dim * width * h * w for dim, (h, w) in zip(latent_split(latent_dim), sizes, strict=True))
     return stems + 9 * width * image.channels * image.height * image.width
 

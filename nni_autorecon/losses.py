@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .statistics import BatchNormStatistics, batch_norms, record_bn_statistics
+from .statistics import BatchNormStatistics, record_bn_statistics
 
 
 class ReconstructionLoss(NamedTuple):
@@ -36,18 +36,14 @@ def bn_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
 def reconstruction_loss(teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight: float) -> ReconstructionLoss:
     """Eq. 1: cross-entropy of the teacher on its own synthetic images, plus the gap in BatchNorm statistics.
 
-    images: [N, C, H, W]; labels: [N]. Without BatchNorm2d layers, ``bns_weight`` must be 0.
-    Raises ValueError if the teacher is in training mode, or has no BatchNorm2d although ``bns_weight`` > 0.
+    images: [N, C, H, W]; labels: [N]. L_bns is 0 if ``bns_weight`` is 0 and the teacher calls no BatchNorm2d.
+    Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d although ``bns_weight`` > 0.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode; call teacher.eval()")
-    if bns_weight == 0 and not batch_norms(teacher):
+    with record_bn_statistics(teacher) as statistics:
         logits = teacher(images)  # [N, K]
-        bns = logits.new_zeros(())
-    else:
-        with record_bn_statistics(teacher) as statistics:
-            logits = teacher(images)  # [N, K]
-        bns = bn_statistics_loss(statistics)
+    bns = bn_statistics_loss(statistics) if statistics or bns_weight else logits.new_zeros(())
     class_ = F.cross_entropy(logits, labels)
     return ReconstructionLoss(class_ + bns_weight * bns, class_, bns, logits)
 

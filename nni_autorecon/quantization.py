@@ -38,6 +38,9 @@ _SAME_VALUES = re.compile(  # the result has the values of the first input, poss
     r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|zeropad2d"
 )
 _ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
+_FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product may be a squeeze-and-excitation gate
+    "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
+)
 _TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # modules whose functions fx shows as they are
 
 
@@ -187,6 +190,11 @@ def quantize_network(
         gaps = list(_float_functions(traced))
         activations = _insert_quantizers(traced, activation_bits)
         float_inputs = tuple(_float_inputs(traced))
+        gaps += [
+            Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
+            for gap in float_inputs
+            if not _FLOAT_BY_PROTOCOL.fullmatch(gap.reason)
+        ]
 
     layers = {module: path for path, module in student.named_modules() if isinstance(module, QUANTIZED)}
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in student.named_parameters()):

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from .config import Config
 from .errors import InputError
 from .files import require_absent, write_json, write_text
 from .version import __version__
 
+RESULTS = (
+    "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.pt",
+    "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
+)  # fmt: skip
 PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
 
 
 class RunFolder:
     """``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row, the rest by the caller.
 
-    Raises InputError if the folder holds something already, unless ``force``.
+    Raises InputError if the folder holds something already, unless ``force``, or is a file.
     """
 
     def __init__(self, path: str | Path, *, force: bool = False) -> None:
-        self.path = Path(path)
+        self.path, self.force = Path(path), force
+        if self.path.is_file():
+            raise InputError(f"{path} is a file; name a folder for the results")
         require_absent(self.path, force=force)
         self.rows: list[dict[str, Any]] = []
 
     def start(self, command: str, config: Config) -> None:
-        """Write the resolved settings: what was asked for has proved usable, and work begins."""
+        """Write the resolved settings: what was asked for has proved usable, and work begins.
+
+        With ``force``, results of an earlier run go. Raises InputError if another run took the folder meanwhile.
+        """
+        require_absent(self.path, force=self.force)
         write_json(self / "config.json", {"command": command, "config": config.to_dict(), "versions": versions()})
+        for name in RESULTS:
+            (self / name).unlink(missing_ok=True)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -40,7 +53,7 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row of metrics; the file on disk is always whole."""
         self.rows.append(dict(row))
-        write_text(self / "metrics.csv", to_csv(self.rows))
+        write_text(self / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
 
 
 def versions() -> dict[str, str]:
@@ -49,18 +62,6 @@ def versions() -> dict[str, str]:
     return {"nni-autorecon": __version__, "python": platform.python_version(), **installed}
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV under the union of their keys, in order of first appearance; missing values are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
-    """A folder name for a run that was given none, e.g. ``runs/search-20210819-143000``."""
-    path = root / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
-        raise InputError(f"{path} already exists; name another folder with --output")
-    return path
+    """A folder name for a run that was given none: stage, time and process, e.g. ``runs/search-20210819-143000-77``."""
+    return root / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

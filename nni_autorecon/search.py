@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from nni.nas.space import RawFormatModelSpace
 from tqdm import tqdm
 
 from .config import SearchConfig
+from .errors import AutoReConError
+from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
 from .latent import LatentSource
@@ -86,9 +89,11 @@ def search(
         epoch_share = 1 / (config.weight_steps + config.architecture_steps)
         loss = evaluate_generator(generator, objective, source, config, on_step=lambda: bar.update(epoch_share))
 
-    genotype = Genotype(choices, config.width, _details(config, teacher, generator, choices, loss, repaired))
+    details = _details(config, teacher, generator, choices, loss, repaired)
+    genotype = Genotype(choices, config.width, config.latent_dim, details)
     result = SearchResult(genotype, loss, strategy.probabilities())
     genotype.save(run / "genotype.json")
+    write_json(run / "probabilities.json", result.probabilities)
     _draw(run, result, generator, source)
     return result
 
@@ -118,7 +123,13 @@ def run_strategy(
             LatentLoader(source, "search", config.weight_steps + config.architecture_steps, epoch),
             LatentLoader(source, "validation", config.validation_steps, lambda: 0),
         )  # fmt: skip
-        strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
+        try:
+            strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
+        except SystemExit as stop:  # Lightning's answer to SIGINT and SIGTERM, with exit codes that say nothing
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from stop
+            raise AutoReConError("the search was terminated by a signal; start it again") from stop
     return strategy
 
 
@@ -149,7 +160,6 @@ def _details(
         "teacher": teacher.name,
         "image": teacher.image._asdict(),
         "num_classes": teacher.num_classes,
-        "latent_dim": config.latent_dim,
         "loss": dict(loss),
         "macs": generator_macs(choices, width=config.width, image=teacher.image, latent_dim=config.latent_dim),
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),
@@ -176,13 +186,15 @@ def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what nobody can act on off the screen: Lightning's hardware report and hints about data loaders."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep what nobody can act on off the screen: Lightning's hardware report and hints, NNI's echo of our errors."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "nni")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=pytorch_lightning.__name__)
         try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -37,8 +38,8 @@ class AutoReConStrategy(GumbelDARTS):
     ``on_epoch`` receives the metrics of each epoch.
     """
 
-    def __init__(self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None) -> None:
+        super().__init__()
         self.config = config
         self.on_epoch = on_epoch
 
@@ -221,7 +222,7 @@ class AutoReConModule(GumbelDartsLightningModule):
         """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""
         return self._expected_macs(lambda alpha: alpha.softmax(-1))
 
-    @property
+    @cached_property
     def uniform_macs(self) -> float:
         """Expected MACs when every operation is equally likely: the unit of the penalty."""
         return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()

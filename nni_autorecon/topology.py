@@ -103,22 +103,16 @@ def outgoing(node: Node) -> tuple[Edge, ...]:
     return tuple(edge for edge in EDGES if edge.source == node)
 
 
-def start_size(image: ImageShape) -> tuple[int, int]:
-    """Height and width of B1-N1: an eighth of the image, rounded up."""
-    return _size(image, 2**NUM_BLOCKS)
-
-
 def node_size(node: Node, image: ImageShape) -> tuple[int, int]:
-    """Height and width of a node. The last block's N2 to N5 have the image's size exactly."""
-    halvings = NUM_BLOCKS - node.block + (node.position == 1)
-    return _size(image, 2**halvings)
+    """Height and width of a node: an eighth of the image for B1-N1, twice that in every block, rounded up.
+
+    The last block's N2 to N5 have the image's size exactly.
+    """
+    factor = 2 ** (NUM_BLOCKS - node.block + (node.position == 1))
+    return -(-image.height // factor), -(-image.width // factor)
 
 
 def latent_split(latent_dim: int) -> tuple[int, ...]:
     """How many latent dimensions each block receives; the last one takes the remainder (100 = 33 + 33 + 34)."""
     share = latent_dim // NUM_BLOCKS
     return (*(share,) * (NUM_BLOCKS - 1), latent_dim - share * (NUM_BLOCKS - 1))
-
-
-def _size(image: ImageShape, factor: int) -> tuple[int, int]:
-    return -(-image.height // factor), -(-image.width // factor)

@@ -13,6 +13,8 @@ import nni.trial
 import requests
 from nni.runtime.trial_command_channel import get_default_trial_command_channel
 
+from .errors import AutoReConError
+
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,12 @@ class Trial:
         """Send the result. Must hold ``default``, or NNI's dispatcher dies without a word."""
         if not isinstance(metrics.get("default"), (int, float)):
             raise ValueError(f"the final metrics need a number under 'default', got {metrics.get('default')!r}")
-        self._send("FINAL", 0, metrics)
+        try:
+            self._send("FINAL", 0, metrics)
+        except requests.RequestException as error:
+            raise AutoReConError(
+                f"NNI's manager does not answer ({type(error).__name__}); the result is in {self.output}"
+            ) from error
 
     def _send(self, kind: Literal["PERIODICAL", "FINAL"], sequence: int, metrics: Mapping[str, Any]) -> None:
         self._channel.send_metric(

@@ -3,21 +3,28 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from nni_autorecon import cli
 from nni_autorecon.config import CompressConfig, SearchConfig
+from nni_autorecon.digits import digits_data
+from nni_autorecon.errors import InputError
 from nni_autorecon.genotype import Genotype, random_choices
 
 SEARCH = (
     "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
     "--validation-steps 1 --final-steps 2"
 ).split()
-COMPRESS = "--latent-dim 5 --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
+COMPRESS = "--batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
 
 
 def _run(*argv):
@@ -38,7 +45,8 @@ def searched(digits_teacher, tmp_path_factory):
 
 def test_a_search_leaves_a_complete_folder(searched):
     assert {path.name for path in searched.iterdir()} == {
-        "config.json", "metrics.csv", "genotype.json", "loss.png", "probabilities.png", "genotype.png", "images.png",
+        "config.json", "metrics.csv", "genotype.json", "probabilities.json",
+        "loss.png", "probabilities.png", "genotype.png", "images.png",
     }  # fmt: skip
     resolved = json.loads((searched / "config.json").read_text())
     assert resolved["command"] == "search"
@@ -95,6 +103,8 @@ def test_force_replaces(tmp_path):
         (["compress", "--bits", "w1a4"], "bits = 'w1a4'"),
         (["compress", "--generator", "cat"], "generator 'cat' is not known"),
         (["compress", "--epochs", "5"], "epochs (5) must exceed"),
+        (["compress", "--genotype", "a.json", "--generator", "gdfq"], "--genotype and --generator both name"),
+        (["compress", "--test-data", "none.npz"], "test data none.npz does not exist"),
         (["export", "--experiment", "nosuchid"], "NNI knows no experiment 'nosuchid'"),
         (["start", "none.yml"], "experiment file none.yml does not exist"),
     ],
@@ -129,9 +139,82 @@ def test_a_taken_port_is_one_line(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert _run("search", *SEARCH, "-o", tmp_path / "file", "--force") == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
+    class Trial:
+        output = tmp_path / "nni"
+
+    theirs, mine = (cli.build_parser().parse_args(["search", *more]) for more in ([], ["-o", str(tmp_path / "mine")]))
+    for name in ("nni", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("earlier attempt")
+    assert cli._run_folder("search", theirs, Trial()).path == tmp_path / "nni"
+    with pytest.raises(InputError, match="already exists"):
+        cli._run_folder("search", mine, Trial())
+
+
+def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):
+    data = digits_data("test")
+    np.savez(tmp_path / "mine.npz", images=data.images[:40].numpy(), labels=data.labels[:40].numpy())
+    arguments = [*COMPRESS, "--width", 4, "--test-data", tmp_path / "mine.npz", "-o", tmp_path / "run"]
+    assert _run("compress", *arguments) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["accuracy"] * 40 == pytest.approx(round(result["accuracy"] * 40))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_a_stopped_search_says_so_and_fails(number, code, digits_teacher, tmp_path):
+    command = [sys.executable, "-m", "nni_autorecon.cli", "search", "--epochs", "1000", "-o", str(tmp_path / "run")]
+    with subprocess.Popen([*command, *SEARCH[:6]], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert error.startswith("nni-autorecon: ")
+    assert error.count("\n") == 1
+
+
+def test_weights_may_be_inherited(digits_teacher, tmp_path):
+    losses = []
+    for flag in ("--inherit-weights", "--no-inherit-weights"):
+        folder = tmp_path / flag
+        assert (
+            _run("search", *SEARCH, "--epochs", 4, "--weight-steps", 20, "--weight-lr", 0.01, flag, "-o", folder) == 0
+        )
+        losses.append(Genotype.load(folder / "genotype.json").details["loss"]["loss"])
+    assert losses[0] < losses[1]  # the supernet was trained for 80 steps, the fresh generator for 2
+
+
+def test_a_network_without_batchnorm_needs_a_weight_of_0(tmp_path, capsys):
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))\n"
+    )
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    teacher = ["--teacher", f"{tmp_path}/plain.py:make", "--checkpoint", tmp_path / "plain.pt", "--image-size", 13]
+    assert _run("search", *SEARCH, *teacher, "-o", tmp_path / "refused") == 2
+    assert "--bns-weight 0" in capsys.readouterr().err
+    assert _run("search", *SEARCH, *teacher, "--bns-weight", 0, "-o", tmp_path / "search") == 0
+    genotype = ["--genotype", tmp_path / "search" / "genotype.json"]
+    assert _run("compress", *COMPRESS, *teacher, "--bns-weight", 0, *genotype, "-o", tmp_path / "compress") == 0
+    assert json.loads((tmp_path / "compress" / "result.json").read_text())["accuracy"] is None
+
+
 def test_a_run_that_diverges_fails_with_code_1(tmp_path, capsys):
     assert _run("search", *SEARCH, "--weight-lr", "1e30", "-o", tmp_path / "run") == 1
-    assert "lower the learning rate" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "lower the learning rate" in printed.err
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert not (tmp_path / "run" / "genotype.json").exists()
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from nni_autorecon import compression as compression_module
 from nni_autorecon.compression import RANGES, SCHEDULES, TRAINING, WARM_UP, Compression, compress
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
@@ -156,6 +157,57 @@ def test_the_student_rate_follows_its_schedule():
     compression = _start(CONFIG.override({"student_schedule": "step", "epochs": 7}))
     rates = [row["student_lr"] for row in map(compression.run_epoch, range(7)) if "student_lr" in row]
     assert rates == pytest.approx([0.01, 0.01 * 0.1, 0.01 * 0.01, 0.01 * 0.001], rel=1e-6)
+
+
+def test_the_generator_rate_follows_its_schedule():
+    compression = _start(CONFIG.override({"weight_schedule": "step", "epochs": 4, "warmup_epochs": 2}))
+    rates = []
+    for epoch in range(4):
+        compression.run_epoch(epoch)
+        rates.append(compression.generator_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6])
+
+
+def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(monkeypatch):
+    """The same images and teacher logits, made before the generator's update (Xu et al., 2020)."""
+    compression = _start()
+    for epoch in range(3):
+        compression.run_epoch(epoch)
+    made, seen = [], []
+    generator_step = compression_module.generator_step
+
+    def recorded(*arguments):
+        images, loss = generator_step(*arguments)
+        made.append((images, loss.logits))
+        return images, loss
+
+    monkeypatch.setattr(compression_module, "generator_step", recorded)
+    step = compression._student_step
+    monkeypatch.setattr(
+        compression,
+        "_student_step",
+        lambda images, labels, logits: seen.append((images, logits)) or step(images, labels, logits),
+    )
+    compression.run_epoch(3)
+    assert len(seen) == CONFIG.steps
+    assert all(a is c and b is d for (a, b), (c, d) in zip(made, seen, strict=True))
+    assert all(torch.equal(compression.teacher.network(images), logits) for images, logits in seen)
+
+
+def test_ranges_alone_are_measured_before_the_student_is_trained(monkeypatch):
+    compression = _start()
+    initial = {name: value.clone() for name, value in compression.student.named_parameters()}
+    untouched = []
+
+    def measured(network, data):
+        if network is compression.student:
+            current = dict(network.named_parameters())
+            untouched.append(all(torch.equal(initial[name], current[name]) for name in initial))
+        return 0.5
+
+    monkeypatch.setattr(compression, "accuracy", measured)
+    compress(compression, None)
+    assert untouched == [True, False]
 
 
 def test_losses_are_weighted_as_configured(monkeypatch):

@@ -55,7 +55,17 @@ def test_bits_give_both_widths():
 
 def test_a_schedule_that_never_trains_the_student_is_refused():
     with pytest.raises(InputError, match="epochs .* must exceed"):
-        CompressConfig().override({"epochs": 5, "warmup_epochs": 4, "range_epochs": 1})
+        CompressConfig().override({"epochs": 5, "warmup_epochs": 4, "range_epochs": 1}).require_consistent()
+
+
+def test_a_generator_that_is_never_trained_is_refused():
+    with pytest.raises(InputError, match="never trains it; raise warmup_epochs"):
+        CompressConfig().override({"generator_updates": "warmup", "warmup_epochs": 0}).require_consistent()
+
+
+def test_settings_may_contradict_each_other_on_the_way():
+    config = CompressConfig().override({"epochs": 3}).override({"warmup_epochs": 1})
+    config.require_consistent()
 
 
 @pytest.mark.parametrize("text", ['{"epochs": 3, "teacher": "x.py:f"}', "epochs: 3\nteacher: x.py:f\n"])

@@ -18,7 +18,7 @@ from nni_autorecon.genotype import (
     repair,
     uniform_choices,
 )
-from nni_autorecon.topology import EDGES, NONE, NORMAL, UP, ImageShape, Node, latent_split, node_size, start_size
+from nni_autorecon.topology import EDGES, NONE, NORMAL, UP, ImageShape, Node, latent_split, node_size
 
 PUBLISHED = ("cifar10-resnet20", "cifar100-resnet20", "imagenet-resnet18", "imagenet-resnet50", "imagenet-mobilenetv2")
 
@@ -49,7 +49,7 @@ def test_a_forward_pass_in_the_order_of_the_edges_needs_no_node_too_early():
 )
 def test_blocks_are_rounded_up_and_the_last_has_the_image_size(size, expected):
     image = ImageShape(3, size, 2 * size)
-    heights = [start_size(image)[0], *(node_size(Node(b, 5), image)[0] for b in (1, 2, 3))]
+    heights = [node_size(Node(1, 1), image)[0], *(node_size(Node(b, 5), image)[0] for b in (1, 2, 3))]
     assert heights == expected
     assert node_size(Node(3, 2), image) == (size, 2 * size)
     assert node_size(Node(2, 1), image) == node_size(Node(1, 5), image)
@@ -87,7 +87,7 @@ def test_json_round_trip_for_every_valid_genotype(choices):
         with pytest.raises(InputError, match="is dead"):
             check_choices(choices)
         return
-    genotype = Genotype(choices, 7, {"seed": 3, "teacher": "digits"})
+    genotype = Genotype(choices, 7, 11, {"seed": 3, "teacher": "digits"})
     assert Genotype.from_json(genotype.to_json()) == genotype
     assert list(genotype.choices) == [edge.label for edge in EDGES]
 
@@ -153,9 +153,11 @@ def _edges(**changes):
         (_with(width=float("nan")), "NaN is not a JSON number"),
         ("[]", 'lacks "format"'),
         (_with(format="other"), 'lacks "format"'),
+        (_with(version=True), "has version True"),
         (_with(version=2), "has version 2; this release reads version 1"),
-        (_with(width=0), "width = 0 is not a positive whole number"),
+        (_with(width=0), "width = 0 is not a whole number from 1 up"),
         (_with(width=True), "width = True"),
+        (_with(latent_dim=2), "latent_dim = 2 is not a whole number from 3 up"),
         (_with(width="64"), "width = '64'"),
         (_with(edges=[]), "edges must map"),
         (_with(edges={}), "edge 'B1-N1 > B1-N2' is missing; give it one of nearest, bilinear"),
@@ -166,7 +168,7 @@ def _edges(**changes):
         (_edges(**{"B1-N2 > B1-N4": ["none"]}), "unknown operation"),
         (
             _edges(**{"B1-N2 > B1-N4": "none", "B1-N3 > B1-N4": "none"}),
-            "node B1-N4 is dead .*; connect 'B1-N2 > B1-N4' or 'B1-N3 > B1-N4'",
+            "node B1-N4 is dead .*; give 'B1-N2 > B1-N4' or 'B1-N3 > B1-N4' one of conv_1x1, .*, identity",
         ),
     ],
 )
