@@ -1,9 +1,11 @@
-"""One cache folder for the whole session, so that the digits teacher is trained once."""
+"""One thread, and one cache folder for the whole session, so that the digits teacher is trained once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: toys gain nothing from threads, which wait for each other
 
 import pytest
 

@@ -194,13 +194,10 @@ def test_weights_may_be_inherited(digits_teacher, tmp_path):
 
 
 def test_a_network_without_batchnorm_needs_a_weight_of_0(tmp_path, capsys):
-    (tmp_path / "plain.py").write_text(
-        "from torch import nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))\n"
-    )
-    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
-    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    code = "nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))"
+    (tmp_path / "plain.py").write_text(f"from torch import nn\n\ndef make():\n    return {code}\n")
+    layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    torch.save(layers.state_dict(), tmp_path / "plain.pt")
     teacher = ["--teacher", f"{tmp_path}/plain.py:make", "--checkpoint", tmp_path / "plain.pt", "--image-size", 13]
     assert _run("search", *SEARCH, *teacher, "-o", tmp_path / "refused") == 2
     assert "--bns-weight 0" in capsys.readouterr().err

@@ -182,12 +182,13 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
         return images, loss
 
     monkeypatch.setattr(compression_module, "generator_step", recorded)
-    step = compression._student_step
-    monkeypatch.setattr(
-        compression,
-        "_student_step",
-        lambda images, labels, logits: seen.append((images, logits)) or step(images, labels, logits),
-    )
+    student_step = compression._student_step
+
+    def spied(images, labels, logits):
+        seen.append((images, logits))
+        return student_step(images, labels, logits)
+
+    monkeypatch.setattr(compression, "_student_step", spied)
     compression.run_epoch(3)
     assert len(seen) == CONFIG.steps
     assert all(a is c and b is d for (a, b), (c, d) in zip(made, seen, strict=True))
