@@ -32,14 +32,10 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)  # both [C]
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
-    handles = [layer.register_forward_pre_hook(hook) for layer in batch_norms(network)]
+    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
         yield recorded
     finally:
         for handle in handles:
             handle.remove()
-
-
-def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """The BatchNorm2d layers with running statistics, in order of definition."""
-    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]

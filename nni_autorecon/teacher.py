@@ -22,6 +22,7 @@ from . import digits
 from .checkpoint import load_checkpoint
 from .config import Config
 from .errors import InputError
+from .statistics import record_bn_statistics
 from .topology import ImageShape
 
 SPECS = "digits, torchvision:NAME, or module:factory (path/to/file.py:factory) with --checkpoint"
@@ -61,20 +62,21 @@ def load_teacher(
     its ImageNet weights. The factory is called without arguments, or with ``num_classes`` if it takes it.
 
     Raises InputError if anything is missing, does not fit, or (unless ``need_batchnorm`` is False) if the
-    network has no BatchNorm2d with running statistics.
+    network calls no BatchNorm2d with running statistics.
     """
     device = resolve_device(device) if isinstance(device, str) else device
     source = _find(spec, checkpoint, num_classes)
     network = source.network.requires_grad_(False).eval().to(device)
-    if need_batchnorm and not any(_has_statistics(module) for module in network.modules()):
+    channels = _input_channels(network, spec)
+    height, width = (image_size, image_size) if image_size is not None else _image_size(source, spec)
+    image = ImageShape(channels, height, width)
+    with record_bn_statistics(network) as statistics:
+        found_classes = _count_classes(network, image, device, spec)
+    if need_batchnorm and not statistics:
         raise InputError(
             f"teacher {spec} has no BatchNorm2d with running statistics to match; "
             "set --bns-weight 0 or choose another teacher"
         )
-    channels = _input_channels(network, spec)
-    height, width = (image_size, image_size) if image_size is not None else _image_size(source, spec)
-    image = ImageShape(channels, height, width)
-    found_classes = _count_classes(network, image, device, spec)
     if num_classes not in (None, found_classes):
         raise InputError(f"teacher {spec} has {found_classes} classes, not {num_classes}; correct --num-classes")
     mean, std = source.normalization or _usual_normalization(channels)
@@ -208,10 +210,6 @@ def _takes_num_classes(factory: Callable[..., object]) -> bool:
     except (TypeError, ValueError):  # it does not take it, or is a builtin without a signature
         return False
     return True
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
 def _input_channels(network: nn.Module, spec: str) -> int:

@@ -7,7 +7,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 
 from nni_autorecon.losses import bn_statistics_loss, compression_loss, distillation_loss, reconstruction_loss
-from nni_autorecon.statistics import batch_norms, record_bn_statistics
+from nni_autorecon.statistics import record_bn_statistics
 
 
 def _teacher(channels=3, classes=5):
@@ -16,7 +16,7 @@ def _teacher(channels=3, classes=5):
         nn.Conv2d(2, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.BatchNorm2d(channels),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes),
     ).double()  # fmt: skip
-    for bn in batch_norms(network):
+    for bn in (network[1], network[3]):
         nn.init.normal_(bn.running_mean)
         nn.init.uniform_(bn.running_var, 0.5, 2.0)
     return network.eval().requires_grad_(False)

@@ -450,3 +450,22 @@ def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="no GPU here; choose --device cpu or auto"):
         resolve_device("cuda")
+
+
+def test_a_batchnorm_that_is_never_called_does_not_count(tmp_path):
+    code = """
+from torch import nn
+
+class Idle(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+        self[0].idle = nn.BatchNorm2d(3)
+"""
+    (tmp_path / "idle.py").write_text(code)
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(code, namespace)
+    torch.save(namespace["Idle"]().state_dict(), tmp_path / "idle.pt")
+    arguments = {"checkpoint": tmp_path / "idle.pt", "image_size": 11}
+    with pytest.raises(InputError, match="no BatchNorm2d with running statistics to match; set --bns-weight 0"):
+        load_teacher(f"{tmp_path}/idle.py:Idle", **arguments)
+    assert load_teacher(f"{tmp_path}/idle.py:Idle", need_batchnorm=False, **arguments).num_classes == 5
