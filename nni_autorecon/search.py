@@ -83,7 +83,7 @@ def search(
             bar.update()
 
         strategy = run_strategy(config, teacher, objective, source, report, run.path)
-        bar.set_description("training the found generator")
+        bar.set_description_str("training the found generator")
         choices, repaired = strategy.derive()
         generator = _found_generator(config, teacher, strategy, choices)
         epoch_share = 1 / (config.weight_steps + config.architecture_steps)
