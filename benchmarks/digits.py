@@ -8,11 +8,13 @@ About 25 minutes on two CPU cores. Nothing is selected on test data; students ar
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -34,16 +36,27 @@ SEEDS = (0, 1, 2)
 BITS = ("w4a4", "w3a3", "w2a2")
 
 
+Generators = dict[str, tuple[float, int]]
+"""L_r and MACs by generator: the searched one and its controls."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md and NAME.json")
     parser.add_argument("--force", action="store_true", help="replace them if they exist")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds measured at once, one CPU thread each (default: 2)")
     arguments = parser.parse_args(argv)
     for suffix in (".md", ".json"):
         require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
 
-    with tempfile.TemporaryDirectory() as folder:
-        students, generators = measure(Path(folder))
+    load_teacher("digits")  # train it once, before the processes ask for it
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        measured = list(pool.map(measure, SEEDS, [Path(folder)] * len(SEEDS)))
+    students = [student for students, _ in measured for student in students]
+    generators = [generators for _, generators in measured]
     text = table(students, generators)
     print(text)
     write_text(arguments.output.with_suffix(".md"), text)
@@ -51,28 +64,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(arguments.output.with_suffix(".json"), {**results, "versions": versions()})
 
 
-def measure(folder: Path) -> tuple[list[CompressionResult], dict[str, list[tuple[float, int]]]]:
-    """All students; and by generator (the searched one and its controls) L_r and MACs, one pair a seed."""
-    students: list[CompressionResult] = []
-    generators: dict[str, list[tuple[float, int]]] = {}
-    for seed in SEEDS:
-        config = SearchConfig(seed=seed)
-        run = RunFolder(folder / f"search-{seed}")
-        found = search(config, run)
-        generators.setdefault("searched", []).append((found.loss["loss"], found.genotype.details["macs"]))
-        controls = {
-            "random": control(f"random:{seed}", config, width=config.width),
-            "all dil_conv_5x5": control("all:dil_conv_5x5", config, width=config.width),
-            "GDFQ": control("gdfq", config, width=None),
-            "GDFQ at equal MACs": control("gdfq", config, width=gdfq_width(found.genotype.details["macs"], config)),
-        }
-        for name, pair in controls.items():
-            generators.setdefault(name, []).append(pair)
-        print(f"seed {seed}: L_r " + ", ".join(f"{name} {pairs[-1][0]:.4f}" for name, pairs in generators.items()))
-        for bits in BITS:
-            compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}")
-            students.append(run_compression(compress, RunFolder(folder / f"{bits}-{seed}")))
-            print(f"seed {seed}: {students[-1].summary().splitlines()[-1]}", flush=True)
+def measure(seed: int, folder: Path) -> tuple[list[CompressionResult], Generators]:
+    """One seed: its students, and the generators compared."""
+    config = SearchConfig(seed=seed, threads=1)
+    run = RunFolder(folder / f"search-{seed}")
+    found = search(config, run)
+    macs = found.genotype.details["macs"]
+    generators = {
+        "searched": (found.loss["loss"], macs),
+        "random": control(f"random:{seed}", config, width=config.width),
+        "all dil_conv_5x5": control("all:dil_conv_5x5", config, width=config.width),
+        "GDFQ": control("gdfq", config, width=None),
+        "GDFQ at equal MACs": control("gdfq", config, width=gdfq_width(macs, config)),
+    }
+    print(f"seed {seed}: L_r " + ", ".join(f"{name} {loss:.4f}" for name, (loss, _) in generators.items()), flush=True)
+    students = []
+    for bits in BITS:
+        compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}", threads=1)
+        students.append(run_compression(compress, RunFolder(folder / f"{bits}-{seed}")))
+        print(f"seed {seed}, {bits}: {students[-1].summary().splitlines()[-1]}", flush=True)
     return students, generators
 
 
@@ -98,7 +108,7 @@ def gdfq_width(macs: int, config: SearchConfig) -> int:
     return min(range(2, 257, 2), key=lambda width: abs(generator_cost(make("gdfq", config, width))[0] - macs))
 
 
-def table(students: Sequence[CompressionResult], generators: dict[str, list[tuple[float, int]]]) -> str:
+def table(students: Sequence[CompressionResult], generators: Sequence[Generators]) -> str:
     """Mean ± standard deviation over the seeds, as Markdown."""
 
     def over_seeds(bits: str, name: str) -> str:
@@ -106,14 +116,14 @@ def table(students: Sequence[CompressionResult], generators: dict[str, list[tupl
 
     lines = [
         f"`python benchmarks/digits.py`, seeds {', '.join(map(str, SEEDS))}, mean ± standard deviation, last epoch; "
-        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {platform.machine()}.",
+        f"torch {torch.__version__}, one CPU thread, {platform.machine()}.",
         "",
         "| generator | L_r | MMACs |",
         "|---|---|---|",
         *(
-            f"| {name} | {spread([loss for loss, _ in pairs], '.3f')} "
-            f"| {spread([macs / 1e6 for _, macs in pairs], '.1f')} |"
-            for name, pairs in generators.items()
+            f"| {name} | {spread([of_seed[name][0] for of_seed in generators], '.3f')} "
+            f"| {spread([of_seed[name][1] / 1e6 for of_seed in generators], '.1f')} |"
+            for name in generators[0]
         ),
         "",
         "| student | ranges alone | trained | teacher |",
