@@ -56,7 +56,9 @@ class Config:
     weight_beta1: float = setting(0.5, "Adam beta 1 for W", low=0.0, high=0.9999)
     weight_beta2: float = setting(0.999, "Adam beta 2 for W", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "Adam weight decay for W", low=0.0)
-    bns_weight: float = setting(0.1, "weight of the BatchNorm-statistics loss in L_r (eq. 1)", low=0.0)
+    bns_weight: float = setting(
+        100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ: 0.1. Digits start balanced at 100", low=0.0
+    )
 
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
         """A copy with ``values`` replaced, each checked against its type and range.

@@ -100,7 +100,7 @@ def test_the_web_ui_gets_a_curve_with_its_parts(experiment):
     assert [m["sequence"] for m in metrics if m["type"] == "PERIODICAL"] == [0, 1]
     for point in curve:
         assert {"default", "class_loss", "bns_loss", "temperature", "confidence", "expected_macs"} <= set(point)
-        assert point["default"] == pytest.approx(point["class_loss"] + 0.1 * point["bns_loss"], rel=1e-5)
+        assert point["default"] == pytest.approx(point["class_loss"] + 100 * point["bns_loss"], rel=1e-5)
 
 
 def test_the_trial_leaves_its_folder_in_nnis(experiment):
