@@ -57,7 +57,7 @@ class Config:
     weight_beta2: float = setting(0.999, "Adam beta 2 for W", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "Adam weight decay for W", low=0.0)
     bns_weight: float = setting(
-        100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ's is 0.1, the default suits the digits", low=0
+        100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ's is 0.1, 100 suits the digits", low=0.0
     )
 
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
