@@ -75,9 +75,12 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         _require_finite(weight, "weights")
-        low, high = weight.detach().flatten(1).aminmax(dim=1)  # [out]
-        scale, zero_point = affine_qparams(low, high, self.bits)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, 0, self.largest_code)
+        return torch.fake_quantize_per_channel_affine(weight, *self.qparams(weight), 0, 0, self.largest_code)
+
+    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
+        low, high = weight.detach().flatten(1).aminmax(dim=1)
+        return affine_qparams(low, high, self.bits)
 
 
 class ActivationQuantizer(nn.Module):
@@ -105,8 +108,11 @@ class ActivationQuantizer(nn.Module):
             _require_finite(extremes, "activations")
             self.averages.lerp_(extremes.double(), 1 - self.decay)
             self.observations += 1
-        scale, zero_point = affine_qparams(*self.range(), self.bits)
-        return torch.fake_quantize_per_tensor_affine(activation, scale, zero_point, 0, self.largest_code)
+        return torch.fake_quantize_per_tensor_affine(activation, *self.qparams(), 0, self.largest_code)
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
+        return affine_qparams(*self.range(), self.bits)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The bias-corrected average minimum and maximum. Raises RuntimeError before the first observation."""
