@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import CompressConfig
+from .coverage import Coverage
 from .data import LabelledImages, accuracy, load_images
 from .digits import digits_data
 from .files import write_atomically, write_json
@@ -21,7 +22,8 @@ from .generator import GDFQGenerator, Generator, generator_cost, generator_from_
 from .latent import LatentSource
 from .losses import compression_loss, reconstruction_loss
 from .plots import plot_images, plot_loss_curves, save_figure
-from .quantization import Coverage, observe_ranges, quantize_network
+from .quantization import quantize_network
+from .quantizers import observe_ranges
 from .reconstruction import (
     MeanLoss,
     Objective,

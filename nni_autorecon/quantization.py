@@ -1,25 +1,31 @@
-"""Fake quantization: range → scale and zero point → values; where it goes in a network, and what it leaves out.
+"""Where fake quantizers go in a network, and what they leave out.
 
-GDFQ's protocol: the weights of every Conv2d and Linear, first and last included, asymmetric min-max per output
-channel; an asymmetric per-tensor quantizer after every activation function, its range tracked for a while, then frozen.
+The weights of every Conv2d and Linear are quantized per output channel. Of the activations, per tensor, protocol
+
+* ``gdfq`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do. Network
+  input, residual branches, pooled features and linear bottlenecks stay in floating point;
+* ``integer`` quantizes everything that an integer engine keeps between two operations: the network input, too, and
+  every output of a layer, normalization, addition, concatenation, product or pooling that is not merged with the
+  operation after it (convolution with normalization with activation, addition with activation). Logits stay.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from .errors import DivergenceError, InputError
+from .coverage import Coverage, Gap, Quantized
+from .errors import InputError
+from .quantizers import ActivationQuantizer, WeightQuantizer
+
+PROTOCOLS = ("gdfq", "integer")
+INPUT_BITS = 8
 
 QUANTIZED = (nn.Conv2d, nn.Linear)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -35,188 +41,78 @@ _ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation
 _PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
 _SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand"
-    r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|zeropad2d"
+    r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|\w*pad([123]d)?"
 )
 _ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
 _FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product may be a squeeze-and-excitation gate
     "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
 )
+_ADDITION, _CONCATENATION = re.compile("i?add"), re.compile("cat|concat")
+_STORED = re.compile(  # what an integer engine keeps, beside activations, layers and normalizations
+    rf"placeholder|{_ADDITION.pattern}|i?sub|i?mul|{_CONCATENATION.pattern}|mean|(adaptive)?avgpool[123]d"
+    "|interpolate|upsample.*"
+)
+_SIZES = {"size", "dim", "numel", "getattr"}
 _TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # modules whose functions fx shows as they are
 
 
-def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of asymmetric min-max quantization to the codes 0 .. 2**bits - 1.
-
-        scale = (high - low) / (2**bits - 1),   zero_point = round(-low / scale)
-
-    of the range widened to contain 0, which thus has a code. Worked example: -1 to 2 at 2 bits has scale 1, zero point
-    1 and the values -1, 0, 1, 2. A range too narrow for a float32 scale, such as 0 to 0, has scale 1.
-
-    low, high: any one shape, that of the results.  Raises ValueError unless 1 <= bits <= 8.
-    """
-    largest = _largest_code(bits)
-    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
-    scale = (high - low) / largest
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)  # 1 / scale must be finite, too
-    return scale, torch.round(-low / scale).clamp(0, largest).to(torch.int32)
-
-
-class WeightQuantizer(nn.Module):
-    """Parametrization of a weight [out, ...]: fake quantization to the min-max range of each output channel.
-
-    The range is taken anew at each forward, so nothing is clipped and the gradient passes unchanged. (One exception:
-    where both ends of a range lie exactly midway between codes, as in -1 to 1, one is clipped by half a step.)
-    """
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.largest_code = _largest_code(bits)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        _require_finite(weight, "weights")
-        return torch.fake_quantize_per_channel_affine(weight, *self.qparams(weight), 0, 0, self.largest_code)
-
-    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
-        low, high = weight.detach().flatten(1).aminmax(dim=1)
-        return affine_qparams(low, high, self.bits)
-
-
-class ActivationQuantizer(nn.Module):
-    """Per-tensor asymmetric fake quantization; the gradient is zero where the input was clipped.
-
-    While ``observing``, each forward first moves an exponential average of the batch minimum and maximum. The buffers
-    hold the raw averages, bias-corrected on reading only; in float64, so that constants come back unchanged.
-    """
-
-    averages: Tensor  # [2]: minimum, maximum
-    observations: Tensor  # []
-
-    def __init__(self, bits: int, *, decay: float = 0.9) -> None:
-        super().__init__()
-        self.bits = bits
-        self.largest_code = _largest_code(bits)
-        self.decay = decay
-        self.observing = False
-        self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, activation: Tensor) -> Tensor:
-        if self.observing:
-            extremes = torch.stack(activation.detach().aminmax())
-            _require_finite(extremes, "activations")
-            self.averages.lerp_(extremes.double(), 1 - self.decay)
-            self.observations += 1
-        return torch.fake_quantize_per_tensor_affine(activation, *self.qparams(), 0, self.largest_code)
-
-    def qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
-        return affine_qparams(*self.range(), self.bits)
-
-    def range(self) -> tuple[Tensor, Tensor]:
-        """The bias-corrected average minimum and maximum. Raises RuntimeError before the first observation."""
-        if (count := int(self.observations)) == 0:
-            raise RuntimeError("an activation quantizer has no range yet; run batches within observe_ranges() first")
-        low, high = (self.averages / (1 - self.decay**count)).float()
-        return low, high
-
-
-@contextmanager
-def observe_ranges(network: nn.Module) -> Iterator[None]:
-    """Within it every ActivationQuantizer of ``network`` tracks its range; outside, ranges never change."""
-    before = {module: module.observing for module in network.modules() if isinstance(module, ActivationQuantizer)}
-    try:
-        for quantizer in before:
-            quantizer.observing = True
-        yield
-    finally:
-        for quantizer, observing in before.items():
-            quantizer.observing = observing
-
-
-@dataclass(frozen=True)
-class Quantized:
-    name: str  # of the layer, or of the call in the traced graph
-    kind: str  # the layer's type, or the function, method or module called
-    bits: int
-    shape: tuple[int, ...] | None = None  # of a weight
-
-
-@dataclass(frozen=True)
-class Gap:
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What of a network is quantized and what is not."""
-
-    weights: tuple[Quantized, ...]
-    activations: tuple[Quantized, ...]
-    float_inputs: tuple[Gap, ...] | None  # layers whose input arrives unquantized; None: the graph is unknown
-    gaps: tuple[Gap, ...]  # parts that could not be quantized at all
-
-    def summary(self) -> str:
-        """A line each for weights, activations and unquantized inputs, counted, and one for every gap."""
-        inputs = "unknown" if self.float_inputs is None else _count(gap.reason for gap in self.float_inputs)
-        lines = [
-            f"quantized weights: {_count(f'{each.kind} at {each.bits} bits' for each in self.weights)}",
-            f"quantized activations: {_count(f'{each.kind} at {each.bits} bits' for each in self.activations)}",
-            f"inputs of Conv2d and Linear left unquantized: {inputs}",
-        ]
-        return "\n".join(lines + [f"not quantized: {gap.name} ({gap.reason})" for gap in self.gaps])
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
 def quantize_network(
-    network: nn.Module, *, weight_bits: int, activation_bits: int, allow_partial: bool = False
+    network: nn.Module,
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    protocol: str = "gdfq",
+    input_bits: int = INPUT_BITS,
+    first_bits: int | None = None,
+    last_bits: int | None = None,
+    weight_ranges: str = "minmax",
+    activation_ranges: str = "minmax",
+    allow_partial: bool = False,
 ) -> tuple[nn.Module, Coverage]:
     """A quantized deep copy of ``network``, in eval mode with every parameter trainable, and what it covers.
 
     The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
-    call of an activation function, be it a module, function or method, gets a quantizer of its own.
+    value that ``protocol`` quantizes (see above) gets a quantizer of its own. ``first_bits`` and ``last_bits`` are for
+    the first and last layer called, weights and (last layer, protocol ``integer``) input; None means as all others.
+    ``weight_ranges`` and ``activation_ranges`` are names of ``quantizers.RANGES``.
 
     Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
-    a network that cannot be traced each activation module gets one quantizer for all its calls.
+    a network that cannot be traced each activation module gets one quantizer for all its calls, protocol ``gdfq``.
     """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol = {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     student, name = copy.deepcopy(network).eval().requires_grad_(True), type(network).__name__
+    make = partial(ActivationQuantizer, ranges=activation_ranges)
     float_inputs, untraceable = None, None
     try:
         traced = fx.GraphModule(student, _Tracer().trace(student), class_name=name)
     except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
         untraceable = error
         gaps = [Gap("forward", f"untraceable: {' '.join(str(error).split())}")]
-        activations = _wrap_activations(student, activation_bits)
+        activations = _wrap_activations(student, make, activation_bits)
+        layers = {module: path for path, module in student.named_modules() if isinstance(module, QUANTIZED)}
     else:
         student = traced
         gaps = list(_float_functions(traced))
-        activations = _insert_quantizers(traced, activation_bits)
-        float_inputs = tuple(_float_inputs(traced))
-        gaps += [
-            Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
-            for gap in float_inputs
-            if not _FLOAT_BY_PROTOCOL.fullmatch(gap.reason)
-        ]
-
-    layers = {module: path for path, module in student.named_modules() if isinstance(module, QUANTIZED)}
-    for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in student.named_parameters()):
-        owner = student.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
-        if not isinstance(owner, _EXPECTED) and type(owner) is not nn.Module:
-            gaps.append(Gap(path or name, f"a {type(owner).__name__} computes in floating point"))
+        places = _places(traced, protocol, activation_bits, input_bits, last_bits or activation_bits)
+        activations = _insert_quantizers(traced, make, places)
+        float_inputs = tuple(_float_inputs(traced, protocol))
+        gaps += _unexplained(float_inputs, protocol)
+        layers = {module: str(node.target) for node, module in _layer_calls(traced)}
+    gaps += _float_parameters(student, name)
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not allow_partial:
         first = f"{gaps[0].name} ({gaps[0].reason})" + (f" and {len(gaps) - 1} more parts" if len(gaps) > 1 else "")
         raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
 
-    weights = []
-    for module, path in layers.items():
-        weights.append(Quantized(path, type(module).__name__, weight_bits, tuple(module.weight.shape)))
-        parametrize.register_parametrization(module, "weight", WeightQuantizer(weight_bits))
+    bits = dict.fromkeys(layers, weight_bits)
+    for module, chosen in ((next(iter(layers), None), first_bits), (next(reversed(layers), None), last_bits)):
+        if module is not None and chosen is not None:
+            bits[module] = chosen
+    weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
+    for module in layers:
+        parametrize.register_parametrization(module, "weight", WeightQuantizer(bits[module], ranges=weight_ranges))
     return student.eval(), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
@@ -232,40 +128,113 @@ class _Tracer(fx.Tracer):
         return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
 
-def _insert_quantizers(traced: fx.GraphModule, bits: int) -> list[Quantized]:
-    """Put a quantizer after every call of an activation function; whoever used its result uses the quantizer's."""
+def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
+    """The calls of Conv2d and Linear, in the order of execution."""
+    called = [(node, _called(traced, node)[0]) for node in traced.graph.nodes]
+    return [(node, module) for node, module in called if isinstance(module, QUANTIZED)]
+
+
+def _places(traced: fx.GraphModule, protocol: str, bits: int, input_bits: int, last_bits: int) -> dict[fx.Node, int]:
+    """The nodes whose results get quantizers, with the bits of each."""
+    kinds = {node: _called(traced, node)[1] for node in traced.graph.nodes}
+    if protocol == "gdfq":
+        return {node: bits for node, kind in kinds.items() if _ACTIVATION.fullmatch(kind)}
+    numbers: set[fx.Node] = set()  # sizes, and what is computed from them
+    places = {}
+    for node, kind in kinds.items():
+        if kind in _SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+            numbers.add(node)
+        elif _is_stored(traced, node) and not _is_logits(traced, node):
+            places[node] = input_bits if node.op == "placeholder" else bits
+    if calls := _layer_calls(traced):
+        source = _source(traced, calls[-1][0].all_input_nodes[0])
+        if source in places and source.op != "placeholder":
+            places[source] = last_bits
+    return places
+
+
+def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an integer engine keeps the node's result, rather than merge it into the operation that follows."""
+    module, kind = _called(traced, node)
+    if _ACTIVATION.fullmatch(kind):
+        return True
+    if not (isinstance(module, (*QUANTIZED, *NORMS)) or _STORED.fullmatch(kind)):
+        return False
+    follower, following = _called(traced, next(iter(node.users))) if len(node.users) == 1 else (None, "")
+    if isinstance(module, QUANTIZED) and isinstance(follower, NORMS):
+        return False
+    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
+    return not (mergeable and _ACTIVATION.fullmatch(following))
+
+
+def _is_logits(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node's values go nowhere but to the network's output."""
+    return all(
+        user.op == "output" or (_SAME_VALUES.fullmatch(_called(traced, user)[1]) and _is_logits(traced, user))
+        for user in node.users
+    )
+
+
+def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that computed the values of ``node``."""
+    while _SAME_VALUES.fullmatch(_called(traced, node)[1]):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _insert_quantizers(
+    traced: fx.GraphModule, make: Callable[[int], nn.Module], places: Mapping[fx.Node, int]
+) -> list[Quantized]:
+    """Put a quantizer after each of ``places``; whoever used its result uses the quantizer's."""
     found = []
     position = {node: index for index, node in enumerate(traced.graph.nodes)}
-    for node in position:
+    for node, bits in places.items():
         module, kind = _called(traced, node)
-        if not _ACTIVATION.fullmatch(kind):
-            continue
         name = f"activation_quantizers.{node.name}"
-        traced.add_submodule(name, ActivationQuantizer(bits))
+        traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
             quantized = traced.graph.call_module(name, (node,))
-        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, new=quantized: user is not new)
+        node.replace_all_uses_with(quantized)
+        quantized.args = (node,)
         if kind.endswith("_") or node.kwargs.get("inplace") or getattr(module, "inplace", False):
             source = node.all_input_nodes[0]  # changed in place: who uses it from here on sees the activation, too
             for user in [user for user in source.users if position.get(user, -1) > position[node]]:
                 user.replace_input_with(source, quantized)
-        found.append(Quantized(node.name, kind, bits))
+        found.append(Quantized(node.name, _ORIGINS.get(kind, kind), bits))
     traced.recompile()
     return found
 
 
-def _float_inputs(traced: fx.GraphModule) -> Iterator[Gap]:
-    """The calls of Conv2d and Linear that no quantizer precedes, and what does."""
+def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
+    """The operations whose inputs no quantizer precedes, and what does: layers; if integer, also additions and
+    concatenations."""
     for node in traced.graph.nodes:
-        if isinstance(_called(traced, node)[0], QUANTIZED):
-            source = node.all_input_nodes[0]
-            while _SAME_VALUES.fullmatch(_called(traced, source)[1]):
-                source = source.all_input_nodes[0]
-            module, kind = _called(traced, source)
-            if isinstance(module, (*QUANTIZED, *NORMS)):
-                kind = "linear bottleneck"
-            if not isinstance(module, ActivationQuantizer):
-                yield Gap(str(node.target), _ORIGINS.get(kind, kind))
+        module, kind = _called(traced, node)
+        is_layer = isinstance(module, QUANTIZED)
+        joins = protocol == "integer" and (_ADDITION.fullmatch(kind) or _CONCATENATION.fullmatch(kind))
+        for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
+            source, origin = _called(traced, _source(traced, argument))
+            if isinstance(source, (*QUANTIZED, *NORMS)):
+                origin = "linear bottleneck"
+            if not isinstance(source, ActivationQuantizer):
+                yield Gap(str(node.target if is_layer else node.name), _ORIGINS.get(origin, origin))
+
+
+def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
+    """The unquantized inputs that the protocol does not provide for."""
+    for gap in float_inputs:
+        if protocol == "integer":
+            yield Gap(gap.name, f"its input comes from {gap.reason} in floating point")
+        elif not _FLOAT_BY_PROTOCOL.fullmatch(gap.reason):
+            yield Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
+
+
+def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
+    """The modules with parameters of their own that no quantizer is for."""
+    for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in network.named_parameters()):
+        owner = network.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
+        if not isinstance(owner, _EXPECTED) and type(owner) is not nn.Module:
+            yield Gap(path or name, f"a {type(owner).__name__} computes in floating point")
 
 
 def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
@@ -288,26 +257,11 @@ def _called(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module | None, st
     return module, re.sub("_(?=.)", "", name.lower())
 
 
-def _wrap_activations(network: nn.Module, bits: int) -> list[Quantized]:
+def _wrap_activations(network: nn.Module, make: Callable[[int], nn.Module], bits: int) -> list[Quantized]:
     """Replace every activation module, under each of its names, by itself and a quantizer."""
     found = {module: path for path, module in network.named_modules() if isinstance(module, ACTIVATIONS)}
-    wrapped = {module: nn.Sequential(module, ActivationQuantizer(bits)) for module in found}
+    wrapped = {module: nn.Sequential(module, make(bits)) for module in found}
     for path, module in list(network.named_modules(remove_duplicate=False)):
         if module in wrapped:
             network.set_submodule(path, wrapped[module])
     return [Quantized(path, type(module).__name__.lower(), bits) for module, path in found.items()]
-
-
-def _largest_code(bits: int) -> int:
-    if not 1 <= bits <= 8:
-        raise ValueError(f"{bits} bits are not supported; choose 1 to 8")
-    return int(2**bits - 1)
-
-
-def _require_finite(values: Tensor, what: str) -> None:
-    if not bool(values.isfinite().all()):
-        raise DivergenceError(f"the {what} of the quantized network are no longer finite; lower the learning rate")
-
-
-def _count(items: Iterable[str]) -> str:
-    return ", ".join(f"{number} {item}" for item, number in Counter(items).items()) or "none"

@@ -11,7 +11,7 @@ from nni_autorecon.compression import RANGES, SCHEDULES, TRAINING, WARM_UP, Comp
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError
-from nni_autorecon.quantization import ActivationQuantizer
+from nni_autorecon.quantizers import ActivationQuantizer
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher

@@ -12,8 +12,9 @@ import nni_autorecon
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "config", "topology"},
-    {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
-    {"losses", "genotype", "digits"},
+    {"operations", "gumbel", "statistics", "latent", "runs"},
+    {"quantizers", "coverage", "networks", "data", "checkpoint"},
+    {"losses", "genotype", "digits", "quantization"},
     {"generator", "teacher", "reconstruction"},
     {"plots", "compression"},
     {"trial", "experiment", "space", "strategy", "search"},
@@ -21,7 +22,7 @@ LAYERS = [
 ]
 NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
-    ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
+    ("files", "errors"), ("config", "errors"), ("config", "files"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
 }  # fmt: skip
 

@@ -1,3 +1,5 @@
+"""Where quantizers stand in a network, what they cover and what they leave out."""
+
 from __future__ import annotations
 
 import copy
@@ -8,20 +10,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from nni_autorecon.errors import DivergenceError, InputError
-from nni_autorecon.quantization import (
+from nni_autorecon.coverage import Coverage
+from nni_autorecon.errors import InputError
+from nni_autorecon.quantization import quantize_network
+from nni_autorecon.quantizers import (
     ActivationQuantizer,
-    Coverage,
     WeightQuantizer,
-    affine_qparams,
     observe_ranges,
-    quantize_network,
 )
 
 BITS = range(1, 9)
@@ -30,32 +29,6 @@ BITS = range(1, 9)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-def reference(x: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(clamp(round(x / s) + z, 0, n) - z) * s and its clip mask, in float64."""
-    x, n = x.double(), 2**bits - 1
-    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
-    s = (high - low) / n
-    z = torch.round(-low / s)
-    code = torch.round(x / s) + z
-    return (code.clamp(0, n) - z) * s, ((code >= 0) & (code <= n)).float()
-
-
-def value_and_gradient(quantizer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient is divided by the weights of a weighted sum, so that no two elements may be exchanged."""
-    x = x.detach().requires_grad_()
-    y = quantizer(x)
-    weights = torch.arange(1.0, x.numel() + 1).view_as(x)
-    (gradient,) = torch.autograd.grad((y * weights).sum(), x)
-    return y.detach(), gradient / weights
-
-
-def activation_quantizer(bits: int, low: float, high: float) -> ActivationQuantizer:
-    quantizer = ActivationQuantizer(bits)
-    with observe_ranges(quantizer):
-        quantizer(torch.tensor([low, high]))
-    return quantizer
 
 
 def quantized(network: nn.Module, x: Tensor, bits: int = 8, *, allow_partial: bool = False) -> tuple[Tensor, Coverage]:
@@ -71,172 +44,6 @@ def quantizers(network: nn.Module) -> list[ActivationQuantizer]:
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).detach().norm() / expected.detach().norm())
-
-
-# ------------------------------------------------------------------------------------------------- scale, zero point
-
-
-def test_worked_example_of_the_docstring() -> None:
-    scale, zero_point = affine_qparams(torch.tensor([-1.0, -4.0]), torch.tensor([2.0, -1.0]), 2)
-    assert torch.equal(scale, torch.tensor([1.0, 4 / 3]))  # the second range is widened to -4 .. 0
-    assert torch.equal(zero_point, torch.tensor([1, 3], dtype=torch.int32))
-
-
-@pytest.mark.parametrize("bits", BITS)
-def test_zero_and_tiny_ranges_have_a_finite_positive_scale(bits: int) -> None:
-    scale, _ = affine_qparams(torch.tensor([0.0, 0.0, -1e-44]), torch.tensor([0.0, 1e-44, 1e-40]), bits)
-    assert (scale > 0).all()
-    assert (1 / scale).isfinite().all()
-    assert torch.equal(WeightQuantizer(bits)(torch.zeros(2, 3)), torch.zeros(2, 3))
-
-
-@pytest.mark.parametrize("bits", [0, 9, -1])
-def test_bits_out_of_range(bits: int) -> None:
-    for use in (lambda: affine_qparams(torch.zeros(()), torch.ones(()), bits), lambda: WeightQuantizer(bits),
-                lambda: ActivationQuantizer(bits)):  # fmt: skip
-        with pytest.raises(ValueError, match="choose 1 to 8"):
-            use()
-
-
-# ---------------------------------------------------------------------------------------------------- fake quantizers
-
-
-@pytest.mark.parametrize("bits", BITS)
-def test_weights_equal_the_formula_in_value_and_gradient(bits: int) -> None:
-    weight = torch.randn(5, 3, 2, 7) * torch.tensor([0.1, 1, 3, 0.01, 20]).view(5, 1, 1, 1) + 0.02
-    value, gradient = value_and_gradient(WeightQuantizer(bits), weight)
-    channels = weight.flatten(1)
-    expected, mask = reference(channels, channels.amin(1, keepdim=True), channels.amax(1, keepdim=True), bits)
-    torch.testing.assert_close(value.flatten(1).double(), expected, rtol=1e-6, atol=0)
-    assert torch.equal(gradient.flatten(1), mask)
-    assert mask.all()  # nothing lies outside the minimum and maximum
-
-
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("low", "high"), [(0.0, 2.3), (-0.71, 2.3), (-2.3, 0.31), (-2.3, -0.1), (1.0, 3.0)])
-def test_activations_equal_the_formula_in_value_and_gradient(bits: int, low: float, high: float) -> None:
-    quantizer = activation_quantizer(bits, low, high)
-    x = torch.cat([torch.linspace(-4, 4, 1001), torch.tensor([low, high, 0.0])])
-    value, gradient = value_and_gradient(quantizer, x)
-    expected, mask = reference(x, torch.tensor(low), torch.tensor(high), bits)
-    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
-    assert torch.equal(gradient, mask)
-    assert set(mask.tolist()) == {0, 1}
-
-
-def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> None:
-    quantizer = activation_quantizer(2, -1.0, 2.0)  # scale 1, codes for -1, 0, 1, 2
-    value, gradient = value_and_gradient(quantizer, torch.tensor([-9, -1.6, -1.4, -1, 0, 0.6, 2, 2.4, 2.6, 9]))
-    assert value.tolist() == [-1, -1, -1, -1, 0, 1, 2, 2, 2, 2]
-    assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
-
-
-numbers = st.floats(-1000, 1000, width=32)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(numbers, min_size=11, max_size=11), min_size=3, max_size=3), st.sampled_from(BITS))
-def test_few_values_per_channel_zero_among_them_and_none_far_off(rows: list[list[float]], bits: int) -> None:
-    weight = F.pad(torch.tensor(rows), (0, 1))  # [3, 12], the last column is 0
-    value = WeightQuantizer(bits)(weight)
-    assert all(len(channel.unique()) <= 2**bits for channel in value)
-    assert (value[:, -1] == 0).all()
-    scale = (weight.amax(1) - weight.amin(1)) / (2**bits - 1)
-    assert ((value - weight).abs() <= 1.001 * scale[:, None] + 1e-37).all()
-
-
-@settings(max_examples=100, deadline=None)
-@given(numbers, numbers, st.sampled_from(BITS))
-def test_few_activation_values_zero_among_them(a: float, b: float, bits: int) -> None:
-    quantizer = activation_quantizer(bits, min(a, b), max(a, b))
-    assert len(quantizer(torch.linspace(-1500, 1500, 3001)).unique()) <= 2**bits
-    assert quantizer(torch.zeros(2, 3)).abs().max() == 0
-
-
-def test_every_code_is_used() -> None:
-    ramp = torch.linspace(-1, 3, 5000)
-    for bits in BITS:
-        assert len(activation_quantizer(bits, -1.0, 3.0)(ramp).unique()) == 2**bits
-        assert len(WeightQuantizer(bits)(ramp[None]).unique()) == 2**bits
-
-
-def test_channels_are_the_output_channels() -> None:
-    size = torch.tensor([1e-3, 1.0, 1e3, 1e-2, 10.0])
-    for shape in [(5, 3, 2, 7), (5, 7)]:
-        weight = torch.randn(shape) * size.view(5, *[1] * (len(shape) - 1))
-        value = WeightQuantizer(8)(weight)
-        assert max(relative_error(q, w) for q, w in zip(value, weight, strict=True)) < 0.01
-
-
-# ------------------------------------------------------------------------------------------------------------- ranges
-
-
-def test_average_of_a_constant_stays_exactly_that_constant() -> None:
-    for constant in (1.0, 3.7, 1e-3):
-        quantizer = ActivationQuantizer(4)
-        x = torch.tensor([-constant, constant])
-        for _ in range(30):
-            with observe_ranges(quantizer):
-                quantizer(x)
-            low, high = quantizer.range()
-            assert torch.equal(torch.stack([low, high]), x)
-
-
-def test_average_follows_the_closed_form() -> None:
-    highs = torch.rand(17) + 1
-    lows = -torch.rand(17)
-    quantizer = ActivationQuantizer(4)
-    with observe_ranges(quantizer):
-        for low, high in zip(lows, highs, strict=True):
-            quantizer(torch.stack([low, high, torch.zeros(())]))
-    weights = 0.9 ** torch.arange(16, -1, -1, dtype=torch.float64)
-    expected = [(weights * values).sum() / weights.sum() for values in (lows, highs)]
-    torch.testing.assert_close(quantizer.range(), tuple(value.float() for value in expected), rtol=1e-6, atol=0)
-    raw = 0.1 * (weights * highs).sum()  # what is stored knows nothing of the correction
-    assert float(quantizer.averages[1]) == pytest.approx(float(raw), rel=1e-9)
-
-
-def test_ranges_move_within_the_context_only() -> None:
-    quantizer = activation_quantizer(4, 0.0, 1.0)
-    frozen = {name: value.clone() for name, value in quantizer.state_dict().items()}
-    quantizer.train()(torch.tensor([-5.0, 5.0]))
-    assert all(torch.equal(frozen[name], value) for name, value in quantizer.state_dict().items())
-    try:
-        with observe_ranges(quantizer):
-            quantizer(torch.tensor([-5.0, 5.0]))
-            raise KeyError
-    except KeyError:
-        pass
-    after = quantizer.range()
-    assert after[1] > 1
-    quantizer(torch.tensor([-9.0, 9.0]))
-    assert quantizer.range() == after
-    assert int(quantizer.observations) == 2
-
-
-def test_nested_contexts_end_one_by_one() -> None:
-    quantizer = ActivationQuantizer(4)
-    with observe_ranges(quantizer):
-        with observe_ranges(quantizer):
-            pass
-        assert quantizer.observing
-    assert not quantizer.observing
-
-
-def test_without_observations_there_is_no_output() -> None:
-    with pytest.raises(RuntimeError, match="observe_ranges"):
-        ActivationQuantizer(4)(torch.ones(3))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_divergence(bad: float) -> None:
-    quantizer = activation_quantizer(4, 0.0, 1.0)
-    before = quantizer.range()
-    with pytest.raises(DivergenceError, match="activations"), observe_ranges(quantizer):
-        quantizer(torch.tensor([0.0, bad]))
-    assert quantizer.range() == before
-    with pytest.raises(DivergenceError, match="weights"):
-        WeightQuantizer(4)(torch.tensor([[0.0, bad], [0.0, 1.0]]))
 
 
 # ----------------------------------------------------------------------------------------------- finding activations
@@ -737,3 +544,110 @@ def test_an_activation_in_disguise_is_refused(activation):
 
     with pytest.raises(InputError, match="third .its input comes from .* may be an activation in disguise"):
         quantize_network(Disguised(), weight_bits=4, activation_bits=4)
+
+
+# --------------------------------------------------------------------------------------- protocol integer, other widths
+
+
+def _stored(network: nn.Module, **settings: int) -> list[tuple[str, int]]:
+    """Kind and bits of every quantized activation under protocol integer, in order."""
+    _, coverage = quantize_network(network, weight_bits=4, activation_bits=3, protocol="integer", **settings)
+    assert coverage.float_inputs == ()
+    assert coverage.gaps == ()
+    return [(each.kind, each.bits) for each in coverage.activations]
+
+
+def test_integer_stores_what_is_not_merged_with_its_follower(small: nn.Module) -> None:
+    identity, projected = ["relu", "batchnorm2d", "relu"], ["relu", "batchnorm2d", "conv2d", "relu"]
+    kinds = ["network input", "relu", *identity, *projected, "adaptiveavgpool2d"]  # not the logits
+    assert _stored(small) == [(kind, 8 if kind == "network input" else 3) for kind in kinds]
+
+
+class LinearBottlenecks(nn.Module):
+    """MobileNetV2's pattern: additions without an activation after them; one sum is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x + self.norm(self.a(x))
+        joined = torch.cat([self.b(total), F.relu6(self.c(total) * 2)], 1)
+        return self.fc(joined.mean((2, 3)).view(x.size(0), -1)) + 1
+
+
+def test_integer_quantizes_additions_concatenations_products_and_means() -> None:
+    kinds = ["network input", "batchnorm2d", "addition", "conv2d", "conv2d", "mul", "relu6", "concatenation", "mean"]
+    assert _stored(LinearBottlenecks(), input_bits=5, last_bits=7) == [
+        (kind, {"network input": 5, "mean": 7}.get(kind, 3)) for kind in kinds
+    ] + [("linear", 3)]  # it is not yet the output
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet"])
+def test_integer_covers_whole_torchvision_networks(name: str) -> None:
+    arguments = {"init_weights": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, num_classes=7, **arguments).eval()
+    student, coverage = quantize_network(network, weight_bits=8, activation_bits=8, protocol="integer")
+    assert not coverage.gaps
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), observe_ranges(student):
+        got = student(images)
+    assert got.isfinite().all()
+    assert relative_error(got, network(images)) < 0.5
+
+
+def test_every_input_of_a_layer_or_an_addition_lies_on_a_grid(small: nn.Module) -> None:
+    student, _ = quantize_network(small, weight_bits=8, activation_bits=2, protocol="integer", input_bits=2)
+    seen = []
+    for module in student.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].unique().numel()))
+    with torch.no_grad(), observe_ranges(student):
+        student(torch.randn(5, 3, 16, 16))
+    assert len(seen) >= 4
+    assert max(seen) <= 4
+
+
+def test_first_and_last_layer_have_their_own_bits(small: nn.Module) -> None:
+    _, coverage = quantize_network(small, weight_bits=3, activation_bits=4, first_bits=8, last_bits=6)
+    assert (coverage.weights[0].bits, coverage.weights[-1].bits) == (8, 6)
+    assert {weight.bits for weight in coverage.weights[1:-1]} == {3}
+    assert {activation.bits for activation in coverage.activations} == {4}  # nothing feeds the last layer in gdfq
+
+
+def test_an_operation_that_integers_cannot_do_is_a_gap() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.conv(x)).mean((2, 3)).exp())
+
+    with pytest.raises(InputError, match=r"fc \(its input comes from exp in floating point\)"):
+        quantize_network(Odd(), weight_bits=8, activation_bits=8, protocol="integer")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of gdfq, integer"):
+        quantize_network(nn.Linear(2, 2), weight_bits=8, activation_bits=8, protocol="full")
+    with pytest.raises(ValueError, match="choose one of minmax, percentile, mse"):
+        WeightQuantizer(4, ranges="max")
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse"])
+def test_ranges_reach_weights_and_activations(ranges: str, small: nn.Module) -> None:
+    images = torch.randn(4, 3, 16, 16)
+    scales = []
+    for name in ("minmax", ranges):
+        student, _ = quantize_network(
+            small, weight_bits=2, activation_bits=2, weight_ranges=name, activation_ranges=name
+        )
+        with torch.no_grad(), observe_ranges(student):
+            student(images)
+        scales.append(float(quantizers(student)[0].qparams()[0]))
+        weight = next(module for module in student.modules() if isinstance(module, WeightQuantizer))
+        scales.append(float(weight.qparams(torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)))[0]))
+    assert scales[2] < scales[0]
+    assert scales[3] < scales[1]

@@ -1,0 +1,161 @@
+"""Fake quantization: values → range → scale and zero point → values on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DivergenceError
+
+PERCENTILE = 0.999
+"""Share of the values that lie at or above the low end, and at or below the high end, of a percentile range."""
+SHRINKAGES = tuple(step / 50 for step in range(50, 9, -1))
+"""Fractions of the min-max range among which an MSE range is the best: 1, 0.98 … 0.2."""
+
+
+def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32) of asymmetric min-max quantization to the codes 0 .. 2**bits - 1.
+
+        scale = (high - low) / (2**bits - 1),   zero_point = round(-low / scale)
+
+    of the range widened to contain 0, which thus has a code. Worked example: -1 to 2 at 2 bits has scale 1, zero point
+    1 and the values -1, 0, 1, 2. A range too narrow for a float32 scale, such as 0 to 0, has scale 1.
+
+    low, high: any one shape, that of the results.  Raises ValueError unless 1 <= bits <= 8.
+    """
+    largest = _largest_code(bits)
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    scale = (high - low) / largest
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)  # 1 / scale must be finite, too
+    return scale, torch.round(-low / scale).clamp(0, largest).to(torch.int32)
+
+
+def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each row. values: [rows, n]; returns low and high, both [rows]."""
+    low, high = values.aminmax(dim=1)
+    return low, high
+
+
+def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """What ``PERCENTILE`` of each row does not fall below, or exceed. values: [rows, n]; returns two [rows]."""
+    beyond = int((1 - PERCENTILE) * values.shape[1])  # values outside of each end
+    return values.kthvalue(1 + beyond, dim=1).values, values.kthvalue(values.shape[1] - beyond, dim=1).values
+
+
+def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Of the min-max range shrunk by each of ``SHRINKAGES``, the one with the least mean squared quantization error.
+
+    values: [rows, n]; returns low and high, both [rows].
+    """
+    full = torch.stack(values.aminmax(dim=1))  # [2, rows]
+    best, least = full.clone(), full.new_full(full.shape[1:], torch.inf)
+    for fraction in SHRINKAGES:
+        scale, zero_point = affine_qparams(fraction * full[0], fraction * full[1], bits)
+        codes = torch.fake_quantize_per_channel_affine(values, scale, zero_point, 0, 0, _largest_code(bits))
+        error = (codes - values).square().mean(1)  # [rows]
+        best = torch.where(error < least, fraction * full, best)
+        least = torch.minimum(error, least)
+    return best[0], best[1]
+
+
+RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_range}
+
+
+class WeightQuantizer(nn.Module):
+    """Parametrization of a weight [out, ...]: fake quantization to the range of each output channel.
+
+    The range is taken anew at each forward. With min-max ranges nothing is clipped and the gradient passes unchanged.
+    (One exception: where both ends of a range lie exactly midway between codes, as in -1 to 1, one is clipped by half
+    a step.) With the others the gradient is zero where a weight was clipped.
+
+    ranges: one of ``RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8.
+    """
+
+    def __init__(self, bits: int, *, ranges: str = "minmax") -> None:
+        super().__init__()
+        self.bits = bits
+        self.estimate = _estimator(ranges)
+        self.largest_code = _largest_code(bits)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        _require_finite(weight, "weights")
+        return torch.fake_quantize_per_channel_affine(weight, *self.qparams(weight), 0, 0, self.largest_code)
+
+    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
+        return affine_qparams(*self.estimate(weight.detach().flatten(1), self.bits), self.bits)
+
+
+class ActivationQuantizer(nn.Module):
+    """Per-tensor asymmetric fake quantization; the gradient is zero where the input was clipped.
+
+    While ``observing``, each forward first moves an exponential average of the batch's range. The buffers hold the
+    raw averages, bias-corrected on reading only; in float64, so that constants come back unchanged.
+
+    ranges: one of ``RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8.
+    """
+
+    averages: Tensor  # [2]: low, high
+    observations: Tensor  # []
+
+    def __init__(self, bits: int, *, ranges: str = "minmax", decay: float = 0.9) -> None:
+        super().__init__()
+        self.bits = bits
+        self.estimate = _estimator(ranges)
+        self.largest_code = _largest_code(bits)
+        self.decay = decay
+        self.observing = False
+        self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if self.observing:
+            values = activation.detach().flatten()[None]  # [1, n]
+            _require_finite(torch.stack(values.aminmax()), "activations")
+            self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
+            self.observations += 1
+        return torch.fake_quantize_per_tensor_affine(activation, *self.qparams(), 0, self.largest_code)
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
+        return affine_qparams(*self.range(), self.bits)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The bias-corrected average low and high. Raises RuntimeError before the first observation."""
+        if (count := int(self.observations)) == 0:
+            raise RuntimeError("an activation quantizer has no range yet; run batches within observe_ranges() first")
+        low, high = (self.averages / (1 - self.decay**count)).float()
+        return low, high
+
+
+@contextmanager
+def observe_ranges(network: nn.Module) -> Iterator[None]:
+    """Within it every ActivationQuantizer of ``network`` tracks its range; outside, ranges never change."""
+    before = {module: module.observing for module in network.modules() if isinstance(module, ActivationQuantizer)}
+    try:
+        for quantizer in before:
+            quantizer.observing = True
+        yield
+    finally:
+        for quantizer, observing in before.items():
+            quantizer.observing = observing
+
+
+def _largest_code(bits: int) -> int:
+    if not 1 <= bits <= 8:
+        raise ValueError(f"{bits} bits are not supported; choose 1 to 8")
+    return int(2**bits - 1)
+
+
+def _estimator(ranges: str) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    if ranges not in RANGES:
+        raise ValueError(f"ranges = {ranges!r}; choose one of {', '.join(RANGES)}")
+    return RANGES[ranges]
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not bool(values.isfinite().all()):
+        raise DivergenceError(f"the {what} of the quantized network are no longer finite; lower the learning rate")

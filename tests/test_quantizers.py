@@ -1,0 +1,248 @@
+"""Ranges, scales and zero points, and fake quantization against the written formula, in value and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from nni_autorecon.errors import DivergenceError
+from nni_autorecon.quantizers import (
+    SHRINKAGES,
+    ActivationQuantizer,
+    WeightQuantizer,
+    affine_qparams,
+    mse_range,
+    observe_ranges,
+    percentile_range,
+)
+
+BITS = range(1, 9)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def reference(x: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(clamp(round(x / s) + z, 0, n) - z) * s and its clip mask, in float64."""
+    x, n = x.double(), 2**bits - 1
+    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+    s = (high - low) / n
+    z = torch.round(-low / s)
+    code = torch.round(x / s) + z
+    return (code.clamp(0, n) - z) * s, ((code >= 0) & (code <= n)).float()
+
+
+def value_and_gradient(quantizer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient is divided by the weights of a weighted sum, so that no two elements may be exchanged."""
+    x = x.detach().requires_grad_()
+    y = quantizer(x)
+    weights = torch.arange(1.0, x.numel() + 1).view_as(x)
+    (gradient,) = torch.autograd.grad((y * weights).sum(), x)
+    return y.detach(), gradient / weights
+
+
+def activation_quantizer(bits: int, low: float, high: float) -> ActivationQuantizer:
+    quantizer = ActivationQuantizer(bits)
+    with observe_ranges(quantizer):
+        quantizer(torch.tensor([low, high]))
+    return quantizer
+
+
+# ------------------------------------------------------------------------------------------------- scale, zero point
+
+
+def test_worked_example_of_the_docstring() -> None:
+    scale, zero_point = affine_qparams(torch.tensor([-1.0, -4.0]), torch.tensor([2.0, -1.0]), 2)
+    assert torch.equal(scale, torch.tensor([1.0, 4 / 3]))  # the second range is widened to -4 .. 0
+    assert torch.equal(zero_point, torch.tensor([1, 3], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_zero_and_tiny_ranges_have_a_finite_positive_scale(bits: int) -> None:
+    scale, _ = affine_qparams(torch.tensor([0.0, 0.0, -1e-44]), torch.tensor([0.0, 1e-44, 1e-40]), bits)
+    assert (scale > 0).all()
+    assert (1 / scale).isfinite().all()
+    assert torch.equal(WeightQuantizer(bits)(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1])
+def test_bits_out_of_range(bits: int) -> None:
+    for use in (lambda: affine_qparams(torch.zeros(()), torch.ones(()), bits), lambda: WeightQuantizer(bits),
+                lambda: ActivationQuantizer(bits)):  # fmt: skip
+        with pytest.raises(ValueError, match="choose 1 to 8"):
+            use()
+
+
+# ---------------------------------------------------------------------------------------------------- fake quantizers
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_equal_the_formula_in_value_and_gradient(bits: int) -> None:
+    weight = torch.randn(5, 3, 2, 7) * torch.tensor([0.1, 1, 3, 0.01, 20]).view(5, 1, 1, 1) + 0.02
+    value, gradient = value_and_gradient(WeightQuantizer(bits), weight)
+    channels = weight.flatten(1)
+    expected, mask = reference(channels, channels.amin(1, keepdim=True), channels.amax(1, keepdim=True), bits)
+    torch.testing.assert_close(value.flatten(1).double(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(gradient.flatten(1), mask)
+    assert mask.all()  # nothing lies outside the minimum and maximum
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 2.3), (-0.71, 2.3), (-2.3, 0.31), (-2.3, -0.1), (1.0, 3.0)])
+def test_activations_equal_the_formula_in_value_and_gradient(bits: int, low: float, high: float) -> None:
+    quantizer = activation_quantizer(bits, low, high)
+    x = torch.cat([torch.linspace(-4, 4, 1001), torch.tensor([low, high, 0.0])])
+    value, gradient = value_and_gradient(quantizer, x)
+    expected, mask = reference(x, torch.tensor(low), torch.tensor(high), bits)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(gradient, mask)
+    assert set(mask.tolist()) == {0, 1}
+
+
+def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> None:
+    quantizer = activation_quantizer(2, -1.0, 2.0)  # scale 1, codes for -1, 0, 1, 2
+    value, gradient = value_and_gradient(quantizer, torch.tensor([-9, -1.6, -1.4, -1, 0, 0.6, 2, 2.4, 2.6, 9]))
+    assert value.tolist() == [-1, -1, -1, -1, 0, 1, 2, 2, 2, 2]
+    assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+numbers = st.floats(-1000, 1000, width=32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(numbers, min_size=11, max_size=11), min_size=3, max_size=3), st.sampled_from(BITS))
+def test_few_values_per_channel_zero_among_them_and_none_far_off(rows: list[list[float]], bits: int) -> None:
+    weight = F.pad(torch.tensor(rows), (0, 1))  # [3, 12], the last column is 0
+    value = WeightQuantizer(bits)(weight)
+    assert all(len(channel.unique()) <= 2**bits for channel in value)
+    assert (value[:, -1] == 0).all()
+    scale = (weight.amax(1) - weight.amin(1)) / (2**bits - 1)
+    assert ((value - weight).abs() <= 1.001 * scale[:, None] + 1e-37).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(numbers, numbers, st.sampled_from(BITS))
+def test_few_activation_values_zero_among_them(a: float, b: float, bits: int) -> None:
+    quantizer = activation_quantizer(bits, min(a, b), max(a, b))
+    assert len(quantizer(torch.linspace(-1500, 1500, 3001)).unique()) <= 2**bits
+    assert quantizer(torch.zeros(2, 3)).abs().max() == 0
+
+
+def test_every_code_is_used() -> None:
+    ramp = torch.linspace(-1, 3, 5000)
+    for bits in BITS:
+        assert len(activation_quantizer(bits, -1.0, 3.0)(ramp).unique()) == 2**bits
+        assert len(WeightQuantizer(bits)(ramp[None]).unique()) == 2**bits
+
+
+def test_channels_are_the_output_channels() -> None:
+    size = torch.tensor([1e-3, 1.0, 1e3, 1e-2, 10.0])
+    for shape in [(5, 3, 2, 7), (5, 7)]:
+        weight = torch.randn(shape) * size.view(5, *[1] * (len(shape) - 1))
+        value = WeightQuantizer(8)(weight)
+        assert max((q - w).norm() / w.norm() for q, w in zip(value, weight, strict=True)) < 0.01
+
+
+# ------------------------------------------------------------------------------------------------------------- ranges
+
+
+def test_average_of_a_constant_stays_exactly_that_constant() -> None:
+    for constant in (1.0, 3.7, 1e-3):
+        quantizer = ActivationQuantizer(4)
+        x = torch.tensor([-constant, constant])
+        for _ in range(30):
+            with observe_ranges(quantizer):
+                quantizer(x)
+            low, high = quantizer.range()
+            assert torch.equal(torch.stack([low, high]), x)
+
+
+def test_average_follows_the_closed_form() -> None:
+    highs = torch.rand(17) + 1
+    lows = -torch.rand(17)
+    quantizer = ActivationQuantizer(4)
+    with observe_ranges(quantizer):
+        for low, high in zip(lows, highs, strict=True):
+            quantizer(torch.stack([low, high, torch.zeros(())]))
+    weights = 0.9 ** torch.arange(16, -1, -1, dtype=torch.float64)
+    expected = [(weights * values).sum() / weights.sum() for values in (lows, highs)]
+    torch.testing.assert_close(quantizer.range(), tuple(value.float() for value in expected), rtol=1e-6, atol=0)
+    raw = 0.1 * (weights * highs).sum()  # what is stored knows nothing of the correction
+    assert float(quantizer.averages[1]) == pytest.approx(float(raw), rel=1e-9)
+
+
+def test_ranges_move_within_the_context_only() -> None:
+    quantizer = activation_quantizer(4, 0.0, 1.0)
+    frozen = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.train()(torch.tensor([-5.0, 5.0]))
+    assert all(torch.equal(frozen[name], value) for name, value in quantizer.state_dict().items())
+    try:
+        with observe_ranges(quantizer):
+            quantizer(torch.tensor([-5.0, 5.0]))
+            raise KeyError
+    except KeyError:
+        pass
+    after = quantizer.range()
+    assert after[1] > 1
+    quantizer(torch.tensor([-9.0, 9.0]))
+    assert quantizer.range() == after
+    assert int(quantizer.observations) == 2
+
+
+def test_nested_contexts_end_one_by_one() -> None:
+    quantizer = ActivationQuantizer(4)
+    with observe_ranges(quantizer):
+        with observe_ranges(quantizer):
+            pass
+        assert quantizer.observing
+    assert not quantizer.observing
+
+
+def test_without_observations_there_is_no_output() -> None:
+    with pytest.raises(RuntimeError, match="observe_ranges"):
+        ActivationQuantizer(4)(torch.ones(3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_divergence(bad: float) -> None:
+    quantizer = activation_quantizer(4, 0.0, 1.0)
+    before = quantizer.range()
+    with pytest.raises(DivergenceError, match="activations"), observe_ranges(quantizer):
+        quantizer(torch.tensor([0.0, bad]))
+    assert quantizer.range() == before
+    with pytest.raises(DivergenceError, match="weights"):
+        WeightQuantizer(4)(torch.tensor([[0.0, bad], [0.0, 1.0]]))
+
+
+# ---------------------------------------------------------------------------------------------------------- ranges
+
+
+def test_percentile_leaves_out_a_thousandth_at_each_end() -> None:
+    values = torch.stack([torch.arange(4000.0), torch.arange(4000.0).flip(0) * -2])
+    low, high = percentile_range(values, 4)
+    assert low.tolist() == [4, -7990]  # 4 of 4000 lie beyond
+    assert high.tolist() == [3995, -8]
+
+
+def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:
+    values = torch.cat([torch.randn(3, 5000), torch.full((3, 1), 20.0)], 1)  # an outlier in every row
+    for bits in (2, 4, 8):
+        low, high = mse_range(values, bits)
+        errors = {}
+        for fraction in SHRINKAGES:
+            ends = (values.amin(1) * fraction, values.amax(1) * fraction)
+            on_grid, _ = reference(values, ends[0][:, None], ends[1][:, None], bits)
+            errors[fraction] = (on_grid - values).square().mean(1)
+        best = torch.stack(list(errors.values())).min(0).values
+        on_grid, _ = reference(values, low[:, None], high[:, None], bits)
+        torch.testing.assert_close((on_grid - values).square().mean(1), best, rtol=1e-4, atol=0)
+    assert (mse_range(values, 2)[1] < 8).all()  # far below the outlier at 20
+    assert torch.equal(mse_range(torch.zeros(2, 5), 4)[1], torch.zeros(2))
