@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
-from .genotype import Genotype, published_genotype, random_choices, uniform_choices
+from .genotype import Genotype, generator_macs, published_genotype, random_choices, uniform_choices
 from .operations import LEAKY_SLOPE, ConditionalBatchNorm2d, EdgeShape, Preactivation, make_operation
 from .topology import (
     EDGES,
@@ -102,7 +102,7 @@ class GDFQGenerator(nn.Module):
         super().__init__()
         self.image, self.num_classes, self.width, self.latent_dim = image, num_classes, width, latent_dim
         self.embedding = None if conditional else nn.Embedding(num_classes, latent_dim)
-        self.sizes = [(-(-image.height // f), -(-image.width // f)) for f in (4, 2, 1)]
+        self.sizes = gdfq_sizes(image)
         narrow = max(width // 2, 1)
         height0, width0 = self.sizes[0]
         self.stem = nn.Linear(latent_dim, width * height0 * width0)
@@ -153,32 +153,83 @@ def derived_generator(
 
 
 def generator_from_spec(
-    spec: str, *, image: ImageShape, num_classes: int, width: int | None, latent_dim: int | None
+    spec: str,
+    *,
+    image: ImageShape,
+    num_classes: int,
+    width: int | None = None,
+    latent_dim: int | None = None,
+    scale: float = 1.0,
+    genotype: str | None = None,
 ) -> Generator | GDFQGenerator:
     """The generator that a person names: ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``,
-    ``gdfq`` or ``gdfq-conditional``.
+    ``gdfq`` or ``gdfq-conditional``, the last two also with ``@equal-macs``: at the width of equal MACs.
 
-    ``width`` None means the genotype's own, 64 for random and all, GDFQ's 128; ``latent_dim`` None the genotype's,
-    else 100.
-    Raises InputError for anything else.
+    ``genotype`` is the file that ``searched`` alone and ``@equal-macs`` refer to, and whose width random and all take.
+    ``width`` None means the genotype's own (without one 64, GDFQ's 128); ``latent_dim`` None the genotype's, else 100.
+    ``scale`` multiplies whatever the width is. Raises InputError for anything else.
     """
     kind, _, argument = spec.partition(":")
-    if spec in ("gdfq", "gdfq-conditional"):
+    design, at, modifier = spec.partition("@")
+    if design in ("gdfq", "gdfq-conditional") and modifier == ("equal-macs" if at else ""):
+        if at and width is not None:
+            raise InputError(f"generator {spec!r} has the width of equal MACs; leave out --width")
+        latent_dim = latent_dim or LATENT_DIM
+        if at:
+            width = equal_macs_width(_given(genotype, spec), image=image, latent_dim=latent_dim)
         return GDFQGenerator(
-            image=image, num_classes=num_classes, width=width or GDFQ_WIDTH, latent_dim=latent_dim or LATENT_DIM,
-            conditional=spec == "gdfq-conditional",
+            image=image, num_classes=num_classes, width=_scaled(width or GDFQ_WIDTH, scale), latent_dim=latent_dim,
+            conditional=design == "gdfq-conditional",
         )  # fmt: skip
+    if spec == "searched":
+        argument = _given(genotype, spec)
     if kind not in GENOTYPES or not argument:
-        forms = "searched:FILE, published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional"
+        forms = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs]"
         raise InputError(f"generator {spec!r} is not known; use one of {forms}")
-    genotype = GENOTYPES[kind](argument)
+    found = GENOTYPES[kind](argument)
+    if kind in ("random", "all") and genotype is not None:
+        width = width or Genotype.load(genotype).width
     return derived_generator(
-        genotype.choices,
+        found.choices,
         image=image,
         num_classes=num_classes,
-        width=width or genotype.width,
-        latent_dim=latent_dim or genotype.latent_dim,
+        width=_scaled(width or found.width, scale),
+        latent_dim=latent_dim or found.latent_dim,
     )
+
+
+def _given(genotype: str | None, spec: str) -> str:
+    if genotype is None:
+        raise InputError(f"generator {spec!r} needs a genotype; give its file with --genotype")
+    return genotype
+
+
+def _scaled(width: int, scale: float) -> int:
+    return max(round(width * scale), 1)
+
+
+def equal_macs_width(genotype: str, *, image: ImageShape, latent_dim: int) -> int:
+    """The width at which GDFQ's generator comes closest to the MACs of the one in file ``genotype``."""
+    found = Genotype.load(genotype)
+    goal = generator_macs(found.choices, width=found.width, image=image, latent_dim=found.latent_dim)
+    too_wide = 2
+    while gdfq_macs(width=too_wide, image=image, latent_dim=latent_dim) < goal:
+        too_wide *= 2
+    widths = range(1, too_wide + 1)
+    return min(widths, key=lambda width: abs(gdfq_macs(width=width, image=image, latent_dim=latent_dim) - goal))
+
+
+def gdfq_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
+    """Multiply-accumulates of GDFQ's generator for one image."""
+    (h0, w0), (h1, w1), (h2, w2) = gdfq_sizes(image)
+    narrow = max(width // 2, 1)
+    convolutions = width * width * h1 * w1 + (width * narrow + narrow * image.channels) * h2 * w2
+    return latent_dim * width * h0 * w0 + 9 * convolutions
+
+
+def gdfq_sizes(image: ImageShape) -> list[tuple[int, int]]:
+    """A quarter of the image, half of it, and all: height and width, rounded up."""
+    return [(-(-image.height // f), -(-image.width // f)) for f in (4, 2, 1)]
 
 
 def _random_genotype(seed: str) -> Genotype:

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.generator import GDFQGenerator, derived_generator, generator_cost, generator_from_spec
+from nni_autorecon.generator import (
+    GDFQGenerator,
+    derived_generator,
+    gdfq_macs,
+    generator_cost,
+    generator_from_spec,
+)
 from nni_autorecon.genotype import (
     Genotype,
     generator_macs,
@@ -103,8 +109,12 @@ def test_generators_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "generator '' is not known; use one of searched:FILE"),
-        ("searched", "not known"),
+        ("", "generator '' is not known; use one of searched"),
+        ("searched", "needs a genotype; give its file with --genotype"),
+        ("gdfq@equal-macs", "needs a genotype; give its file with --genotype"),
+        ("gdfq@macs", "not known"),
+        ("gdfq@", "not known"),
+        ("searched@equal-macs", "not known"),
         ("gdfq:3", "not known"),
         ("searched:/none.json", "genotype /none.json does not exist"),
         ("published:x", "no published genotype 'x'; there are cifar10-resnet20"),
@@ -115,3 +125,36 @@ def test_generators_by_name(tmp_path):
 def test_a_generator_that_does_not_exist_is_named(spec, message):
     with pytest.raises(InputError, match=message):
         generator_from_spec(spec, image=IMAGE, num_classes=5, width=None, latent_dim=7)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("width", [1, 6, 7])
+def test_macs_of_gdfq_in_closed_form(conditional, width):
+    generator = GDFQGenerator(**{**GENERATOR, "width": width}, conditional=conditional)
+    assert gdfq_macs(width=width, image=IMAGE, latent_dim=7) == generator_cost(generator)[0]
+
+
+def test_gdfq_at_the_macs_of_a_genotype(tmp_path):
+    file = tmp_path / "g.json"
+    Genotype(random_choices(3), width=8).save(file)
+    shape = {"image": IMAGE, "num_classes": 5, "genotype": str(file)}
+    goal = generator_cost(generator_from_spec("searched", **shape))[0]
+    width = generator_from_spec("gdfq@equal-macs", **shape).width
+    gaps = [abs(gdfq_macs(width=w, image=IMAGE, latent_dim=100) - goal) for w in (width - 1, width, width + 1)]
+    assert min(gaps) == gaps[1]
+    assert gaps[1] < 0.05 * goal
+    with pytest.raises(InputError, match="leave out --width"):
+        generator_from_spec("gdfq@equal-macs", width=4, **shape)
+
+
+def test_scale_multiplies_the_width_of_every_generator(tmp_path):
+    file = tmp_path / "g.json"
+    Genotype(random_choices(3), width=8).save(file)
+    shape = {"image": IMAGE, "num_classes": 5, "genotype": str(file)}
+    widths = {"searched": 8, "random:1": 8, "all:conv_1x1": 8, "gdfq": 128, "gdfq-conditional": 128}
+    for spec, width in widths.items():
+        for scale in (0.5, 1.0, 1.5):
+            assert generator_from_spec(spec, scale=scale, **shape).width == width * scale
+    assert generator_from_spec("gdfq", scale=0.001, **shape).width == 1
+    once = generator_from_spec("gdfq@equal-macs", **shape).width
+    assert generator_from_spec("gdfq@equal-macs", scale=2.0, **shape).width == 2 * once
