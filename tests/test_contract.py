@@ -11,7 +11,7 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "files", "config", "topology"},
+    {"version", "errors", "files", "settings", "config", "topology"},
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
     {"losses", "genotype", "digits"},
     {"generator", "teacher", "reconstruction"},
@@ -21,8 +21,9 @@ LAYERS = [
 ]
 NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
-    ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
-    ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
+    ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
+    ("quantization", "errors"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("compression", "plots"),
 }  # fmt: skip
 
 

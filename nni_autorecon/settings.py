@@ -1,0 +1,159 @@
+"""Settings that know their range: checked on every way in, whether from a file, a flag or the tuner."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from .errors import InputError
+from .files import read_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    symbol: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    pattern: str | None = None,
+) -> Any:
+    """A dataclass field that knows its range (both ends included) and what it means."""
+    metadata = {"help": help, "symbol": symbol, "low": low, "high": high, "choices": choices, "pattern": pattern}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Named values, each declared by :func:`setting` in a subclass."""
+
+    def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
+        """A copy with ``values`` replaced, each checked against its type and range.
+
+        ``source`` says in errors where the values came from. Raises InputError for an unknown name, a wrong
+        type or a value out of range. A whole float is taken for an int: NNI's ``quniform`` sends 4.0.
+        """
+        if not isinstance(values, Mapping):
+            raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        checked = {}
+        for name, value in values.items():
+            if name not in fields:
+                raise InputError(f"{source}: unknown setting {name!r}{_suggestion(name, fields)}")
+            checked[name] = _check(fields[name], type(self).field_type(name), value, source)
+        return dataclasses.replace(self, **checked)
+
+    @classmethod
+    def load(cls, path: str | Path | None) -> Self:
+        """Defaults overridden by a JSON or YAML file; the defaults alone if ``path`` is None."""
+        if path is None:
+            return cls()
+        text = read_text(Path(path), "config file")
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"config file {path} is neither JSON nor YAML: {_one_line(error)}") from error
+        return cls().override({} if values is None else values, source=f"config file {path}")
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """One flag per setting. Flags that are not given leave no trace, so that files and defaults show through."""
+        group = parser.add_argument_group("settings", "each may also stand in the file given with --config")
+        for field in dataclasses.fields(cls):
+            meta = field.metadata
+            flag = "--" + field.name.replace("_", "-")
+            default = "" if field.default is None else f" (default: {field.default})"
+            symbol = f" [{meta['symbol']}]" if meta["symbol"] else ""
+            help_text = f"{meta['help']}{symbol}{default}".replace("%", "%%")
+            if cls.field_type(field.name) is bool:
+                action: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+            else:
+                action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _metavar(field.name)}
+            group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
+        """Defaults, then the file in ``arguments.config``, then the flags that were given."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in vars(arguments).items() if name in names}
+        parsed = {
+            name: _parse(cls.field_type(name), value) if isinstance(value, str) else value
+            for name, value in given.items()
+        }
+        return cls.load(getattr(arguments, "config", None)).override(parsed, source="command line")
+
+    @classmethod
+    def field_type(cls, name: str) -> type:
+        """The plain type of a setting: int, float, bool or str (``None`` may be allowed beside it)."""
+        annotation = typing.get_type_hints(cls)[name]
+        if isinstance(annotation, types.UnionType):
+            annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
+        return typing.cast(type, annotation)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -> Any:
+    """``value`` as ``kind``, within the field's range, or InputError."""
+    meta, where = field.metadata, f"{source}: {field.name}"
+    if value is None and field.default is None:
+        return None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where} = {value!r} is not {_ARTICLE[kind]}; give {_ARTICLE[kind]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} = {value!r} is not finite; give an ordinary number")
+    if meta["choices"] and value not in meta["choices"]:
+        raise InputError(f"{where} = {value!r} is not one of {', '.join(meta['choices'])}")
+    if meta["pattern"] and not re.fullmatch(meta["pattern"], str(value)):
+        raise InputError(f"{where} = {value!r} does not look like {field.default} (bits from 2 to 8)")
+    if meta["low"] is not None and value < meta["low"]:
+        raise InputError(f"{where} = {value} is too small; the least is {meta['low']:g}")
+    if meta["high"] is not None and value > meta["high"]:
+        raise InputError(f"{where} = {value} is too large; the most is {meta['high']:g}")
+    return value
+
+
+_ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _parse(kind: type, text: str) -> Any:
+    """A flag's text as ``kind``; what cannot be read stays text, for ``_check`` to name."""
+    if kind is str:
+        return text
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        return text
+
+
+def _metavar(name: str) -> str:
+    return {"teacher": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}.get(name, "N")
+
+
+def _suggestion(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known settings: {', '.join(known)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
