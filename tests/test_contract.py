@@ -14,7 +14,7 @@ LAYERS = [
     {"version", "errors", "files", "settings", "config", "topology"},
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
     {"losses", "genotype", "digits"},
-    {"generator", "teacher", "reconstruction"},
+    {"generator", "teacher", "reconstruction", "student"},
     {"plots", "compression"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
