@@ -83,7 +83,7 @@ class Settings:
             if cls.field_type(field.name) is bool:
                 action: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             else:
-                action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _metavar(field.name)}
+                action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _METAVARS.get(field.name, "N")}
             group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
 
     @classmethod
@@ -146,8 +146,7 @@ def _parse(kind: type, text: str) -> Any:
         return text
 
 
-def _metavar(name: str) -> str:
-    return {"teacher": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}.get(name, "N")
+_METAVARS = {"teacher": "SPEC", "student": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}
 
 
 def _suggestion(name: str, known: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .config import CompressConfig
+from .config import CompressConfig, DistillConfig
 from .data import LabelledImages, load_images
 from .digits import digits_data
 
@@ -27,7 +27,7 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor])
     return torch.stack(alike).mean().item()
 
 
-def evaluation_data(config: CompressConfig) -> LabelledImages | None:
+def evaluation_data(config: CompressConfig | DistillConfig) -> LabelledImages | None:
     """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
     if config.test_data is not None:
         return load_images(config.test_data)

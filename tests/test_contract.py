@@ -15,7 +15,7 @@ LAYERS = [
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
     {"losses", "genotype", "digits"},
     {"generator", "teacher", "reconstruction", "student"},
-    {"plots", "compression"},
+    {"plots", "compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
 ]
@@ -23,7 +23,7 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("quantization", "errors"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
-    ("compression", "plots"),
+    ("compression", "plots"), ("distillation", "plots"),
 }  # fmt: skip
 
 
