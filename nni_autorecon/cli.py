@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import CompressConfig, Config, SearchConfig
+from .config import CompressConfig, Config, DistillConfig, SearchConfig
 from .errors import AutoReConError, InputError
 from .version import __version__
 
@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     compress = commands.add_parser("compress", help="quantize and distil the teacher (stage 2)")
     add_stage(compress, CompressConfig, run_compress)
 
+    distill = commands.add_parser("distill", help="distil the teacher into another, smaller network")
+    add_stage(distill, DistillConfig, run_distill)
+
     start = commands.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
     start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
@@ -74,7 +77,7 @@ def add_stage(
     parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags go before it")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
-    if config is CompressConfig:
+    if config in (CompressConfig, DistillConfig):
         parser.add_argument("--genotype", metavar="FILE", help="shorthand for --generator searched:FILE")
     config.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -105,14 +108,27 @@ def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> N
     """Stage 2 on its own, or as an NNI trial."""
     from .compression import run_compression
 
-    config = _configure(CompressConfig, arguments, trial)
+    _run_student("compress", _configure(CompressConfig, arguments, trial), run_compression, arguments, trial)
+
+
+def run_distill(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
+    """Distillation on its own, or as an NNI trial."""
+    from .distillation import run_distillation
+
+    _run_student("distill", _configure(DistillConfig, arguments, trial), run_distillation, arguments, trial)
+
+
+def _run_student(
+    stage: str, config: Config, run_stage: Callable[..., Any], arguments: argparse.Namespace, trial: Trial | None
+) -> None:
+    """Train a student by ``run_stage``, print what came of it, report to NNI inside a trial."""
 
     def on_epoch(row: dict[str, Any]) -> None:
         if trial and "agreement" in row:  # there is no student to speak of during the warm-up
             trial.report_intermediate(_for_nni(row, default="agreement"))
 
-    run = _run_folder("compress", arguments, trial)
-    result = run_compression(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+    run = _run_folder(stage, arguments, trial)
+    result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
     print(result.summary())
     print(f"result: {run / 'result.json'}")
     if trial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -15,8 +14,7 @@ from tqdm import tqdm
 
 from .config import CompressConfig
 from .coverage import Coverage
-from .data import LabelledImages, accuracy, load_images
-from .digits import digits_data
+from .data import LabelledImages, accuracy
 from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
 from .latent import LatentSource
@@ -33,6 +31,7 @@ from .reconstruction import (
     weight_optimizer,
 )
 from .runs import RunFolder
+from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, configured_teacher
 
 EpochMetrics = dict[str, Any]
@@ -197,31 +196,16 @@ class Compression:
         for group in self.student_optimizer.param_groups:
             group["lr"] = config.student_lr * SCHEDULES[config.student_schedule](progress)
 
-    @torch.no_grad()
     def agreement(self) -> float:
         """Fraction of fresh synthetic images on which student and teacher decide alike."""
-        alike = [
-            (self.student(images).argmax(1) == self.teacher.network(images).argmax(1)).float().mean()
-            for images in (
-                self.generator(z, labels)
-                for z, labels in self.source.batches("agreement", 0, self.config.agreement_steps)
-            )
-        ]
-        return torch.stack(alike).mean().item()
+        batches = self.source.batches("agreement", 0, self.config.agreement_steps)
+        return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
 
     def accuracy(self, network: nn.Module, data: LabelledImages | None) -> float | None:
         """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
         if data is None:
             return None
         return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
-}
-"""Factor of a learning rate at a progress in [0, 1) through training."""
 
 
 def compress(
@@ -269,7 +253,7 @@ def run_compression(
     """
     teacher = configured_teacher(config)
     compression = Compression.start(config, teacher)
-    data = _test_data(config)
+    data = evaluation_data(config)
     if data is not None:
         compression.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
     run.start("compress", config)
@@ -286,12 +270,6 @@ def run_compression(
     write_atomically(run / "student.pt", lambda file: torch.save(state, file))
     _draw(run, compression)
     return result
-
-
-def _test_data(config: CompressConfig) -> LabelledImages | None:
-    if config.test_data is not None:
-        return load_images(config.test_data)
-    return digits_data("test") if config.teacher == "digits" else None
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:

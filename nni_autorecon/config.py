@@ -132,3 +132,48 @@ class CompressConfig(Config):
     @property
     def activation_bits(self) -> int:
         return int(self.bits[3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Config):
+    """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
+
+    batch_size: int = setting(64, "images per batch", low=2)
+    student: str = setting(
+        "nni_autorecon.networks:digits_student", "network to train, freshly initialized: module-or-file.py:factory"
+    )
+    generator: str = setting(
+        "gdfq",
+        "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",
+        symbol="M_g",
+    )
+    width: int | None = setting(None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1)
+    latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
+    reconstruction_weight: float = setting(1.0, "weight of L_r (eq. 1) in the generator's objective", low=0.0)
+    adversarial_weight: float = setting(1.0, "weight of L1(t, s), which the generator maximizes (DFAD)", low=0.0)
+    balance_weight: float = setting(1.0, "weight of the batch-balance loss in the generator's objective", low=0.0)
+    epochs: int = setting(20, "epochs", low=1)
+    steps: int = setting(20, "iterations per epoch: student_steps updates of the student, one of the generator", low=1)
+    student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
+    weight_schedule: str = setting(
+        "constant", "generator's learning rate over all epochs; step is x0.1 at 1/4, 1/2 and 3/4",
+        choices=("constant", "cosine", "step"),
+    )  # fmt: skip
+    student_lr: float = setting(0.1, "SGD learning rate of the student", low=0.0)
+    student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
+    student_decay: float = setting(5e-4, "weight decay of the student", low=0.0)
+    student_schedule: str = setting(
+        "cosine", "student's learning rate over all epochs (step as above)", choices=("constant", "cosine", "step")
+    )
+    agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
+    test_data: str | None = setting(
+        None, "images to measure the student on: an .npz of uint8 images [N, C, H, W] and labels [N]"
+    )
+
+    def require_consistent(self) -> None:
+        """Raise InputError if settings that are fine one by one do not go together."""
+        if not (self.reconstruction_weight or self.adversarial_weight or self.balance_weight):
+            raise InputError(
+                "reconstruction_weight, adversarial_weight and balance_weight are all 0, so that the generator has "
+                "nothing to learn; raise one of them"
+            )

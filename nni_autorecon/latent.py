@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure"]
+Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill"]
 _STREAMS: tuple[Stream, ...] = (
-    "search", "validation", "final", "final-validation", "compress", "agreement", "figure",
+    "search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""The reconstruction loss of eq. 1 and the compression losses, as pure functions."""
+"""The reconstruction loss of eq. 1 and the losses of quantization and distillation, as pure functions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,3 +76,48 @@ def compression_loss(
     """L_c of Algorithm 1, stage 2, in GDFQ's form: cross-entropy plus distillation. Logits [N, K], labels [N]."""
     distillation = distillation_loss(student, teacher, temperature=temperature, reduction=reduction)
     return ce_weight * F.cross_entropy(student, labels) + kd_weight * distillation
+
+
+def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of |t(x) − s(x)| over batch and classes: DFAD's model discrepancy (Fang et al., 2019). Logits [N, K]."""
+    return F.l1_loss(student, teacher)
+
+
+def balance_loss(logits: Tensor) -> Tensor:
+    """Σ_k p̄_k log p̄_k, p̄ being the mean of softmax(logits) over the batch: −log K if all classes are as frequent,
+    0 if there is but one (the information entropy loss of DAFL: Chen et al., 2019). Logits [N, K].
+    """
+    log_mean = F.log_softmax(logits, dim=1).logsumexp(0) - math.log(len(logits))  # [K]; finite where p̄ underflows
+    return (log_mean.exp() * log_mean).sum()
+
+
+class GeneratorLoss(NamedTuple):
+    """What a generator minimizes while a student is distilled, and its three terms, unweighted."""
+
+    total: Tensor
+    reconstruction: ReconstructionLoss
+    adversarial: Tensor
+    balance: Tensor
+
+
+def generator_loss(
+    reconstruction: ReconstructionLoss,
+    student: Tensor,
+    *,
+    reconstruction_weight: float,
+    adversarial_weight: float,
+    balance_weight: float,
+) -> GeneratorLoss:
+    """reconstruction_weight · L_r − adversarial_weight · L1(t, s) + balance_weight · Σ p̄ log p̄.
+
+    Only L1 is DFAD's objective (Fang et al., 2019), only L_r that of Table 4; Choi et al. (2020) use all three.
+    ``student`` are its logits [N, K] on the images whose L_r is given. A term of weight 0 is left out of the sum.
+    """
+    adversarial, balance = l1_loss(student, reconstruction.logits), balance_loss(reconstruction.logits)
+    terms = (
+        (reconstruction_weight, reconstruction.total),
+        (-adversarial_weight, adversarial),
+        (balance_weight, balance),
+    )
+    total = sum((weight * term for weight, term in terms if weight), student.new_zeros(()))
+    return GeneratorLoss(total, reconstruction, adversarial, balance)

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: one way in for files, flags and the tuner, with every value checked."""
+"""Settings that know their range: checked on every way in, whether from a file, a flag or the tuner."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Named values, each with a type, a range and a default, given by ``setting``."""
+    """Named values, each declared by :func:`setting` in a subclass."""
 
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
         """A copy with ``values`` replaced, each checked against its type and range.
@@ -83,7 +83,7 @@ class Settings:
             if cls.field_type(field.name) is bool:
                 action: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             else:
-                action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _metavar(field.name)}
+                action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _METAVARS.get(field.name, "N")}
             group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
 
     @classmethod
@@ -146,8 +146,7 @@ def _parse(kind: type, text: str) -> Any:
         return text
 
 
-def _metavar(name: str) -> str:
-    return {"teacher": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}.get(name, "N")
+_METAVARS = {"teacher": "SPEC", "student": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}
 
 
 def _suggestion(name: str, known: Mapping[str, object]) -> str:

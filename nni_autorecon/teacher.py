@@ -107,6 +107,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+def architecture(spec: str, num_classes: int) -> nn.Module:
+    """The network that ``module-or-file.py:factory`` names, freshly initialized.
+
+    The factory is called without arguments, or with ``num_classes`` if it takes it. Raises InputError unless it
+    can be found and returns a network.
+    """
+    if not _names_factory(spec):
+        raise InputError(f"network {spec!r} is not understood; give module:factory or path/to/file.py:factory")
+    place, _, name = spec.rpartition(":")
+    return _build(_factory(place, name, spec), num_classes, spec)
+
+
 class _Source(NamedTuple):
     """A network with its weights, and what came with it."""
 
@@ -116,20 +128,25 @@ class _Source(NamedTuple):
 
 
 def _find(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> _Source:
-    place, colon, name = spec.rpartition(":")
+    place, _, name = spec.rpartition(":")
     if spec == "digits":
         if checkpoint is not None:
             raise InputError("the digits teacher has its own weights; leave out --checkpoint or name another teacher")
         return _Source(digits.load_digits_teacher(), digits.IMAGE[1:], (digits.MEAN, digits.STD))
     if place == "torchvision":
         return _from_torchvision(name, checkpoint, num_classes)
-    if not (colon and name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", place))):
+    if not _names_factory(spec):
         raise InputError(f"teacher {spec!r} is not understood; give {SPECS}")
     if checkpoint is None:
         raise InputError(f"teacher {spec} has no weights of its own; give its state_dict with --checkpoint")
     network = _build(_factory(place, name, spec), num_classes, spec)
     load_checkpoint(network, Path(checkpoint), spec)
     return _Source(network)
+
+
+def _names_factory(spec: str) -> bool:
+    place, colon, name = spec.rpartition(":")
+    return bool(colon) and name.isidentifier() and bool(place.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", place))
 
 
 def _from_torchvision(name: str, checkpoint: str | Path | None, num_classes: int | None) -> _Source:

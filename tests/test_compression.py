@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from nni_autorecon import compression as compression_module
-from nni_autorecon.compression import RANGES, SCHEDULES, TRAINING, WARM_UP, Compression, compress
+from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantizers import ActivationQuantizer
+from nni_autorecon.student import SCHEDULES
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher

@@ -1,0 +1,288 @@
+"""Data-free distillation (Table 4): a generator's images teach a student of another architecture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .config import DistillConfig
+from .data import LabelledImages, accuracy
+from .errors import InputError
+from .files import write_atomically, write_json
+from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
+from .latent import LatentSource
+from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
+from .plots import plot_images, plot_loss_curves, save_figure
+from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
+from .runs import RunFolder
+from .student import SCHEDULES, agreement, evaluation_data
+from .teacher import Teacher, architecture, configured_teacher
+
+EpochMetrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """What was distilled. Accuracies are fractions of the held-out test images, None where there are none."""
+
+    student: str
+    generator: str
+    agreement: float
+    """Fraction of fresh synthetic images on which student and teacher decide alike: the data-free metric."""
+    teacher_accuracy: float | None
+    accuracy: float | None
+    """After the last epoch."""
+    teacher_parameters: int
+    student_parameters: int
+    loss: dict[str, float]
+    """The terms of the generator's objective and the student's loss, in the last epoch."""
+    generator_macs: int
+    generator_parameters: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def summary(self) -> str:
+        """What a person reads at the end."""
+        lines = [
+            f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
+            f"student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images",
+        ]
+        if self.accuracy is not None:
+            lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")
+        return "\n".join(lines)
+
+    def metrics(self) -> dict[str, Any]:
+        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
+        accuracies = {"accuracy": self.accuracy, "teacher_accuracy": self.teacher_accuracy}
+        known = {name: value for name, value in accuracies.items() if value is not None}
+        return {"default": self.agreement, **known, **self.loss, "generator_macs": self.generator_macs}
+
+
+@dataclass
+class Distillation:
+    """Distillation under way: the frozen teacher, the generator, the student and their optimizers.
+
+    Each iteration has two phases (Fang et al., 2019): the student follows the teacher on fresh images while the
+    generator's weights rest, then the generator makes one step on its own objective while the student rests.
+    No real image enters anywhere.
+    """
+
+    config: DistillConfig
+    teacher: Teacher
+    generator: Generator | GDFQGenerator
+    student: nn.Module
+    objective: Objective
+    source: LatentSource
+
+    @classmethod
+    def start(cls, config: DistillConfig, teacher: Teacher) -> Distillation:
+        """Everything at its initial state. Seeds torch. Raises InputError if the settings do not go together."""
+        config.require_consistent()
+        torch.manual_seed(config.seed)
+        student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
+        generator = generator_from_spec(
+            config.generator, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+            latent_dim=config.latent_dim,
+        ).to(teacher.device)  # fmt: skip
+        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
+        return cls(config, teacher, generator, student, objective, source)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
+        self.student_optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
+            weight_decay=config.student_decay, nesterov=config.student_momentum > 0,
+        )  # fmt: skip
+
+    def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
+        """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
+        config = self.config
+        reconstruction, terms, student_losses = MeanLoss(), [], []
+        batches = self.source.batches("distill", epoch, config.steps * (config.student_steps + 1))
+        self.generator.train()
+        for step in range(config.steps):
+            self._set_rates((epoch + step / config.steps) / config.epochs)
+            student_losses += [self._student_step(*batch) for batch in islice(batches, config.student_steps)]
+            loss = self._generator_step(*next(batches))
+            reconstruction.add(loss.reconstruction)
+            terms.append(torch.stack([loss.adversarial, loss.balance]).detach())
+            on_step()
+        self.student.eval()
+        adversarial, balance = torch.stack(terms).mean(0).tolist()
+        student_loss = torch.stack(student_losses).mean().item()
+        for value, what in ((student_loss, "the student's loss"), (adversarial, "the discrepancy L1(t, s)")):
+            require_finite(value, f"{what} in epoch {epoch + 1}")
+        return {
+            "epoch": epoch + 1,
+            **reconstruction.result(f"L_r in epoch {epoch + 1}"),
+            "adversarial_loss": adversarial,
+            "balance_loss": balance,
+            "student_loss": student_loss,
+            "student_lr": self.student_optimizer.param_groups[0]["lr"],
+            "agreement": self.agreement(),
+        }
+
+    def _student_step(self, z: Tensor, labels: Tensor) -> Tensor:
+        """One update of the student on L1(t, s), its BatchNorms in training mode; the loss from before the update."""
+        self.student.train()
+        with torch.no_grad():
+            images = self.generator(z, labels)  # [N, C, H, W]
+            target = self.teacher.network(images)  # [N, K]
+        loss = l1_loss(self.student(images), target)
+        self.student_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.student_optimizer.step()
+        return loss.detach()
+
+    def _generator_step(self, z: Tensor, labels: Tensor) -> GeneratorLoss:
+        """One update of the generator against the student as it is measured, in eval mode; the loss before it."""
+        config = self.config
+        self.student.eval()
+        images = self.generator(z, labels)  # [N, C, H, W]
+        loss = generator_loss(
+            self.objective(images, labels), self.student(images),
+            reconstruction_weight=config.reconstruction_weight, adversarial_weight=config.adversarial_weight,
+            balance_weight=config.balance_weight,
+        )  # fmt: skip
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        loss.total.backward(inputs=list(self.generator.parameters()))  # none for the student
+        self.generator_optimizer.step()
+        return loss
+
+    def _set_rates(self, progress: float) -> None:
+        config = self.config
+        for optimizer, rate, schedule in (
+            (self.student_optimizer, config.student_lr, config.student_schedule),
+            (self.generator_optimizer, config.weight_lr, config.weight_schedule),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * SCHEDULES[schedule](progress)
+
+    def agreement(self) -> float:
+        """Fraction of fresh synthetic images on which student and teacher decide alike."""
+        batches = self.source.batches("agreement", 0, self.config.agreement_steps)
+        return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
+
+    def accuracy(self, network: nn.Module, data: LabelledImages | None) -> float | None:
+        """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
+        if data is None:
+            return None
+        return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
+
+
+def student_for(teacher: Teacher, spec: str) -> nn.Module:
+    """The freshly initialized network that ``spec`` names, on the teacher's device and in eval mode.
+
+    Raises InputError unless it takes the teacher's images and tells the teacher's classes apart.
+    """
+    student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
+    size = "×".join(map(str, teacher.image))
+    try:
+        with torch.no_grad():
+            logits = student(torch.zeros(1, *teacher.image, device=teacher.device))
+    except Exception as error:  # the person's code may raise anything
+        raise InputError(
+            f"student {spec} fails on a {size} image, which the teacher takes: {type(error).__name__}: {error}; "
+            "give a network for such images"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, teacher.num_classes):
+        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(
+            f"student {spec} returns {got} for one image; it must return logits [1, {teacher.num_classes}], "
+            "one for each of the teacher's classes"
+        )
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise InputError(f"student {spec} has no parameter to train; leave its weights unfrozen")
+    return student
+
+
+def distill(
+    distillation: Distillation,
+    data: LabelledImages | None,
+    *,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: Callable[[], object] = lambda: None,
+) -> DistillationResult:
+    """Run all epochs, measuring on ``data`` after the last one."""
+    started = time.perf_counter()
+    config, teacher = distillation.config, distillation.teacher.network
+    for epoch in range(config.epochs):
+        metrics = distillation.run_epoch(epoch, on_step)
+        on_epoch(metrics)
+    macs, parameters = generator_cost(distillation.generator)
+    return DistillationResult(
+        student=config.student,
+        generator=config.generator,
+        agreement=metrics["agreement"],
+        teacher_accuracy=distillation.accuracy(teacher, data),
+        accuracy=distillation.accuracy(distillation.student, data),
+        teacher_parameters=_count_parameters(teacher),
+        student_parameters=_count_parameters(distillation.student),
+        loss={part: metrics[part] for part in LOSSES},
+        generator_macs=macs,
+        generator_parameters=parameters,
+        seconds=time.perf_counter() - started,
+    )
+
+
+LOSSES = ("loss", "class_loss", "bns_loss", "adversarial_loss", "balance_loss", "student_loss")
+"""Columns of the metrics: L_r and its parts, the other terms of the generator's objective, the student's loss."""
+
+
+def run_distillation(
+    config: DistillConfig,
+    run: RunFolder,
+    *,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    progress: bool = False,
+) -> DistillationResult:
+    """Distil the configured teacher into the configured student; leaves result, student and figures in ``run``.
+
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
+    """
+    teacher = configured_teacher(config)
+    distillation = Distillation.start(config, teacher)
+    data = evaluation_data(config)
+    if data is not None:
+        distillation.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
+    run.start("distill", config)
+    with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
+
+        def report(metrics: EpochMetrics) -> None:
+            run.log(metrics)
+            on_epoch(metrics)
+            bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
+
+        result = distill(distillation, data, on_epoch=report, on_step=bar.update)
+    write_json(run / "result.json", result.to_dict())
+    state = {name: value.cpu() for name, value in distillation.student.state_dict().items()}
+    write_atomically(run / "student.pt", lambda file: torch.save(state, file))
+    _draw(run, distillation)
+    return result
+
+
+def _count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _draw(run: RunFolder, distillation: Distillation) -> None:
+    positive = [name for name in LOSSES if name != "balance_loss"]
+    save_figure(plot_loss_curves(run.rows, series=positive, title="Distillation: losses", log=True), run / "loss.png")
+    save_figure(
+        plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+        run / "agreement.png",
+    )
+    images, labels = images_per_class(distillation.generator, distillation.source, count=8)
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

@@ -1,0 +1,34 @@
+"""What the training of any student needs: schedules of its learning rate, and what it is measured by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .config import CompressConfig, DistillConfig
+from .data import LabelledImages, load_images
+from .digits import digits_data
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
+}
+"""Factor of a learning rate at a progress in [0, 1) through training."""
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Fraction of images on which student and teacher decide alike; ``batches`` are of [N, C, H, W], one N for all."""
+    alike = [(student(images).argmax(1) == teacher(images).argmax(1)).float().mean() for images in batches]
+    return torch.stack(alike).mean().item()
+
+
+def evaluation_data(config: CompressConfig | DistillConfig) -> LabelledImages | None:
+    """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
+    if config.test_data is not None:
+        return load_images(config.test_data)
+    return digits_data("test") if config.teacher == "digits" else None

@@ -1,0 +1,9 @@
+"""NNI trial: distil the teacher into another architecture. Flags fix settings, the tuner varies others."""
+
+import sys
+
+from nni_autorecon.cli import run_as_trial, run_distill
+from nni_autorecon.config import DistillConfig
+
+if __name__ == "__main__":
+    sys.exit(run_as_trial(DistillConfig, run_distill, sys.argv[1:]))
