@@ -138,12 +138,12 @@ class CompressConfig(Config):
 class DistillConfig(Config):
     """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
 
-    batch_size: int = setting(64, "images per batch", low=2)
+    weight_lr: float = setting(5e-3, "Adam learning rate of the generator's weights W", low=0.0)
     student: str = setting(
         "nni_autorecon.networks:digits_student", "network to train, freshly initialized: module-or-file.py:factory"
     )
     generator: str = setting(
-        "gdfq",
+        "gdfq-conditional",
         "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",
         symbol="M_g",
     )
@@ -152,7 +152,7 @@ class DistillConfig(Config):
     reconstruction_weight: float = setting(1.0, "weight of L_r (eq. 1) in the generator's objective", low=0.0)
     adversarial_weight: float = setting(1.0, "weight of L1(t, s), which the generator maximizes (DFAD)", low=0.0)
     balance_weight: float = setting(1.0, "weight of the batch-balance loss in the generator's objective", low=0.0)
-    epochs: int = setting(20, "epochs", low=1)
+    epochs: int = setting(10, "epochs", low=1)
     steps: int = setting(20, "iterations per epoch: student_steps updates of the student, one of the generator", low=1)
     student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
     weight_schedule: str = setting(

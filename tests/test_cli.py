@@ -15,16 +15,19 @@ import torch
 from torch import nn
 
 from nni_autorecon import cli
-from nni_autorecon.config import CompressConfig, SearchConfig
+from nni_autorecon.config import CompressConfig, DistillConfig, SearchConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.genotype import Genotype, random_choices
+from nni_autorecon.teacher import architecture
 
 SEARCH = (
     "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
     "--validation-steps 1 --final-steps 2"
 ).split()
 COMPRESS = "--batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
+
+DISTILL = "--batch-size 4 --epochs 2 --steps 2 --student-steps 2 --agreement-steps 1".split()
 
 
 def _run(*argv):
@@ -76,6 +79,23 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     assert "quantized weights" in printed
 
 
+def test_distill_takes_the_genotype(searched, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert _run("distill", "--genotype", searched / "genotype.json", *DISTILL, "-o", folder) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.csv", "result.json", "student.pt", "loss.png", "agreement.png", "images.png",
+    }  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert result["teacher_accuracy"] >= 0.985
+    assert result["student_parameters"] < 0.3 * result["teacher_parameters"]
+    resolved = json.loads((folder / "config.json").read_text())
+    assert resolved["command"] == "distill"
+    assert DistillConfig().override(resolved["config"]).generator == f"searched:{searched / 'genotype.json'}"
+    student = architecture(result["student"], 10)
+    student.load_state_dict(torch.load(folder / "student.pt", weights_only=True))
+    assert f"student {result['accuracy']:.2%}" in capsys.readouterr().out
+
+
 def test_finished_work_is_not_overwritten(searched, capsys):
     before = (searched / "genotype.json").read_text()
     assert _run("search", *SEARCH, "--seed", 4, "-o", searched) == 2
@@ -105,13 +125,18 @@ def test_force_replaces(tmp_path):
         (["compress", "--epochs", "5"], "epochs (5) must exceed"),
         (["compress", "--genotype", "a.json", "--generator", "gdfq"], "--genotype and --generator both name"),
         (["compress", "--test-data", "none.npz"], "test data none.npz does not exist"),
+        (["distill", "--adversarial-weight", "-1"], "adversarial_weight = -1.0 is too small"),
+        (["distill", "--student", "nosuchmodule:net"], "no module nosuchmodule"),
+        (["distill", "--student", "nni_autorecon.networks:resnet20"], "fails on a 1×16×16 image"),
+        (["distill", "--genotype", "a.json", "--generator", "gdfq"], "--genotype and --generator both name"),
+        (["distill", "--test-data", "none.npz"], "test data none.npz does not exist"),
         (["export", "--experiment", "nosuchid"], "NNI knows no experiment 'nosuchid'"),
         (["start", "none.yml"], "experiment file none.yml does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(argv, message, digits_teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if argv[0] in ("search", "compress"):
+    if argv[0] in ("search", "compress", "distill"):
         argv = [*argv, "-o", "run"]
     assert _run(*argv) == 2
     error = capsys.readouterr().err
@@ -215,9 +240,9 @@ def test_a_run_that_diverges_fails_with_code_1(tmp_path, capsys):
     assert not (tmp_path / "run" / "genotype.json").exists()
 
 
-@pytest.mark.parametrize("script", ["search", "compress"])
+@pytest.mark.parametrize("script", ["search", "compress", "distill"])
 def test_a_trial_script_runs_outside_an_experiment(script, digits_teacher, tmp_path):
-    flags = SEARCH if script == "search" else [*COMPRESS, "--width", "4"]
+    flags = {"search": SEARCH, "compress": [*COMPRESS, "--width", "4"], "distill": [*DISTILL, "--width", "4"]}[script]
     done = subprocess.run(
         [sys.executable, f"trials/{script}.py", *flags, "-o", str(tmp_path / "run")],
         capture_output=True, text=True, check=False,

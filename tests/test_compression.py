@@ -12,7 +12,6 @@ from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantizers import ActivationQuantizer
-from nni_autorecon.student import SCHEDULES
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher
@@ -144,14 +143,6 @@ def test_the_student_gradient_can_be_clipped():
         norms.append(torch.stack([g.norm() for g in grads]).norm().item())
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
     assert norms[0] > 2e-3
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.8535, 0.5, 0.1464]), ("step", [1, 0.1, 0.01, 1e-3])],
-)
-def test_student_schedules(schedule, expected):
-    assert [SCHEDULES[schedule](progress) for progress in (0, 0.25, 0.5, 0.75)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_student_rate_follows_its_schedule():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nni_autorecon.config import CompressConfig, Config, SearchConfig
+from nni_autorecon.config import CompressConfig, Config, DistillConfig, SearchConfig
 from nni_autorecon.errors import InputError
 
 
@@ -63,6 +63,14 @@ def test_a_generator_that_is_never_trained_is_refused():
         CompressConfig().override({"generator_updates": "warmup", "warmup_epochs": 0}).require_consistent()
 
 
+def test_a_generator_without_an_objective_is_refused():
+    weights = {"reconstruction_weight": 0, "adversarial_weight": 0, "balance_weight": 0}
+    with pytest.raises(InputError, match="all 0, so that the generator has nothing to learn; raise one of them"):
+        DistillConfig().override(weights).require_consistent()
+    for name in weights:
+        DistillConfig().override({**weights, name: 1}).require_consistent()
+
+
 def test_settings_may_contradict_each_other_on_the_way():
     config = CompressConfig().override({"epochs": 3}).override({"warmup_epochs": 1})
     config.require_consistent()
@@ -113,13 +121,13 @@ def test_a_flag_that_is_no_number_is_named():
         _parse(SearchConfig, "--epochs", "ten")
 
 
-@pytest.mark.parametrize("kind", [SearchConfig, CompressConfig])
+@pytest.mark.parametrize("kind", [SearchConfig, CompressConfig, DistillConfig])
 def test_every_default_passes_its_own_check(kind):
     defaults = kind().to_dict()
     assert kind().override(defaults) == kind()
     assert set(defaults) == {field.name for field in dataclasses.fields(kind)}
 
 
-@pytest.mark.parametrize("kind", [Config, SearchConfig, CompressConfig])
+@pytest.mark.parametrize("kind", [Config, SearchConfig, CompressConfig, DistillConfig])
 def test_every_setting_says_what_it_means(kind):
     assert all(field.metadata["help"] for field in dataclasses.fields(kind))

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
+from scipy.stats import entropy
 from torch import nn
 
-from nni_autorecon.losses import bn_statistics_loss, compression_loss, distillation_loss, reconstruction_loss
+from nni_autorecon.losses import (
+    ReconstructionLoss,
+    balance_loss,
+    bn_statistics_loss,
+    compression_loss,
+    distillation_loss,
+    generator_loss,
+    l1_loss,
+    reconstruction_loss,
+)
 from nni_autorecon.statistics import record_bn_statistics
 
 
@@ -122,3 +132,63 @@ def test_compression_loss_adds_its_two_weighted_parts():
 
     assert loss(2.0, 3.0) == pytest.approx(2 * loss(1.0, 0.0) + 3 * loss(0.0, 1.0))
     assert loss(1.0, 0.0) == pytest.approx(nn.functional.cross_entropy(student, labels).item())
+
+
+def test_l1_is_the_mean_over_batch_and_classes():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 7, 5).unbind()
+    assert l1_loss(student, teacher).item() == pytest.approx(np.abs(teacher.numpy() - student.numpy()).mean())
+
+
+def test_balance_is_the_negative_entropy_of_the_mean_prediction():
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(7, 5, dtype=torch.double, requires_grad=True)
+    mean = softmax(logits.detach().numpy(), axis=1).mean(0)
+    assert balance_loss(logits).item() == pytest.approx(-entropy(mean))
+    assert torch.autograd.gradcheck(balance_loss, logits)
+
+
+def test_balance_in_closed_form():
+    assert balance_loss(100 * torch.eye(5)).item() == pytest.approx(-np.log(5))  # every class once
+    assert balance_loss(100 * torch.eye(5)[[2, 2, 2]]).item() == pytest.approx(0, abs=1e-6)  # one class only
+
+
+def test_balance_has_a_finite_gradient_where_a_probability_underflows():
+    logits = (1e4 * torch.eye(5)[[1, 1, 3]]).requires_grad_()
+    balance_loss(logits).backward()
+    assert logits.grad.isfinite().all()
+
+
+def _terms():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 7, 5).unbind()
+    return ReconstructionLoss(torch.tensor(2.0), torch.tensor(1.5), torch.tensor(0.5), teacher), student
+
+
+def _weights(*weights):
+    return dict(zip(("reconstruction_weight", "adversarial_weight", "balance_weight"), weights, strict=True))
+
+
+def test_the_generator_maximizes_l1_and_minimizes_the_rest():
+    reconstruction, student = _terms()
+    loss = generator_loss(reconstruction, student, **_weights(2.0, 3.0, 5.0))
+    adversarial = l1_loss(student, reconstruction.logits).item()
+    balance = balance_loss(reconstruction.logits).item()
+    assert loss.total.item() == pytest.approx(2 * 2.0 - 3 * adversarial + 5 * balance)
+    assert (loss.adversarial.item(), loss.balance.item()) == (adversarial, balance)
+    assert loss.reconstruction is reconstruction
+
+
+@pytest.mark.parametrize("present", [0, 1, 2])
+def test_a_weight_of_0_removes_its_term_whatever_it_is(present):
+    reconstruction, student = _terms()
+    weights = [0.0, 0.0, 0.0]
+    weights[present] = 1.0
+    loss = generator_loss(reconstruction, student, **_weights(*weights))
+    assert loss.total == (reconstruction.total, -loss.adversarial, loss.balance)[present]
+    nan = torch.tensor(float("nan"))
+    if present != 0:
+        spoiled = generator_loss(reconstruction._replace(total=nan), student, **_weights(*weights))
+    else:
+        spoiled = generator_loss(reconstruction, student * nan, **_weights(*weights))
+    assert spoiled.total == loss.total

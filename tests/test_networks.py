@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.networks import BasicBlock, CifarResNet, PadShortcut, Shortcut, digits_resnet, resnet20
+from nni_autorecon.networks import (
+    BasicBlock,
+    CifarResNet,
+    PadShortcut,
+    Shortcut,
+    digits_resnet,
+    digits_student,
+    resnet20,
+)
 
 SHORTCUTS: tuple[Shortcut, ...] = ("pad", "conv")
 
@@ -24,6 +32,7 @@ def test_logits_of_any_image_size(depths: tuple[int, ...], widths: tuple[int, ..
     ("network", "parameters"),
     [
         (digits_resnet(), 77_754),
+        (digits_student(), 19_810),
         (resnet20(), 269_722),  # 0.27 M in He et al., table 6
         (resnet20(100), 269_722 + 90 * 65),
     ],
