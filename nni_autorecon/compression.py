@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import CompressConfig
-from .data import LabelledImages, accuracy, load_images
-from .digits import digits_data
+from .data import EvaluationData, accuracy
+from .evaluation import load_evaluation_data
 from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
 from .latent import LatentSource
@@ -207,7 +207,7 @@ class Compression:
         ]
         return torch.stack(alike).mean().item()
 
-    def accuracy(self, network: nn.Module, data: LabelledImages | None) -> float | None:
+    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
         if data is None:
             return None
@@ -224,7 +224,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def compress(
     compression: Compression,
-    data: LabelledImages | None,
+    data: EvaluationData | None,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
@@ -267,7 +267,7 @@ def run_compression(
     """
     teacher = configured_teacher(config)
     compression = Compression.start(config, teacher)
-    data = _test_data(config)
+    data = _test_data(config, teacher)
     if data is not None:
         compression.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
     run.start("compress", config)
@@ -286,10 +286,13 @@ def run_compression(
     return result
 
 
-def _test_data(config: CompressConfig) -> LabelledImages | None:
-    if config.test_data is not None:
-        return load_images(config.test_data)
-    return digits_data("test") if config.teacher == "digits" else None
+def _test_data(config: CompressConfig, teacher: Teacher) -> EvaluationData | None:
+    spec = config.test_data or ("digits" if config.teacher == "digits" else None)
+    if spec is None:
+        return None
+    return load_evaluation_data(
+        spec, num_classes=teacher.num_classes, image=teacher.image, resize=teacher.resize, download=config.download
+    )
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:
