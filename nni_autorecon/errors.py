@@ -20,4 +20,4 @@ def one_line(error: Exception) -> str:
 
 def named(error: Exception) -> str:
     """The type and message of any error, on one line."""
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")

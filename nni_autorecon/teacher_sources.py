@@ -174,7 +174,7 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
     except Exception as error:  # a library may raise anything
         if pretrained:
             raise InputError(
-                f"cannot download the weights of {spec}: {one_line(error)}; give a file with --checkpoint"
+                f"cannot download the weights of {spec}: {one_line(error).rstrip('.')}; give a file with --checkpoint"
             ) from error
         raise InputError(f"{library} cannot build {name}: {named(error)}; correct --num-classes") from error
 

@@ -156,16 +156,16 @@ def test_conv_shortcut_only_where_the_shape_changes() -> None:
     assert shortcuts == [nn.Identity, nn.Identity, nn.Sequential, nn.Identity]
 
 
-@pytest.mark.parametrize("shortcut", SHORTCUTS)
-def test_every_activation_is_a_module_of_its_own(shortcut: Shortcut) -> None:
+@pytest.mark.parametrize(("block", "activations"), [(BasicBlock, 2), (Bottleneck, 3)])
+def test_every_activation_is_a_module_of_its_own(block: type[BasicBlock | Bottleneck], activations: int) -> None:
     """A quantizer that hooks modules sees each activation, and no module stands for two of them."""
-    network, runs = CifarResNet((1, 2), (2, 3), shortcut=shortcut), Counter[nn.Module]()
+    network, runs = CifarResNet((1, 2), (2, 3), block=block), Counter[nn.Module]()
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     for relu in relus:
         relu.register_forward_hook(lambda module, inputs, output: runs.update([module]))
     network(torch.randn(2, 3, 5, 7))
     assert runs == Counter(relus)
-    assert len(relus) == 1 + 2 * 3
+    assert len(relus) == 1 + activations * 3
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
