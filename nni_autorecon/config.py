@@ -13,11 +13,14 @@ class Config(Settings):
     """Settings shared by every stage: the frozen network, the seed and the device."""
 
     teacher: str = setting(
-        "digits", "frozen network: digits, torchvision:NAME, or module-or-file.py:factory", symbol="M_p"
-    )
+        "digits", "frozen network: digits, torchvision:, timm: or pytorchcv:NAME, or module-or-file.py:factory",
+        symbol="M_p",
+    )  # fmt: skip
     checkpoint: str | None = setting(None, "state_dict file for the teacher (default: its own weights)")
     num_classes: int | None = setting(None, "number of classes, if the teacher cannot tell", low=2)
     image_size: int | None = setting(None, "height and width of its input, if the teacher cannot tell", low=8)
+    mean: str | None = setting(None, "mean of its pixels per channel, as 0.485,0.456,0.406, if it cannot tell")
+    std: str | None = setting(None, "their standard deviation per channel, as 0.229,0.224,0.225")
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     threads: int | None = setting(None, "CPU threads (default: torch's choice, one per core)", low=1)
@@ -76,8 +79,10 @@ class CompressConfig(Config):
 
     latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
     test_data: str | None = setting(
-        None, "images to measure the student on: an .npz of uint8 images [N, C, H, W] and labels [N]"
-    )
+        None, "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
+        "imagenet:FOLDER (default: digits for the digits teacher)",
+    )  # fmt: skip
+    download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
     generator: str = setting(
         "gdfq",
         "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from .errors import InputError
+from .errors import InputError, one_line
+
+EvaluationData: TypeAlias = Dataset[tuple[Tensor, int]]
+"""Images to measure on, one at a time: uint8 [C, H, W], all of one shape, and the label, from 0."""
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
-class LabelledImages:
+class LabelledImages(EvaluationData):
     """images: uint8 [N, C, H, W]; labels: int64 [N], from 0. Raises InputError if they are anything else."""
 
     images: Tensor
@@ -34,6 +39,9 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
 
 def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 − mean) / std per channel, in float32. images: uint8 [N, C, H, W]; mean, std: C numbers."""
@@ -44,7 +52,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
 @torch.no_grad()
 def accuracy(
     network: nn.Module,
-    data: LabelledImages,
+    data: EvaluationData,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -53,35 +61,44 @@ def accuracy(
 ) -> float:
     """The fraction of ``data``, in [0, 1], to whose label ``network`` (on ``device``) gives its highest logit.
 
-    Raises ValueError if any part of the network is in training mode, InputError if the images or labels do
-    not fit the network.
+    No more than a batch is held in memory, unless ``data`` does. Raises ValueError if any part of the network is
+    in training mode, InputError if the images or labels do not fit the network.
     """
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode; call network.eval() before measuring")
-    if not len(mean) == len(std) == data.images.shape[1]:
+    first = data[0][0][None]  # [1, C, H, W]
+    if not len(mean) == len(std) == first.shape[1]:
         raise InputError(
-            f"images have {data.images.shape[1]} channels, mean {len(mean)} and std {len(std)}; "
+            f"images have {first.shape[1]} channels, mean {len(mean)} and std {len(std)}; "
             "measure on images of the kind the network was trained for"
         )
 
-    _check_fit(network, normalize(data.images[:1].to(device), mean=mean, std=std), data.labels)
-    hits = 0
-    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+    _check_fit(network, normalize(first.to(device), mean=mean, std=std))
+    hits = total = 0
+    own_generator = torch.Generator()  # or the loader would draw from the global one, and measuring change training
+    for images, labels in DataLoader(data, batch_size, generator=own_generator):
         logits = network(normalize(images.to(device), mean=mean, std=std))  # [N, K]
+        _check_labels(labels, logits.shape[1])
         hits += int((logits.argmax(1) == labels.to(device)).sum())
-    return hits / len(data)
+        total += len(labels)
+    return hits / total
 
 
-def _check_fit(network: nn.Module, image: Tensor, labels: Tensor) -> None:
-    """Raise InputError unless ``network`` takes ``image`` [1, C, H, W] and has a class for every label."""
+def _check_fit(network: nn.Module, image: Tensor) -> None:
+    """Raise InputError unless ``network`` takes ``image`` [1, C, H, W]."""
     try:
-        logits = network(image)
+        network(image)
     except RuntimeError as error:  # how PyTorch reports shapes that do not fit
-        reason = " ".join(str(error).split())
-        raise InputError(f"the network does not take images of {_shape(image)}: {reason}; give its size") from error
-    if labels.max() >= logits.shape[1]:
         raise InputError(
-            f"labels go up to {labels.max()}, the network has {logits.shape[1]} classes; "
+            f"the network does not take images of {_shape(image)}: {one_line(error)}; give its size"
+        ) from error
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise InputError unless there is a class for every label [N]."""
+    if labels.max() >= num_classes:
+        raise InputError(
+            f"labels go up to {labels.max()}, the network has {num_classes} classes; "
             "measure on the classes it was trained for"
         )
 
@@ -109,4 +126,4 @@ def load_images(path: str | Path) -> LabelledImages:
         raise InputError(f"test data {path}: {error}") from None
     except Exception as error:  # whatever a reader makes of another file
         need = "an .npz with uint8 images [N, C, H, W] and integer labels [N]"
-        raise InputError(f"cannot read test data {path} ({' '.join(str(error).split())}); give {need}") from error
+        raise InputError(f"cannot read test data {path} ({one_line(error)}); give {need}") from error

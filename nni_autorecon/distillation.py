@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import DistillConfig
-from .data import LabelledImages, accuracy
+from .data import EvaluationData, accuracy
 from .errors import InputError
 from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
@@ -175,7 +175,7 @@ class Distillation:
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
         return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
 
-    def accuracy(self, network: nn.Module, data: LabelledImages | None) -> float | None:
+    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
         if data is None:
             return None
@@ -210,7 +210,7 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
 
 def distill(
     distillation: Distillation,
-    data: LabelledImages | None,
+    data: EvaluationData | None,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
@@ -254,7 +254,7 @@ def run_distillation(
     """
     teacher = configured_teacher(config)
     distillation = Distillation.start(config, teacher)
-    data = evaluation_data(config)
+    data = evaluation_data(config, teacher)
     if data is not None:
         distillation.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
     run.start("distill", config)

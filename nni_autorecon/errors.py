@@ -11,3 +11,13 @@ class InputError(AutoReConError, ValueError):
 
 class DivergenceError(AutoReConError, RuntimeError):
     """Training produced NaN or infinity. Exit code 1."""
+
+
+def one_line(error: Exception) -> str:
+    """The message of any error, on one line."""
+    return " ".join(str(error).split())
+
+
+def named(error: Exception) -> str:
+    """The type and message of any error, on one line."""
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")

@@ -1,4 +1,7 @@
-"""Residual networks for small images, after He et al., "Deep Residual Learning for Image Recognition" (2015)."""
+"""Networks for small images: MobileNetV2, and ResNets after He et al., "Deep Residual Learning" (2015).
+
+The residual networks' state_dicts have the names that public checkpoints of the CIFAR kind use (``layer1.0.conv1``).
+"""
 
 from __future__ import annotations
 
@@ -11,52 +14,10 @@ from torch import Tensor, nn
 Shortcut = Literal["pad", "conv"]
 
 
-class CifarResNet(nn.Module):
-    """3×3 stem, stages of basic blocks, global average pool, linear classifier (He et al., section 4.2).
-
-    ``depths`` is the number of blocks of each stage and ``widths`` its channels; every stage but the first
-    halves the image. Where a block changes the shape, its shortcut is parameter-free (``"pad"``, option A of
-    the paper) or a 1×1 convolution with BatchNorm (``"conv"``, option B).
-
-    images: [N, in_channels, H, W] of any size; returns logits [N, num_classes].
-    """
-
-    def __init__(
-        self,
-        depths: Sequence[int],
-        widths: Sequence[int],
-        *,
-        in_channels: int = 3,
-        num_classes: int = 10,
-        shortcut: Shortcut = "conv",
-    ) -> None:
-        super().__init__()
-        if len(depths) != len(widths) or not depths:
-            raise ValueError(f"{len(depths)} depths and {len(widths)} widths; give one of each for every stage")
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu = nn.ReLU()
-        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # the public checkpoints' names
-        channels = widths[0]
-        for name, depth, width in zip(self.stages, depths, widths, strict=True):
-            strides = [1 if name == "layer1" else 2] + [1] * (depth - 1)
-            blocks = []
-            for stride in strides:
-                blocks.append(BasicBlock(channels, width, stride=stride, shortcut=shortcut))
-                channels = width
-            self.add_module(name, nn.Sequential(*blocks))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(channels, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(images)))  # [N, widths[0], H, W]
-        for name in self.stages:
-            x = self.get_submodule(name)(x)  # [N, widths[i], H / 2^i, W / 2^i]
-        return self.linear(self.pool(x).flatten(1))  # [N, K]
-
-
 class BasicBlock(nn.Module):
     """relu(x' + bn(conv(relu(bn(conv(x)))))) with 3×3 convolutions, x' being the shortcut of x."""
+
+    expansion = 1
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -71,6 +32,31 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(self.shortcut(x) + residual)
+
+
+class Bottleneck(nn.Module):
+    """As BasicBlock, with three convolutions: 1×1 to ``width`` channels, 3×3, and 1×1 to four times as many."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu3 = nn.ReLU()
+        self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.relu1(self.bn1(self.conv1(x)))
+        residual = self.relu2(self.bn2(self.conv2(residual)))
+        return self.relu3(self.shortcut(x) + self.bn3(self.conv3(residual)))
 
 
 class PadShortcut(nn.Module):
@@ -100,16 +86,118 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortc
     raise ValueError(f"shortcut = {shortcut!r}; choose 'pad' or 'conv'")
 
 
+class CifarResNet(nn.Module):
+    """3×3 stem, stages of residual blocks, global average pool, linear classifier (He et al., section 4.2).
+
+    ``depths`` is the number of blocks of each stage and ``widths`` their inner channels; every stage but the first
+    halves the image. Where a block changes the shape, its shortcut is parameter-free (``"pad"``, option A of
+    the paper) or a 1×1 convolution with BatchNorm (``"conv"``, option B).
+
+    images: [N, in_channels, H, W] of any size; returns logits [N, num_classes].
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        shortcut: Shortcut = "conv",
+        block: type[BasicBlock | Bottleneck] = BasicBlock,
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(widths) or not depths:
+            raise ValueError(f"{len(depths)} depths and {len(widths)} widths; give one of each for every stage")
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # the public checkpoints' names
+        channels = widths[0]
+        for name, depth, width in zip(self.stages, depths, widths, strict=True):
+            strides = [1 if name == "layer1" else 2] + [1] * (depth - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(block(channels, width, stride=stride, shortcut=shortcut))
+                channels = width * block.expansion
+            self.add_module(name, nn.Sequential(*blocks))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))  # [N, widths[0], H, W]
+        for name in self.stages:
+            x = self.get_submodule(name)(x)  # [N, widths[i] · expansion, H / 2^i, W / 2^i]
+        return self.linear(self.pool(x).flatten(1))  # [N, K]
+
+
 def digits_resnet() -> CifarResNet:
     """One block a stage for one-channel images of ten classes: 78 thousand parameters."""
     return CifarResNet((1, 1, 1), (16, 32, 64), in_channels=1, num_classes=10)
 
 
 def digits_student() -> CifarResNet:
-    """:func:`digits_resnet` at half its width: 20 thousand parameters."""
+    """The digits network at half its width: 20 thousand parameters."""
     return CifarResNet((1, 1, 1), (8, 16, 32), in_channels=1, num_classes=10)
 
 
 def resnet20(num_classes: int = 10) -> CifarResNet:
     """ResNet-20 for CIFAR with parameter-free shortcuts, as in the paper: 0.27 million parameters."""
-    return CifarResNet((3, 3, 3), (16, 32, 64), num_classes=num_classes, shortcut="pad")
+    return _thin_resnet(3, num_classes)
+
+
+def resnet32(num_classes: int = 10) -> CifarResNet:
+    """ResNet-32 for CIFAR, as ResNet-20: 0.46 million parameters."""
+    return _thin_resnet(5, num_classes)
+
+
+def resnet44(num_classes: int = 10) -> CifarResNet:
+    """ResNet-44 for CIFAR, as ResNet-20: 0.66 million parameters."""
+    return _thin_resnet(7, num_classes)
+
+
+def resnet56(num_classes: int = 10) -> CifarResNet:
+    """ResNet-56 for CIFAR, as ResNet-20: 0.85 million parameters."""
+    return _thin_resnet(9, num_classes)
+
+
+def resnet18(num_classes: int = 10) -> CifarResNet:
+    """ResNet-18 of ImageNet's width with a stem for 32×32 images: 11.17 million parameters."""
+    return _wide_resnet((2, 2, 2, 2), BasicBlock, num_classes)
+
+
+def resnet34(num_classes: int = 10) -> CifarResNet:
+    """ResNet-34, as ResNet-18: 21.28 million parameters."""
+    return _wide_resnet((3, 4, 6, 3), BasicBlock, num_classes)
+
+
+def resnet50(num_classes: int = 10) -> CifarResNet:
+    """ResNet-50, as ResNet-18 with bottlenecks: 23.52 million parameters."""
+    return _wide_resnet((3, 4, 6, 3), Bottleneck, num_classes)
+
+
+def mobilenetv2(num_classes: int = 10) -> nn.Module:
+    """torchvision's MobileNetV2 with the first two strides at 1, for 32×32 images: 2.24 million parameters.
+
+    Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2.
+    """
+    from torchvision.models import mobilenet_v2  # slow to import, and the other networks do without
+
+    network: nn.Module = mobilenet_v2(num_classes=num_classes, inverted_residual_setting=MOBILENETV2_STAGES)
+    stem = network.get_submodule("features.0.0")
+    assert isinstance(stem, nn.Conv2d)
+    stem.stride = (1, 1)
+    return network
+
+
+MOBILENETV2_STAGES = [  # expansion, channels, blocks, stride of the first
+    [1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1],
+]  # fmt: skip
+
+
+def _thin_resnet(depth: int, num_classes: int) -> CifarResNet:
+    return CifarResNet((depth,) * 3, (16, 32, 64), num_classes=num_classes, shortcut="pad")
+
+
+def _wide_resnet(depths: Sequence[int], block: type[BasicBlock | Bottleneck], num_classes: int) -> CifarResNet:
+    return CifarResNet(depths, (64, 128, 256, 512), num_classes=num_classes, block=block)

@@ -146,7 +146,9 @@ def _parse(kind: type, text: str) -> Any:
         return text
 
 
-_METAVARS = {"teacher": "SPEC", "student": "SPEC", "generator": "SPEC", "checkpoint": "FILE", "bits": "wNaN"}
+_METAVARS = {"checkpoint": "FILE", "genotype": "FILE", "bits": "wNaN", "mean": "N,N,N", "std": "N,N,N"} | dict.fromkeys(
+    ("teacher", "student", "generator", "test_data"), "SPEC"
+)
 
 
 def _suggestion(name: str, known: Mapping[str, object]) -> str:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import CompressConfig, DistillConfig
-from .data import LabelledImages, load_images
-from .digits import digits_data
+from .data import EvaluationData
+from .evaluation import load_evaluation_data
+from .teacher import Teacher
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -27,8 +28,11 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor])
     return torch.stack(alike).mean().item()
 
 
-def evaluation_data(config: CompressConfig | DistillConfig) -> LabelledImages | None:
+def evaluation_data(config: CompressConfig | DistillConfig, teacher: Teacher) -> EvaluationData | None:
     """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
-    if config.test_data is not None:
-        return load_images(config.test_data)
-    return digits_data("test") if config.teacher == "digits" else None
+    spec = config.test_data or ("digits" if config.teacher == "digits" else None)
+    if spec is None:
+        return None
+    return load_evaluation_data(
+        spec, num_classes=teacher.num_classes, image=teacher.image, resize=teacher.resize, download=config.download
+    )

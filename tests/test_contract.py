@@ -15,7 +15,8 @@ LAYERS = [
     {"operations", "gumbel", "statistics", "latent", "runs"},
     {"quantizers", "coverage", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization"},
-    {"generator", "teacher", "reconstruction", "student"},
+    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction"},
+    {"student"},
     {"plots", "compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
@@ -24,7 +25,7 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
-    ("distillation", "plots"),
+    ("distillation", "plots"), ("teacher", "teacher_sources"),
 }  # fmt: skip
 
 

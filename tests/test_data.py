@@ -42,6 +42,12 @@ def test_accuracy_counts_every_image_once(batch_size: int) -> None:
     assert max(network.batches) == min(batch_size, 5)
 
 
+def test_measuring_leaves_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    accuracy(BrightestChannel().eval(), DATA, **GREY, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_accuracy_normalizes() -> None:
     """A mean above every pixel in channel 1 and a large std in channel 2 leave channel 0 the highest."""
     got = accuracy(BrightestChannel().eval(), DATA, mean=(0.0, 0.9, 0.0), std=(1.0, 1.0, 10.0), device="cpu")
@@ -71,6 +77,11 @@ def test_training_mode_anywhere_is_refused() -> None:
 def test_labels_beyond_the_classes_are_refused() -> None:
     with pytest.raises(InputError, match="labels go up to 3, the network has 3 classes"):
         accuracy(BrightestChannel().eval(), brightest([0, 1], labels=[0, 3]), **GREY, device="cpu")
+
+
+def test_labels_beyond_the_classes_are_refused_in_a_later_batch() -> None:
+    with pytest.raises(InputError, match="labels go up to 3"):
+        accuracy(BrightestChannel().eval(), brightest([0, 1], labels=[0, 3]), **GREY, batch_size=1, device="cpu")
 
 
 def test_images_that_do_not_fit_the_normalization_are_refused() -> None:

@@ -17,16 +17,12 @@ from torch import Tensor, nn
 
 from nni_autorecon import digits
 from nni_autorecon.checkpoint import load_checkpoint
+from nni_autorecon.config import CompressConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
-from nni_autorecon.teacher import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Teacher,
-    architecture,
-    load_teacher,
-    resolve_device,
-)
+from nni_autorecon.networks import resnet20
+from nni_autorecon.teacher import Teacher, configured_teacher, load_teacher, resolve_device
+from nni_autorecon.teacher_sources import IMAGENET_MEAN, IMAGENET_STD
 from nni_autorecon.topology import ImageShape
 
 NETWORK_FILE = """
@@ -82,6 +78,9 @@ def rgb(): return Net(3)
 def square(): return Net(image_size=5)
 def oblong(): return Net(input_size=(5, 11))
 def tall(): return Net(image_size="tall")
+def normal(): return Net(mean=(0.25, 0.5), std=[0.5, 2.0])
+def by_itself(): return Net(mean=torch.ones(2), std=torch.ones(2))
+def short(): return Net(mean=(0.25,), std=(0.5,))
 def fails(): raise RuntimeError("no such\\nweights")
 def number(): return 3
 answer = 42
@@ -138,7 +137,7 @@ def test_digits(digits_teacher: Teacher) -> None:
 def test_factory_in_a_file(file: Path, toy: nn.Module, checkpoint: Path) -> None:
     teacher = load_teacher(f"{file}:net", checkpoint=checkpoint, image_size=11)
     assert equal_states(teacher.network, toy)
-    assert teacher == Teacher(f"{file}:net", teacher.network, 7, ImageShape(2, 11, 11), (0.0, 0.0), (1.0, 1.0))
+    assert teacher == Teacher(f"{file}:net", teacher.network, 7, ImageShape(2, 11, 11), (0.0, 0.0), (1.0, 1.0), 11)
 
 
 def test_teacher_is_frozen_in_eval_mode(file: Path, checkpoint: Path) -> None:
@@ -180,6 +179,61 @@ def test_num_classes_reaches_a_factory_that_takes_it(file: Path, toy: nn.Module,
     path = save(state, tmp_path)
     assert load_teacher(f"{file}:net_of", checkpoint=path, num_classes=5, image_size=5).num_classes == 5
     assert "linear.weight ([5, 3] for [7, 3])" in refusal(f"{file}:net", checkpoint=path, num_classes=5, image_size=5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings", "expected"),
+    [
+        ("normal", {}, ((0.25, 0.5), (0.5, 2.0))),
+        ("normal", {"mean": "0.1, 0.2", "std": "3,4e-1"}, ((0.1, 0.2), (3.0, 0.4))),
+        ("by_itself", {}, ((0.0, 0.0), (1.0, 1.0))),
+        ("short", {"mean": "0,1", "std": "1,2"}, ((0.0, 1.0), (1.0, 2.0))),
+    ],
+)
+def test_normalization_of_settings_goes_before_the_networks(
+    file: Path, checkpoint: Path, factory: str, settings: dict[str, str], expected: tuple[tuple[float, ...], ...]
+) -> None:
+    config = CompressConfig(teacher=f"{file}:{factory}", checkpoint=str(checkpoint), image_size=11, **settings)
+    teacher = configured_teacher(config)
+    assert (teacher.mean, teacher.std) == expected
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings", "message"),
+    [
+        ("net", {"mean": "0.1,0.2"}, "mean and std belong together; give both"),
+        ("net", {"mean": "0.1;0.2", "std": "1,1"}, "mean = '0.1;0.2' is not a list of numbers; write it as 0.485,"),
+        ("net", {"mean": "0.1,0.2", "std": ""}, "std = '' is not a list"),
+        ("net", {"mean": "0.1,0.2", "std": "1"}, "takes 2 channels, but mean has 2 numbers and std 1; give one of"),
+        ("short", {}, "takes 2 channels, but mean has 1 numbers and std 1; .* with --mean and --std"),
+        ("net", {"mean": "0,0", "std": "1,0"}, "out of range; std must be above 0"),
+        ("net", {"mean": "0,nan", "std": "1,1"}, "mean .* is out of range"),
+    ],
+)
+def test_normalization_that_does_not_do(
+    file: Path, checkpoint: Path, factory: str, settings: dict[str, str], message: str
+) -> None:
+    config = CompressConfig(teacher=f"{file}:{factory}", checkpoint=str(checkpoint), image_size=11, **settings)
+    with pytest.raises(InputError, match=message) as caught:
+        configured_teacher(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "resize"), [(11, 11), (63, 63), (64, 74), (224, 256), (299, 342)])
+def test_pictures_are_resized_a_little_larger_unless_small(
+    file: Path, checkpoint: Path, size: int, resize: int
+) -> None:
+    assert load_teacher(f"{file}:net", checkpoint=checkpoint, image_size=size).resize == resize
+
+
+def test_public_checkpoint_of_this_packages_resnet20(tmp_path: Path) -> None:
+    network = resnet20()
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    path = save({"state_dict": state, "best_prec1": 91.73}, tmp_path)
+    settings = {"teacher": "nni_autorecon.networks:resnet20", "checkpoint": str(path), "image_size": 32}
+    teacher = configured_teacher(CompressConfig().override(settings))
+    assert equal_states(teacher.network, network)
+    assert (teacher.num_classes, teacher.image, teacher.resize) == (10, (3, 32, 32), 32)
 
 
 def test_network_without_batchnorm_where_none_is_needed(file: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -396,7 +450,7 @@ def test_torchvision_with_a_checkpoint(tmp_path: Path) -> None:
     teacher = load_teacher("torchvision:shufflenet_v2_x0_5", checkpoint=path, num_classes=5)
     assert equal_states(teacher.network, network)
     assert (teacher.num_classes, teacher.image) == (5, (3, 224, 224))
-    assert (teacher.mean, teacher.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (teacher.mean, teacher.std, teacher.resize) == (IMAGENET_MEAN, IMAGENET_STD, 256)
     message = refusal("torchvision:shufflenet_v2_x0_5", checkpoint=path)
     assert "wrong shape: fc.weight ([5, 1024] for [1000, 1024]), fc.bias ([5] for [1000])" in message
 
@@ -410,11 +464,13 @@ def test_torchvision_weights_bring_size_and_normalization(monkeypatch: pytest.Mo
         torchvision.models, "get_model", lambda name, *, weights: built.append((name, weights)) or network
     )
     expects = weights.transforms()
-    expects.mean, expects.std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    expects.mean, expects.std, expects.resize_size = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [333]
     monkeypatch.setattr(type(weights), "transforms", lambda self: expects, raising=False)
     teacher = load_teacher("torchvision:inception_v3")
     assert built == [("inception_v3", weights)]
     assert (teacher.image, teacher.mean, teacher.std) == ((3, 299, 299), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert teacher.resize == 333
+    assert load_teacher("torchvision:inception_v3", image_size=56).resize == 56  # the weights' 333 was for 299
 
 
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
