@@ -13,8 +13,8 @@ PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "config", "topology"},
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
-    {"losses", "genotype", "digits"},
-    {"generator", "teacher", "reconstruction"},
+    {"losses", "genotype", "digits", "moments", "equalization"},
+    {"generator", "teacher", "reconstruction", "distilled_images", "dfq"},
     {"plots", "compression"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
@@ -23,6 +23,7 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
+    ("equalization", "moments"), ("distilled_images", "reconstruction"),
 }  # fmt: skip
 
 
