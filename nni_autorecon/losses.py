@@ -49,6 +49,36 @@ def reconstruction_loss(teacher: nn.Module, images: Tensor, labels: Tensor, *, b
     return ReconstructionLoss(class_ + bns_weight * bns, class_, bns, logits)
 
 
+def statistics_distance(statistics: Sequence[BatchNormStatistics], *, eps: float = 1e-6) -> Tensor:
+    """ZeroQ's gap in statistics: sum over layers of ‖mean - running mean‖² + ‖std - running std‖² (Cai et al., 2020).
+
+    std is sqrt(var + ``eps``), whose gradient is finite in a constant channel, too.
+    """
+    gaps = [
+        (s.mean - s.running_mean).square().sum() + ((s.var + eps).sqrt() - (s.running_var + eps).sqrt()).square().sum()
+        for s in statistics
+    ]
+    return torch.stack(gaps).sum()
+
+
+def zeroq_loss(teacher: nn.Module, images: Tensor) -> Tensor:
+    """What ZeroQ minimizes over images [N, C, H, W]: the distance of their BatchNorm statistics from the running ones,
+    and of the images' own from mean 0 and standard deviation 1 (Cai et al., CVPR 2020, section 3.1).
+
+    Batch statistics, as in the paper; the release compares those of every single image.
+    Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d with running statistics.
+    """
+    if teacher.training:
+        raise ValueError("the teacher is in training mode; call teacher.eval()")
+    with record_bn_statistics(teacher) as statistics:
+        teacher(images)
+    if not statistics:
+        raise ValueError("no BatchNorm2d with running statistics was called; ZeroQ has nothing to match")
+    var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)  # both [C]
+    standard = BatchNormStatistics(mean, var, torch.zeros_like(mean), torch.ones_like(var))
+    return statistics_distance([standard, *statistics])
+
+
 def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, reduction: str) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)) (Hinton et al., 2015). Logits [N, K].
 

@@ -15,7 +15,6 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -23,11 +22,11 @@ from torch.nn.utils import parametrize
 from .coverage import Coverage, Gap, Quantized
 from .errors import InputError
 from .quantizers import ActivationQuantizer, WeightQuantizer
+from .tracing import QUANTIZED, Tracer, called
 
 PROTOCOLS = ("gdfq", "integer")
 INPUT_BITS = 8
 
-QUANTIZED = (nn.Conv2d, nn.Linear)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -36,7 +35,7 @@ ACTIVATIONS = (
 )
 _EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 
-# Classes, functions and methods meet under one name, see _called: MaxPool2d and max_pool2d, ReLU and relu.
+# Classes, functions and methods meet under one name, see called: MaxPool2d and max_pool2d, ReLU and relu.
 _ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation in ACTIVATIONS)})_?")
 _PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
 _SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
@@ -85,7 +84,7 @@ def quantize_network(
     make = partial(ActivationQuantizer, ranges=activation_ranges)
     float_inputs, untraceable = None, None
     try:
-        traced = fx.GraphModule(student, _Tracer().trace(student), class_name=name)
+        traced = fx.GraphModule(student, Tracer().trace(student), class_name=name)
     except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
         untraceable = error
         gaps = [Gap("forward", f"untraceable: {' '.join(str(error).split())}")]
@@ -116,27 +115,15 @@ def quantize_network(
     return student.eval(), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
-class _Tracer(fx.Tracer):
-    """Keeps subclasses of Conv2d and Linear whole, and arguments that have a default at that default."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, QUANTIZED) or super().is_leaf_module(m, module_qualified_name)
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
-        if kind == "placeholder" and args and any(node.op == "placeholder" for node in self.graph.nodes):
-            return args[0]  # a stand-in would take the branch of `if mask is not None`
-        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
-
-
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
     """The calls of Conv2d and Linear, in the order of execution."""
-    called = [(node, _called(traced, node)[0]) for node in traced.graph.nodes]
+    called = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
     return [(node, module) for node, module in called if isinstance(module, QUANTIZED)]
 
 
 def _places(traced: fx.GraphModule, protocol: str, bits: int, input_bits: int, last_bits: int) -> dict[fx.Node, int]:
     """The nodes whose results get quantizers, with the bits of each."""
-    kinds = {node: _called(traced, node)[1] for node in traced.graph.nodes}
+    kinds = {node: called(traced, node)[1] for node in traced.graph.nodes}
     if protocol == "gdfq":
         return {node: bits for node, kind in kinds.items() if _ACTIVATION.fullmatch(kind)}
     numbers: set[fx.Node] = set()  # sizes, and what is computed from them
@@ -155,12 +142,12 @@ def _places(traced: fx.GraphModule, protocol: str, bits: int, input_bits: int, l
 
 def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an integer engine keeps the node's result, rather than merge it into the operation that follows."""
-    module, kind = _called(traced, node)
+    module, kind = called(traced, node)
     if _ACTIVATION.fullmatch(kind):
         return True
     if not (isinstance(module, (*QUANTIZED, *NORMS)) or _STORED.fullmatch(kind)):
         return False
-    follower, following = _called(traced, next(iter(node.users))) if len(node.users) == 1 else (None, "")
+    follower, following = called(traced, next(iter(node.users))) if len(node.users) == 1 else (None, "")
     if isinstance(module, QUANTIZED) and isinstance(follower, NORMS):
         return False
     mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
@@ -170,14 +157,14 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
 def _is_logits(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node's values go nowhere but to the network's output."""
     return all(
-        user.op == "output" or (_SAME_VALUES.fullmatch(_called(traced, user)[1]) and _is_logits(traced, user))
+        user.op == "output" or (_SAME_VALUES.fullmatch(called(traced, user)[1]) and _is_logits(traced, user))
         for user in node.users
     )
 
 
 def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The node that computed the values of ``node``."""
-    while _SAME_VALUES.fullmatch(_called(traced, node)[1]):
+    while _SAME_VALUES.fullmatch(called(traced, node)[1]):
         node = node.all_input_nodes[0]
     return node
 
@@ -189,7 +176,7 @@ def _insert_quantizers(
     found = []
     position = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node, bits in places.items():
-        module, kind = _called(traced, node)
+        module, kind = called(traced, node)
         name = f"activation_quantizers.{node.name}"
         traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
@@ -209,11 +196,11 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
     """The operations whose inputs no quantizer precedes, and what does: layers; if integer, also additions and
     concatenations."""
     for node in traced.graph.nodes:
-        module, kind = _called(traced, node)
+        module, kind = called(traced, node)
         is_layer = isinstance(module, QUANTIZED)
         joins = protocol == "integer" and (_ADDITION.fullmatch(kind) or _CONCATENATION.fullmatch(kind))
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
-            source, origin = _called(traced, _source(traced, argument))
+            source, origin = called(traced, _source(traced, argument))
             if isinstance(source, (*QUANTIZED, *NORMS)):
                 origin = "linear bottleneck"
             if not isinstance(source, ActivationQuantizer):
@@ -240,21 +227,12 @@ def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
 def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
     """Calls that multiply outside of a layer, and those that tracing cannot look into (``torch.fx.wrap``)."""
     for node in traced.graph.nodes:
-        kind = _called(traced, node)[1]
+        kind = called(traced, node)[1]
         origin = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
         if node.op in ("call_function", "call_method") and _PRODUCT.fullmatch(kind):
             yield Gap(node.name, "a product outside of any layer")
         elif node.op == "call_function" and origin not in _TRANSPARENT and not _SAME_VALUES.fullmatch(kind):
             yield Gap(node.name, "a function that tracing cannot look into")
-
-
-def _called(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module | None, str]:
-    """The module that a node calls, if any, and the name of its class, or of the function or method: lower case,
-    without "_" except at the end, where it says in-place."""
-    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    name = getattr(node.target, "__name__", node.target if node.op == "call_method" else node.op)
-    name = type(module).__name__ if module is not None else str(name)
-    return module, re.sub("_(?=.)", "", name.lower())
 
 
 def _wrap_activations(network: nn.Module, make: Callable[[int], nn.Module], bits: int) -> list[Quantized]:

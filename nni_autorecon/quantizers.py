@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -122,6 +123,14 @@ class ActivationQuantizer(nn.Module):
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
         return affine_qparams(*self.range(), self.bits)
+
+    def set_range(self, low: float, high: float) -> None:
+        """Make the range ``low`` to ``high``, as one observed batch with these extremes would. Raises ValueError unless
+        both are finite and in order."""
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"a range from {low} to {high} cannot be quantized; give two finite numbers in order")
+        self.averages.copy_((1 - self.decay) * self.averages.new_tensor([low, high]))
+        self.observations.fill_(1)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The bias-corrected average low and high. Raises RuntimeError before the first observation."""

@@ -13,10 +13,10 @@ PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "settings", "config", "topology"},
     {"operations", "gumbel", "statistics", "latent", "runs"},
-    {"quantizers", "coverage", "networks", "data", "checkpoint"},
-    {"losses", "genotype", "digits", "quantization"},
-    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction"},
-    {"student"},
+    {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
+    {"losses", "genotype", "digits", "quantization", "moments", "equalization"},
+    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},
+    {"student", "image_sources"},
     {"plots", "compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
@@ -24,8 +24,9 @@ LAYERS = [
 NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
-    ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
-    ("distillation", "plots"), ("teacher", "teacher_sources"),
+    ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
+    ("compression", "plots"), ("distillation", "plots"),
+    ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from nni_autorecon.losses import (
     generator_loss,
     l1_loss,
     reconstruction_loss,
+    zeroq_loss,
 )
 from nni_autorecon.statistics import record_bn_statistics
 
@@ -102,6 +103,45 @@ def test_a_teacher_that_cannot_serve_is_refused():
     with pytest.raises(ValueError, match="BatchNorm2d"):
         reconstruction_loss(plain, images, labels, bns_weight=0.1)
     assert reconstruction_loss(plain, images, labels, bns_weight=0.0).bns.item() == 0
+
+
+def _standardized(images):
+    return (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), correction=0, keepdim=True)
+
+
+def test_zeroq_vanishes_when_all_statistics_agree():
+    teacher, images = _teacher(), _standardized(_images()[0].detach())
+    for bn in (teacher[1], teacher[3]):  # the second one's input depends on the first one's statistics
+        with record_bn_statistics(teacher) as statistics:
+            teacher(images)
+        seen = statistics[0 if bn is teacher[1] else 1]
+        bn.running_mean.copy_(seen.mean)
+        bn.running_var.copy_(seen.var)
+    assert zeroq_loss(teacher, images).item() == pytest.approx(0, abs=1e-12)
+    assert zeroq_loss(teacher, 2 * images).item() > 1
+
+
+def test_zeroq_against_the_written_formula():
+    teacher, (images, _) = _teacher(), _images()
+    entering = [images, teacher[0](images), teacher[:3](images)]
+    remembered = [(np.zeros(2), np.ones(2))]
+    remembered += [(bn.running_mean.numpy(), np.sqrt(bn.running_var.numpy())) for bn in (teacher[1], teacher[3])]
+    expected = 0.0
+    for x, (mean, std) in zip(entering, remembered, strict=True):
+        values = x.detach().numpy()
+        expected += np.sum((values.mean((0, 2, 3)) - mean) ** 2) + np.sum((values.std((0, 2, 3)) - std) ** 2)
+    assert zeroq_loss(teacher, images).item() == pytest.approx(expected, rel=1e-5)
+    assert torch.autograd.gradcheck(lambda x: zeroq_loss(teacher, x), images)
+
+
+def test_zeroq_has_a_finite_gradient_on_constant_images_and_refuses_what_cannot_serve():
+    images = torch.zeros(3, 2, 5, 6, dtype=torch.double, requires_grad=True)
+    (gradient,) = torch.autograd.grad(zeroq_loss(_teacher(), images), images)
+    assert gradient.isfinite().all()
+    with pytest.raises(ValueError, match="training mode"):
+        zeroq_loss(_teacher().train(), images)
+    with pytest.raises(ValueError, match="nothing to match"):
+        zeroq_loss(nn.Sequential(nn.Flatten(), nn.Linear(60, 5)).double().eval(), images)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])

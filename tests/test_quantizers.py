@@ -114,6 +114,24 @@ def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> No
     assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
 
 
+@given(st.floats(-1000, 1000, width=32), st.floats(-1000, 1000, width=32))
+def test_a_range_that_is_set_is_exact_and_counts_as_one_observation(one: float, other: float) -> None:
+    low, high = min(one, other), max(one, other)
+    quantizer = activation_quantizer(4, -5.0, 5.0)
+    quantizer.set_range(low, high)
+    assert quantizer.range() == (low, high)
+    observed = activation_quantizer(4, low, high)
+    with observe_ranges(quantizer), observe_ranges(observed):
+        assert torch.equal(quantizer(torch.tensor([-3.0, 7.0])), observed(torch.tensor([-3.0, 7.0])))
+    assert quantizer.range() == observed.range()
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_that_is_none_cannot_be_set(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="cannot be quantized; give two finite numbers in order"):
+        ActivationQuantizer(4).set_range(low, high)
+
+
 numbers = st.floats(-1000, 1000, width=32)
 
 
