@@ -77,8 +77,6 @@ def add_stage(
     parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags go before it")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
-    if config in (CompressConfig, DistillConfig):
-        parser.add_argument("--genotype", metavar="FILE", help="shorthand for --generator searched:FILE")
     config.add_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -172,10 +170,6 @@ def run_as_trial(
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
-    if genotype := getattr(arguments, "genotype", None):
-        if hasattr(arguments, "generator"):
-            raise InputError("--genotype and --generator both name a generator; give one of them")
-        arguments.generator = f"searched:{genotype}"
     config = kind.from_arguments(arguments)
     return config.override(trial.parameters, source="tuner") if trial else config
 

@@ -1,11 +1,10 @@
-"""Stage 2 of Algorithm 1: a generator's images quantize and distil the teacher."""
+"""Stage 2 of Algorithm 1: synthetic images quantize and distil the teacher."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,21 +14,14 @@ from tqdm import tqdm
 from .config import CompressConfig
 from .coverage import Coverage
 from .data import EvaluationData, accuracy
+from .dfq import dfq
 from .files import write_atomically, write_json
-from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
-from .latent import LatentSource
-from .losses import compression_loss, reconstruction_loss
+from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .losses import compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
 from .quantizers import observe_ranges
-from .reconstruction import (
-    MeanLoss,
-    Objective,
-    generator_step,
-    images_per_class,
-    require_finite,
-    weight_optimizer,
-)
+from .reconstruction import MeanLoss, require_finite
 from .runs import RunFolder
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, configured_teacher
@@ -44,18 +36,21 @@ class CompressionResult:
     """What stage 2 found. Accuracies are fractions of the held-out test images, None where there are none."""
 
     bits: str
-    generator: str
+    protocol: str
+    method: str
+    generator: str | None
+    """None for a method without one, like its costs below."""
     agreement: float
-    """Fraction of fresh synthetic images on which student and teacher decide alike: the data-free metric."""
+    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
     teacher_accuracy: float | None
     ranges_only_accuracy: float | None
-    """After range tracking, before any training of the student."""
+    """With ranges set, before any training of the student."""
     accuracy: float | None
     """After the last epoch."""
-    loss: dict[str, float]
-    """L_r of the generator and its parts, in the last epoch."""
-    generator_macs: int
-    generator_parameters: int
+    loss: dict[str, float] | None
+    """L_r of the images and its parts, in the last epoch, if there was one."""
+    generator_macs: int | None
+    generator_parameters: int | None
     seconds: float
     coverage: Coverage
 
@@ -83,74 +78,68 @@ class CompressionResult:
             "ranges_only_accuracy": self.ranges_only_accuracy,
             "teacher_accuracy": self.teacher_accuracy,
         }
-        known = {name: value for name, value in accuracies.items() if value is not None}
-        return {"default": self.agreement, **known, "loss": self.loss["loss"], "generator_macs": self.generator_macs}
+        costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
+        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs}
+        return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
 
 
 @dataclass
 class Compression:
-    """Stage 2 under way: the frozen teacher, the generator, the quantized student and their optimizers.
+    """Stage 2 under way: the frozen teacher, the images, the quantized student and its optimizer.
 
-    One epoch is warm-up (generator only), then range tracking, then training of the student on the images that
-    the generator was just trained with (Xu et al., 2020). No real image enters anywhere.
+    With a generator, epochs are of warm-up (generator only), then of range tracking, then of training of the student
+    on the images that the generator was just trained with (Xu et al., 2020). Methods without one need no warm-up,
+    and ``zeroq`` and ``dfq`` no training. No real image enters anywhere.
     """
 
     config: CompressConfig
     teacher: Teacher
-    generator: Generator | GDFQGenerator
+    images: GeneratorImages | FixedImages
     student: nn.Module
     coverage: Coverage
-    objective: Objective
-    source: LatentSource
 
     @classmethod
-    def start(cls, config: CompressConfig, teacher: Teacher) -> Compression:
-        """Everything at its initial state. Seeds torch. Raises InputError if the settings do not go together."""
+    def start(cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None) -> Compression:
+        """Everything at its initial state, images distilled. Seeds torch.
+
+        Raises InputError if the settings do not go together.
+        """
         config.require_consistent()
         torch.manual_seed(config.seed)
-        generator = generator_from_spec(
-            config.generator, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
-            latent_dim=config.latent_dim,
-        ).to(teacher.device)  # fmt: skip
-        student, coverage = quantize_network(
-            teacher.network,
-            weight_bits=config.weight_bits,
-            activation_bits=config.activation_bits,
-            allow_partial=config.allow_partial,
-        )
-        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
-        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
-        return cls(config, teacher, generator, student.to(teacher.device), coverage, objective, source)
+        if config.method == "dfq":
+            student, coverage = dfq(teacher.network, teacher.image, **config.quantization)
+        else:
+            student, coverage = quantize_network(teacher.network, **config.quantization)
+        images: GeneratorImages | FixedImages
+        if config.generator_spec is not None:
+            images = GeneratorImages.start(config, teacher)
+        else:
+            images = FixedImages.distil(config, teacher, on_step)
+        return cls(config, teacher, images, student.to(teacher.device), coverage)
 
     def __post_init__(self) -> None:
         config = self.config
-        self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
+        self.phases = phases(config)
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
             weight_decay=config.student_decay, nesterov=config.student_momentum > 0,
         )  # fmt: skip
 
-    def phase(self, epoch: int) -> str:
-        """What happens in ``epoch`` (from 0)."""
-        if epoch < self.config.warmup_epochs:
-            return WARM_UP
-        return RANGES if epoch < self.config.warmup_epochs + self.config.range_epochs else TRAINING
-
-    def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
+    def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
-        phase = self.phase(epoch)
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = self.config.weight_lr * SCHEDULES[self.config.weight_schedule](epoch / self.config.epochs)
+        config, phase = self.config, self.phases[epoch]
+        learning = config.generator_updates == "always" or phase == WARM_UP
+        rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(self.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
-        self.generator.train()
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
-        for step, (images, labels, logits) in enumerate(self._images(epoch, phase, mean)):
+        for step, (images, labels, loss) in enumerate(self.images.batches(epoch, config.steps, learning_rate=rate)):
+            mean.add(loss)
             if phase == RANGES:
                 with torch.no_grad(), observe_ranges(self.student):
                     self.student(images)
             elif phase == TRAINING:
                 self._set_student_lr(epoch, step)
-                student_losses.append(self._student_step(images, labels, logits))
+                student_losses.append(self._student_step(images, labels, loss.logits))
             on_step()
         metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
         if phase == TRAINING:
@@ -161,19 +150,6 @@ class Compression:
         if phase != WARM_UP:
             metrics["agreement"] = self.agreement()
         return metrics
-
-    def _images(self, epoch: int, phase: str, mean: MeanLoss) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The epoch's images, labels and teacher logits; trains the generator on the way, if it still learns."""
-        learning = self.config.generator_updates == "always" or phase == WARM_UP
-        for z, labels in self.source.batches("compress", epoch, self.config.steps):
-            if learning:
-                images, loss = generator_step(self.generator, self.objective, self.generator_optimizer, z, labels)
-            else:
-                with torch.no_grad():
-                    images = self.generator(z, labels)  # [N, C, H, W]
-                    loss = self.objective(images, labels)
-            mean.add(loss)
-            yield images, labels, loss.logits
 
     def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         config = self.config
@@ -190,16 +166,14 @@ class Compression:
         return loss.detach()
 
     def _set_student_lr(self, epoch: int, step: int) -> None:
-        config = self.config
-        first = config.warmup_epochs + config.range_epochs
-        progress = (epoch - first + step / config.steps) / (config.epochs - first)
+        config, first = self.config, self.phases.index(TRAINING)
+        progress = (epoch - first + step / config.steps) / (len(self.phases) - first)
         for group in self.student_optimizer.param_groups:
             group["lr"] = config.student_lr * SCHEDULES[config.student_schedule](progress)
 
     def agreement(self) -> float:
-        """Fraction of fresh synthetic images on which student and teacher decide alike."""
-        batches = self.source.batches("agreement", 0, self.config.agreement_steps)
-        return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
+        """Fraction of held-out synthetic images on which student and teacher decide alike."""
+        return agreement(self.student, self.teacher.network, self.images.held_out(self.config.agreement_steps))
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
@@ -208,31 +182,42 @@ class Compression:
         return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
 
 
+def phases(config: CompressConfig) -> tuple[str, ...]:
+    """What happens in each epoch. All methods that train the student train it for the same number of epochs."""
+    warm_up, ranges = (WARM_UP,) * config.warmup_epochs, (RANGES,) * config.range_epochs
+    training = (TRAINING,) * (config.epochs - config.warmup_epochs - config.range_epochs)
+    without_warm_up = {"dfq": (), "zeroq": ranges, "zeroq-kd": ranges + training, "dfc": ranges + training}
+    return without_warm_up.get(config.method, warm_up + ranges + training)
+
+
 def compress(
     compression: Compression,
     data: EvaluationData | None,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
-    on_step: Callable[[], object] = lambda: None,
+    on_step: OnStep = lambda: None,
 ) -> CompressionResult:
-    """Run all epochs of stage 2, measuring on ``data`` after range tracking and after the last epoch."""
+    """Run all epochs of stage 2, measuring on ``data`` before the student's training and after the last epoch."""
     started = time.perf_counter()
     config = compression.config
-    ranges_only = None
-    for epoch in range(config.epochs):
+    metrics: EpochMetrics = {}
+    ranges_only = None if compression.phases else compression.accuracy(compression.student, data)
+    for epoch, phase in enumerate(compression.phases):
         metrics = compression.run_epoch(epoch, on_step)
-        if compression.phase(epoch) == RANGES:
+        if phase == RANGES:
             ranges_only = compression.accuracy(compression.student, data)
         on_epoch(metrics)
-    macs, parameters = generator_cost(compression.generator)
+    macs, parameters = compression.images.cost()
     return CompressionResult(
         bits=config.bits,
-        generator=config.generator,
-        agreement=metrics["agreement"],
+        protocol=config.protocol,
+        method=config.method,
+        generator=config.generator_spec,
+        agreement=metrics["agreement"] if metrics else compression.agreement(),
         teacher_accuracy=compression.accuracy(compression.teacher.network, data),
         ranges_only_accuracy=ranges_only,
         accuracy=compression.accuracy(compression.student, data),
-        loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")},
+        loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
         generator_macs=macs,
         generator_parameters=parameters,
         seconds=time.perf_counter() - started,
@@ -251,13 +236,15 @@ def run_compression(
 
     The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
     """
+    config.require_consistent()
     teacher = configured_teacher(config)
-    compression = Compression.start(config, teacher)
     data = evaluation_data(config, teacher)
-    if data is not None:
-        compression.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
-    run.start("compress", config)
-    with tqdm(total=config.epochs * config.steps, desc="compress", disable=not progress) as bar:
+    if data is not None:  # data that do not fit are refused now, not after the training
+        accuracy(teacher.network, data, mean=teacher.mean, std=teacher.std, device=teacher.device)
+    before = 0 if config.generator_spec else distillation_steps(config)
+    with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
+        compression = Compression.start(config, teacher, bar.update)
+        run.start("compress", config)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
@@ -274,10 +261,11 @@ def run_compression(
 
 def _draw(run: RunFolder, compression: Compression) -> None:
     losses = ("loss", "class_loss", "bns_loss", "student_loss")
-    save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
-    save_figure(
-        plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
-        run / "agreement.png",
-    )
-    images, labels = images_per_class(compression.generator, compression.source, count=8)
+    if run.rows:
+        save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
+        save_figure(
+            plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+            run / "agreement.png",
+        )
+    images, labels = compression.images.to_show(8)
     save_figure(plot_images(images, labels, per_class=8), run / "images.png")

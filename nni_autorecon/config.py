@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import InputError
 from .settings import Settings, setting
+
+METHODS = ("autorecon", "gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
+RANGES = ("minmax", "percentile", "mse")
+SCHEDULES = ("constant", "cosine", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +79,81 @@ class SearchConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(Config):
-    """Stage 2 of Algorithm 1: GDFQ's recipe with the generator of your choice."""
+class StudentConfig(Config):
+    """Settings of every stage in which a generator's images teach a student."""
 
+    genotype: str | None = setting(
+        None, "genotype file that `searched` and `@equal-macs` mean; {seed} in it stands for the seed"
+    )
+    generator: str | None = setting(
+        None,
+        "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional, gdfq@equal-macs "
+        "(as wide as the MACs of the genotype's allow); {seed} stands for the seed (default: searched)",
+        symbol="M_g",
+    )
+    generator_scale: float = setting(1.0, "factor of the generator's channels (Table 3)", symbol="s", low=0.01)
+    width: int | None = setting(None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1)
     latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
+    weight_schedule: str = setting(
+        "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
+        choices=SCHEDULES,
+    )  # fmt: skip
+    student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
+    student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
+    student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
+    student_schedule: str = setting(
+        "cosine", "learning rate over the student's epochs (step as above)", choices=SCHEDULES
+    )
+    agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
     test_data: str | None = setting(
         None, "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
         "imagenet:FOLDER (default: digits for the digits teacher)",
     )  # fmt: skip
     download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
-    generator: str = setting(
-        "gdfq",
-        "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",
-        symbol="M_g",
+
+    @property
+    def generator_spec(self) -> str | None:
+        """The generator that is meant, as ``generator_from_spec`` takes it; None where there is none."""
+        return (self.generator or "searched").replace("{seed}", str(self.seed))
+
+    @property
+    def genotype_file(self) -> str | None:
+        """The genotype file for this seed."""
+        return self.genotype and self.genotype.replace("{seed}", str(self.seed))
+
+    def require_consistent(self) -> None:
+        """Raise InputError if settings that are fine one by one do not go together."""
+        if self.generator_spec == "searched" and self.genotype is None:
+            raise InputError("there is no generator; give --genotype FILE or --generator SPEC, for example gdfq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(StudentConfig):
+    """Stage 2 of Algorithm 1, and the methods of Table 5."""
+
+    method: str = setting(
+        "autorecon",
+        "autorecon: GDFQ's training with the generator of your choice; gdfq: with GDFQ's own; without a generator: "
+        "dfq (statistics alone), zeroq (distilled images set the ranges), zeroq-kd (and train the student), "
+        "dfc (the same with images of classes)",
+        choices=METHODS,
     )
-    width: int | None = setting(None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1)
+    image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
+    image_steps: int = setting(200, "updates of each distilled image", low=1)
+    image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0)
     bits: str = setting("w4a4", "bit widths of weights and activations", pattern=r"w[2-8]a[2-8]")
+    protocol: str = setting(
+        "gdfq",
+        "what is quantized beside weights: gdfq, activation functions; integer, all that an integer engine stores",
+        choices=("gdfq", "integer"),
+    )
+    input_bits: int | None = setting(None, "bits of the network input in protocol integer (default: 8)", low=2, high=8)
+    first_bits: int | None = setting(None, "bits of the first layer's weights (default: as all)", low=2, high=8)
+    last_bits: int | None = setting(
+        None, "bits of the last layer's weights and, in protocol integer, input (default: as all)", low=2, high=8
+    )
+    weight_ranges: str = setting("minmax", "ranges of weights, per output channel", choices=RANGES)
+    activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
     epochs: int = setting(14, "epochs in all, warm-up and range tracking included", symbol="L2", low=1)
     steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
     warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
@@ -97,17 +161,6 @@ class CompressConfig(Config):
     generator_updates: str = setting(
         "always", "train the generator throughout (GDFQ) or only in the warm-up (Algorithm 1)",
         choices=("always", "warmup"),
-    )  # fmt: skip
-    weight_schedule: str = setting(
-        "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
-        choices=("constant", "cosine", "step"),
-    )  # fmt: skip
-    student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
-    student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
-    student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
-    student_schedule: str = setting(
-        "cosine", "learning rate over the student's epochs (step as above)",
-        choices=("constant", "cosine", "step"),
     )  # fmt: skip
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
     ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S", low=0.0)
@@ -118,10 +171,13 @@ class CompressConfig(Config):
         choices=("mean", "batchmean"),
     )  # fmt: skip
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
-    agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
 
     def require_consistent(self) -> None:
-        """Raise InputError if settings that are fine one by one do not go together."""
+        if self.method != "autorecon" and self.generator is not None:
+            raise InputError(f"method {self.method} takes no generator; leave out --generator, or use method autorecon")
+        super().require_consistent()
+        if self.protocol == "gdfq" and self.input_bits is not None:
+            raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
         if self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
         if self.warmup_epochs + self.range_epochs >= self.epochs:
@@ -131,52 +187,36 @@ class CompressConfig(Config):
             )
 
     @property
-    def weight_bits(self) -> int:
-        return int(self.bits[1])
+    def generator_spec(self) -> str | None:
+        return {"autorecon": super().generator_spec, "gdfq": "gdfq"}.get(self.method)
 
     @property
-    def activation_bits(self) -> int:
-        return int(self.bits[3])
+    def quantization(self) -> dict[str, Any]:
+        """How ``quantize_network`` is to be called."""
+        names = ("protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges")
+        bits = {"weight_bits": int(self.bits[1]), "activation_bits": int(self.bits[3])}
+        return {**bits, **{name: getattr(self, name) for name in names}, "allow_partial": self.allow_partial}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Config):
+class DistillConfig(StudentConfig):
     """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
 
     weight_lr: float = setting(5e-3, "Adam learning rate of the generator's weights W", low=0.0)
     student: str = setting(
         "nni_autorecon.networks:digits_student", "network to train, freshly initialized: module-or-file.py:factory"
     )
-    generator: str = setting(
-        "gdfq-conditional",
-        "searched:FILE (a genotype), published:NAME, random:SEED, all:OPERATION, gdfq or gdfq-conditional",
-        symbol="M_g",
-    )
-    width: int | None = setting(None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1)
-    latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
     reconstruction_weight: float = setting(1.0, "weight of L_r (eq. 1) in the generator's objective", low=0.0)
     adversarial_weight: float = setting(1.0, "weight of L1(t, s), which the generator maximizes (DFAD)", low=0.0)
     balance_weight: float = setting(1.0, "weight of the batch-balance loss in the generator's objective", low=0.0)
     epochs: int = setting(10, "epochs", low=1)
     steps: int = setting(20, "iterations per epoch: student_steps updates of the student, one of the generator", low=1)
     student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
-    weight_schedule: str = setting(
-        "constant", "generator's learning rate over all epochs; step is x0.1 at 1/4, 1/2 and 3/4",
-        choices=("constant", "cosine", "step"),
-    )  # fmt: skip
     student_lr: float = setting(0.1, "SGD learning rate of the student", low=0.0)
-    student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
     student_decay: float = setting(5e-4, "weight decay of the student", low=0.0)
-    student_schedule: str = setting(
-        "cosine", "student's learning rate over all epochs (step as above)", choices=("constant", "cosine", "step")
-    )
-    agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
-    test_data: str | None = setting(
-        None, "images to measure the student on: an .npz of uint8 images [N, C, H, W] and labels [N]"
-    )
 
     def require_consistent(self) -> None:
-        """Raise InputError if settings that are fine one by one do not go together."""
+        super().require_consistent()
         if not (self.reconstruction_weight or self.adversarial_weight or self.balance_weight):
             raise InputError(
                 "reconstruction_weight, adversarial_weight and balance_weight are all 0, so that the generator has "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,19 +28,14 @@ from .tracing import QUANTIZED
 
 
 def dfq(
-    network: nn.Module,
-    image: ImageShape,
-    *,
-    weight_bits: int,
-    activation_bits: int,
-    allow_partial: bool = False,
-    deviations: float = 6.0,
+    network: nn.Module, image: ImageShape, *, deviations: float = 6.0, **quantization: Any
 ) -> tuple[nn.Module, Coverage]:
     """A quantized copy of ``network`` as ``quantize_network`` makes it, with all ranges set and no image used.
 
     BatchNorms are folded, every ReLU6 becomes a ReLU, the layers are equalized and high biases absorbed; activation
     ranges are beta ± ``deviations`` gamma, clipped by the activation function; biases are corrected for the mean of
-    what weight quantization adds. ``image`` is the shape of the standardized images that the network takes.
+    what weight quantization adds. ``image`` is the shape of the standardized images that the network takes, and
+    ``quantization`` what ``quantize_network`` takes by name.
 
     Where the paper quantizes weights per tensor, here they are quantized per output channel, as in all other methods.
 
@@ -56,9 +52,7 @@ def dfq(
     pairs = equalization_pairs(folded)
     outputs = equalize(folded, pairs, outputs)
     outputs = absorb_high_biases(folded, pairs, outputs)
-    student, coverage = quantize_network(
-        folded, weight_bits=weight_bits, activation_bits=activation_bits, allow_partial=allow_partial
-    )
+    student, coverage = quantize_network(folded, **quantization)
     student = student.to(next(network.parameters()).device)
     assert isinstance(student, fx.GraphModule)  # what could be traced once can be traced again
     inputs = input_moments(student, image, float_network=folded, outputs=outputs, deviations=deviations)

@@ -17,7 +17,8 @@ from .config import DistillConfig
 from .data import EvaluationData, accuracy
 from .errors import InputError
 from .files import write_atomically, write_json
-from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
+from .generator import GDFQGenerator, Generator, generator_cost
+from .image_sources import configured_generator
 from .latent import LatentSource
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
 from .plots import plot_images, plot_loss_curves, save_figure
@@ -90,10 +91,7 @@ class Distillation:
         config.require_consistent()
         torch.manual_seed(config.seed)
         student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
-        generator = generator_from_spec(
-            config.generator, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
-            latent_dim=config.latent_dim,
-        ).to(teacher.device)  # fmt: skip
+        generator = configured_generator(config, teacher)
         objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
         return cls(config, teacher, generator, student, objective, source)
@@ -224,7 +222,7 @@ def distill(
     macs, parameters = generator_cost(distillation.generator)
     return DistillationResult(
         student=config.student,
-        generator=config.generator,
+        generator=str(config.generator_spec),
         agreement=metrics["agreement"],
         teacher_accuracy=distillation.accuracy(teacher, data),
         accuracy=distillation.accuracy(distillation.student, data),

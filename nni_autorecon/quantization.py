@@ -61,7 +61,7 @@ def quantize_network(
     weight_bits: int,
     activation_bits: int,
     protocol: str = "gdfq",
-    input_bits: int = INPUT_BITS,
+    input_bits: int | None = None,
     first_bits: int | None = None,
     last_bits: int | None = None,
     weight_ranges: str = "minmax",
@@ -72,7 +72,8 @@ def quantize_network(
 
     The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
     value that ``protocol`` quantizes (see above) gets a quantizer of its own. ``first_bits`` and ``last_bits`` are for
-    the first and last layer called, weights and (last layer, protocol ``integer``) input; None means as all others.
+    the first and last layer called, weights and (last layer, protocol ``integer``) input; None means as all others,
+    for the network input 8.
     ``weight_ranges`` and ``activation_ranges`` are names of ``quantizers.RANGES``.
 
     Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
@@ -93,7 +94,7 @@ def quantize_network(
     else:
         student = traced
         gaps = list(_float_functions(traced))
-        places = _places(traced, protocol, activation_bits, input_bits, last_bits or activation_bits)
+        places = _places(traced, protocol, activation_bits, input_bits or INPUT_BITS, last_bits or activation_bits)
         activations = _insert_quantizers(traced, make, places)
         float_inputs = tuple(_float_inputs(traced, protocol))
         gaps += _unexplained(float_inputs, protocol)
@@ -117,8 +118,8 @@ def quantize_network(
 
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
     """The calls of Conv2d and Linear, in the order of execution."""
-    called = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
-    return [(node, module) for node, module in called if isinstance(module, QUANTIZED)]
+    calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
+    return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
 
 
 def _places(traced: fx.GraphModule, protocol: str, bits: int, input_bits: int, last_bits: int) -> dict[fx.Node, int]:

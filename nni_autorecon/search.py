@@ -171,7 +171,9 @@ def _details(
 
 def _draw(run: RunFolder, result: SearchResult, generator: Generator, source: LatentSource) -> None:
     series = ("loss", "class_loss", "bns_loss", "train_loss")
-    save_figure(plot_loss_curves(run.rows, series=series, title="Search: reconstruction loss"), run / "loss.png")
+    save_figure(
+        plot_loss_curves(run.rows, series=series, title="Search: reconstruction loss", log=True), run / "loss.png"
+    )
     save_figure(plot_probabilities(result.probabilities), run / "probabilities.png")
     save_figure(plot_genotype(result.genotype.choices, title="Found generator"), run / "genotype.png")
     images, labels = images_per_class(generator, source, count=8)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .config import CompressConfig, DistillConfig
+from .config import StudentConfig
 from .data import EvaluationData
 from .evaluation import load_evaluation_data
 from .teacher import Teacher
@@ -28,7 +28,7 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor])
     return torch.stack(alike).mean().item()
 
 
-def evaluation_data(config: CompressConfig | DistillConfig, teacher: Teacher) -> EvaluationData | None:
+def evaluation_data(config: StudentConfig, teacher: Teacher) -> EvaluationData | None:
     """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
     spec = config.test_data or ("digits" if config.teacher == "digits" else None)
     if spec is None:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from nni_autorecon import compression as compression_module
+from nni_autorecon import image_sources
 from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
@@ -33,27 +33,27 @@ def _changed(module, before):
 
 def test_phases_follow_each_other():
     compression = _start()
-    assert [compression.phase(epoch) for epoch in range(5)] == [WARM_UP, WARM_UP, RANGES, TRAINING, TRAINING]
+    assert compression.phases == (WARM_UP, WARM_UP, RANGES, TRAINING, TRAINING)
 
 
 def test_each_phase_changes_only_what_it_should():
     compression = _start()
     teacher = snapshot(compression.teacher.network)
     for epoch in range(5):
-        student, generator = snapshot(compression.student), snapshot(compression.generator)
+        student, generator = snapshot(compression.student), snapshot(compression.images.generator)
         compression.run_epoch(epoch)
         changed = _changed(compression.student, student)
         ranges = {name for name in student if "average" in name or "observ" in name}
         assert ranges
-        if compression.phase(epoch) == WARM_UP:
+        if compression.phases[epoch] == WARM_UP:
             assert not changed
-        elif compression.phase(epoch) == RANGES:
+        elif compression.phases[epoch] == RANGES:
             assert changed == ranges
         else:
             assert changed
             assert not changed & ranges
             assert not {name for name in changed if "running" in name or "num_batches" in name}
-        assert _changed(compression.generator, generator)
+        assert _changed(compression.images.generator, generator)
     assert not _changed(compression.teacher.network, teacher)
     assert all(parameter.grad is None for parameter in compression.teacher.network.parameters())
 
@@ -62,10 +62,10 @@ def test_the_generator_may_rest_after_the_warm_up():
     compression = _start(CONFIG.override({"generator_updates": "warmup"}))
     for epoch in range(2):
         compression.run_epoch(epoch)
-    before = {name: value.clone() for name, value in compression.generator.named_parameters()}
+    before = {name: value.clone() for name, value in compression.images.generator.named_parameters()}
     for epoch in range(2, 5):
         compression.run_epoch(epoch)
-    assert all(torch.equal(before[name], value) for name, value in compression.generator.named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in compression.images.generator.named_parameters())
 
 
 @pytest.mark.parametrize("bits", ["w2a8", "w8a2", "w3a5"])
@@ -156,7 +156,7 @@ def test_the_generator_rate_follows_its_schedule():
     rates = []
     for epoch in range(4):
         compression.run_epoch(epoch)
-        rates.append(compression.generator_optimizer.param_groups[0]["lr"])
+        rates.append(compression.images.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6])
 
 
@@ -166,14 +166,14 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
     for epoch in range(3):
         compression.run_epoch(epoch)
     made, seen = [], []
-    generator_step = compression_module.generator_step
+    generator_step = image_sources.generator_step
 
     def recorded(*arguments):
         images, loss = generator_step(*arguments)
         made.append((images, loss.logits))
         return images, loss
 
-    monkeypatch.setattr(compression_module, "generator_step", recorded)
+    monkeypatch.setattr(image_sources, "generator_step", recorded)
     student_step = compression._student_step
 
     def spied(images, labels, logits):

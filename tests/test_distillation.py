@@ -141,7 +141,7 @@ def test_the_student_learns_to_agree():
 
 
 def test_learning_rates_follow_their_schedules():
-    distillation = _start(student_schedule="step", weight_schedule="cosine", epochs=4, steps=1)
+    distillation = _start(student_schedule="step", weight_schedule="cosine", weight_lr=1e-3, epochs=4, steps=1)
     rates = []
     for epoch in range(4):
         row = distillation.run_epoch(epoch)

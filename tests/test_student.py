@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nni_autorecon.config import DistillConfig
+from nni_autorecon.data import LabelledImages
 from nni_autorecon.student import SCHEDULES, agreement, evaluation_data
 
 
@@ -29,12 +30,12 @@ def test_agreement_is_the_fraction_of_equal_decisions():
     assert agreement(student, teacher, iter([images, images])) == pytest.approx(expected)
 
 
-def test_a_student_is_measured_on_what_was_given_or_on_the_digits_or_not(tmp_path):
-    np.savez(tmp_path / "mine.npz", images=np.zeros((3, 1, 5, 7), np.uint8), labels=np.arange(3))
-    given = evaluation_data(DistillConfig(test_data=str(tmp_path / "mine.npz")))
-    assert given is not None
-    assert given.images.shape == (3, 1, 5, 7)
-    digits = evaluation_data(DistillConfig())
-    assert digits is not None
-    assert digits.images.shape[1:] == (1, 16, 16)
-    assert evaluation_data(DistillConfig(teacher="torchvision:resnet18")) is None
+def test_a_student_is_measured_on_what_was_given_or_on_the_digits_or_not(tmp_path, digits_teacher):
+    np.savez(tmp_path / "mine.npz", images=np.zeros((3, 1, 16, 16), np.uint8), labels=np.arange(3))
+    given = evaluation_data(DistillConfig(test_data=str(tmp_path / "mine.npz")), digits_teacher)
+    assert isinstance(given, LabelledImages)
+    assert len(given) == 3
+    digits = evaluation_data(DistillConfig(), digits_teacher)
+    assert isinstance(digits, LabelledImages)
+    assert len(digits) == 445
+    assert evaluation_data(DistillConfig(teacher="torchvision:resnet18"), digits_teacher) is None

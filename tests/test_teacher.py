@@ -526,17 +526,3 @@ class Idle(nn.Sequential):
     with pytest.raises(InputError, match="no BatchNorm2d with running statistics to match; set --bns-weight 0"):
         load_teacher(f"{tmp_path}/idle.py:Idle", **arguments)
     assert load_teacher(f"{tmp_path}/idle.py:Idle", need_batchnorm=False, **arguments).num_classes == 5
-
-
-def test_an_architecture_comes_without_weights_for_the_classes_asked(file: Path) -> None:
-    networks = [architecture(f"{file}:net_of", 5) for _ in range(2)]
-    assert all(network.linear.out_features == 5 for network in networks)
-    assert not torch.equal(networks[0].conv.weight, networks[1].conv.weight)
-    assert architecture("nni_autorecon.networks:digits_student", 10).linear.out_features == 10
-    assert all(parameter.requires_grad for parameter in networks[0].parameters())
-
-
-@pytest.mark.parametrize("spec", ["net", "digits", "a b:net", "x.py:1"])
-def test_an_architecture_is_named_by_its_factory(spec: str) -> None:
-    with pytest.raises(InputError, match=r"not understood; give module:factory"):
-        architecture(spec, 5)

@@ -1,0 +1,159 @@
+"""Where the images of stage 2 come from: a generator that learns on the way, or pixels distilled beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .config import CompressConfig, StudentConfig
+from .distilled_images import distil_images
+from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
+from .latent import LatentSource
+from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
+from .reconstruction import Objective, generator_step, images_per_class, weight_optimizer
+from .teacher import Teacher
+
+Batch = tuple[Tensor, Tensor, ReconstructionLoss]
+"""Images [N, C, H, W], labels [N], and L_r of these images with the teacher's logits; all detached."""
+
+OnStep = Callable[[], object]
+
+HELD_OUT_SEED = 2**32  # more than any seed of a configuration
+
+
+def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
+    """The generator that ``config`` names for ``teacher``, freshly initialized on its device."""
+    assert config.generator_spec is not None
+    return generator_from_spec(
+        config.generator_spec, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+        latent_dim=config.latent_dim, scale=config.generator_scale, genotype=config.genotype_file,
+    ).to(teacher.device)  # fmt: skip
+
+
+@dataclass
+class GeneratorImages:
+    """Fresh images in every step, from a generator that each of them trains on L_r."""
+
+    generator: Generator | GDFQGenerator
+    objective: Objective
+    source: LatentSource
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def start(cls, config: CompressConfig, teacher: Teacher) -> GeneratorImages:
+        generator = configured_generator(config, teacher)
+        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
+        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        return cls(generator, objective, source, weight_optimizer(generator.parameters(), config))
+
+    def batches(self, epoch: int, steps: int, *, learning_rate: float | None) -> Iterator[Batch]:
+        """The epoch's batches, each from before the generator's update at ``learning_rate``; None: it rests."""
+        self.generator.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate or 0.0
+        for z, labels in self.source.batches("compress", epoch, steps):
+            if learning_rate is not None:
+                images, loss = generator_step(self.generator, self.objective, self.optimizer, z, labels)
+            else:
+                with torch.no_grad():
+                    images = self.generator(z, labels)  # [N, C, H, W]
+                    loss = self.objective(images, labels)
+            yield images, labels, loss
+
+    @torch.no_grad()
+    def held_out(self, steps: int) -> Iterator[Tensor]:
+        """Images that train nothing, the same latent vectors each time."""
+        for z, labels in self.source.batches("agreement", 0, steps):
+            yield self.generator(z, labels)
+
+    def cost(self) -> tuple[int | None, int | None]:
+        """MACs for one image, and parameters."""
+        return generator_cost(self.generator)
+
+    def to_show(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` images of each of the first classes, and their labels."""
+        return images_per_class(self.generator, self.source, count=count)
+
+
+@dataclass
+class FixedImages:
+    """Images distilled once from noise: batches are drawn from them with replacement, and some are held out."""
+
+    images: Tensor  # [count, C, H, W]
+    labels: Tensor  # [count]
+    aside: Tensor  # [n, C, H, W]
+    aside_labels: Tensor  # [n]
+    objective: Objective
+    source: LatentSource  # whose labels are the indices of a batch
+
+    @classmethod
+    def distil(cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None) -> FixedImages:
+        """DFC's images of classes for method ``dfc``, ZeroQ's, labelled by the teacher, for the others.
+
+        Method ``dfq`` uses none but those held out, which come from other noise.
+        """
+        count = 0 if config.method == "dfq" else config.image_count
+        images, labels = distilled(config, teacher, count, config.seed, on_step)
+        aside, aside_labels = distilled(config, teacher, held_out_count(config), config.seed + HELD_OUT_SEED, on_step)
+        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
+        return cls(images, labels, aside, aside_labels, objective, indices)
+
+    @torch.no_grad()
+    def batches(self, epoch: int, steps: int, *, learning_rate: float | None = None) -> Iterator[Batch]:
+        """The epoch's batches; pixels have learned before, at their own rate."""
+        for _, indices in self.source.batches("compress", epoch, steps):
+            images, labels = self.images[indices], self.labels[indices]
+            yield images, labels, self.objective(images, labels)
+
+    def held_out(self, steps: int) -> Iterator[Tensor]:
+        """Images that train nothing."""
+        yield from self.aside.chunk(steps)
+
+    def cost(self) -> tuple[int | None, int | None]:
+        """There is no generator."""
+        return None, None
+
+    def to_show(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images held out, and their labels: all, of which a figure shows up to ``count`` for a class."""
+        return self.aside, self.aside_labels
+
+
+def held_out_count(config: CompressConfig) -> int:
+    return config.agreement_steps * config.batch_size
+
+
+def distillation_steps(config: CompressConfig) -> int:
+    """How often ``FixedImages.distil`` calls ``on_step``."""
+    counts = (0 if config.method == "dfq" else config.image_count, held_out_count(config))
+    return sum(-(-count // config.batch_size) for count in counts) * config.image_steps
+
+
+@torch.no_grad()
+def distilled(
+    config: CompressConfig, teacher: Teacher, count: int, seed: int, on_step: OnStep
+) -> tuple[Tensor, Tensor]:
+    """``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
+    network = teacher.network
+    if count == 0:
+        nothing = torch.zeros(0, *teacher.image, device=teacher.device)
+        return nothing, torch.zeros(0, dtype=torch.int64, device=teacher.device)
+
+    def loss(images: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return zeroq_loss(network, images)
+        return reconstruction_loss(network, images, labels, bns_weight=config.bns_weight).total
+
+    with torch.enable_grad():
+        made = distil_images(
+            loss, teacher.image, count=count, batch_size=config.batch_size, seed=seed,
+            num_classes=teacher.num_classes if config.method == "dfc" else None, steps=config.image_steps,
+            learning_rate=config.image_lr, device=teacher.device, on_step=on_step,
+        )  # fmt: skip
+    if made.labels is not None:
+        return made.images, made.labels
+    return made.images, torch.cat([network(batch).argmax(1) for batch in made.images.split(config.batch_size)])
