@@ -247,10 +247,12 @@ def test_download_where_there_is_nothing_to_download(spec: str) -> None:
 
 
 def test_stage_2_takes_data_as_its_teacher_does(folder: Path) -> None:
+    ramp = np.arange(19 * 21 * 3).reshape(19, 21, 3) % 251
+    Image.fromarray(ramp.astype(np.uint8)).save(folder / "a" / "0.png")
     network = BrightestChannel()
-    teacher = Teacher("toy", network, 3, ImageShape(3, 5, 5), (0.0,) * 3, (1.0,) * 3, 6)
+    teacher = Teacher("toy", network, 3, ImageShape(3, 5, 5), (0.0,) * 3, (1.0,) * 3, 9)
     pictures = compression._test_data(CompressConfig(teacher="toy.py:net", test_data=str(folder)), teacher)
-    assert torch.equal(pictures[0][0], load(folder, resize=6)[0][0])
+    assert torch.equal(pictures[0][0], load(folder, resize=9)[0][0])
     assert compression._test_data(CompressConfig(teacher="toy.py:net"), teacher) is None
     digits = Teacher("digits", network, 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
     assert isinstance(compression._test_data(CompressConfig(), digits), LabelledImages)
