@@ -83,7 +83,8 @@ class CompressionResult:
             "teacher_accuracy": self.teacher_accuracy,
         }
         known = {name: value for name, value in accuracies.items() if value is not None}
-        return {"default": self.agreement, **known, "loss": self.loss["loss"], "generator_macs": self.generator_macs}
+        generator = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
+        return {"default": self.agreement, **known, "loss": self.loss["loss"], **generator}
 
 
 @dataclass

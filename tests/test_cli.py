@@ -159,6 +159,27 @@ def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
         cli._run_folder("search", mine, Trial())
 
 
+def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher, tmp_path):
+    class Trial:
+        output = tmp_path
+
+        def __init__(self):
+            self.parameters, self.curve = {"seed": 3, "width": 4}, []
+            self.report_intermediate = self.curve.append
+
+        def report_final(self, metrics):
+            self.final = metrics
+
+    trial = Trial()
+    cli.run_compress(cli.build_parser().parse_args(["compress", *COMPRESS]), trial)
+    written, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
+    assert json.loads(trial.final["config"]) == written["config"]
+    assert written["config"]["seed"] == 3
+    assert trial.final["default"] == result["agreement"]
+    for name in ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "generator_macs", "generator_parameters"):
+        assert trial.final[name] == result[name]
+
+
 def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):
     data = digits_data("test")
     np.savez(tmp_path / "mine.npz", images=data.images[:40].numpy(), labels=data.labels[:40].numpy())

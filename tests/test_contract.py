@@ -13,9 +13,9 @@ PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "config", "topology"},
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
-    {"losses", "genotype", "digits"},
-    {"generator", "teacher", "reconstruction"},
-    {"plots", "compression"},
+    {"losses", "genotype", "digits", "records"},
+    {"generator", "teacher", "reconstruction", "comparison"},
+    {"plots", "compression", "report", "report_plots"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
 ]
@@ -23,6 +23,7 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
+    ("report_plots", "plots"), ("report_plots", "report"), ("experiment", "trial"),
 }  # fmt: skip
 
 
