@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -67,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE")
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     export.set_defaults(run=run_export)
+
+    report = commands.add_parser("report", help="tables and a figure from an experiment or folders of results")
+    report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
+    report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv and .png")
+    report.add_argument("--force", action="store_true", help="replace them if they exist")
+    report.set_defaults(run=run_report)
     return parser
 
 
@@ -130,7 +138,7 @@ def _run_student(
     print(result.summary())
     print(f"result: {run / 'result.json'}")
     if trial:
-        trial.report_final(result.metrics())
+        trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
 
 
 def run_start(arguments: argparse.Namespace) -> None:
@@ -148,6 +156,32 @@ def run_export(arguments: argparse.Namespace) -> None:
     genotype.save(arguments.output)
     loss = genotype.details["loss"]["loss"]
     print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
+    if bool(arguments.folders) == bool(arguments.experiment):
+        raise InputError("report takes either folders or --experiment ID; give one of them")
+    from .files import require_absent, write_text
+    from .plots import save_figure
+    from .records import read_folders
+    from .report import make_report
+    from .report_plots import plot_report
+
+    markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
+    for path in (markdown, csv, png):
+        require_absent(path, force=arguments.force)
+    if arguments.experiment:
+        from .experiment import read_runs
+
+        runs = read_runs(arguments.experiment)
+    else:
+        runs = read_folders(arguments.folders)
+    report = make_report(runs)
+    write_text(markdown, report.to_markdown())
+    write_text(csv, report.frame.to_csv(index=False))
+    save_figure(plot_report(report), png)
+    print(report.to_markdown(), end="")
 
 
 def run_as_trial(

@@ -8,7 +8,7 @@ from typing import Any
 from .errors import InputError
 from .settings import Settings, setting
 
-METHODS = ("autorecon", "gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
+METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
 
@@ -132,10 +132,9 @@ class CompressConfig(StudentConfig):
     """Stage 2 of Algorithm 1, and the methods of Table 5."""
 
     method: str = setting(
-        "autorecon",
-        "autorecon: GDFQ's training with the generator of your choice; gdfq: with GDFQ's own; without a generator: "
-        "dfq (statistics alone), zeroq (distilled images set the ranges), zeroq-kd (and train the student), "
-        "dfc (the same with images of classes)",
+        "gdfq",
+        "gdfq: a generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
+        "zeroq (distilled images set the ranges), zeroq-kd (and train the student), dfc (the same, images of classes)",
         choices=METHODS,
     )
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
@@ -173,8 +172,8 @@ class CompressConfig(StudentConfig):
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
 
     def require_consistent(self) -> None:
-        if self.method != "autorecon" and self.generator is not None:
-            raise InputError(f"method {self.method} takes no generator; leave out --generator, or use method autorecon")
+        if self.method != "gdfq" and self.generator is not None:
+            raise InputError(f"method {self.method} takes no generator; leave out --generator, or use method gdfq")
         super().require_consistent()
         if self.protocol == "gdfq" and self.input_bits is not None:
             raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
@@ -188,7 +187,7 @@ class CompressConfig(StudentConfig):
 
     @property
     def generator_spec(self) -> str | None:
-        return {"autorecon": super().generator_spec, "gdfq": "gdfq"}.get(self.method)
+        return super().generator_spec if self.method == "gdfq" else None
 
     @property
     def quantization(self) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class DistillationResult:
         """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
         accuracies = {"accuracy": self.accuracy, "teacher_accuracy": self.teacher_accuracy}
         known = {name: value for name, value in accuracies.items() if value is not None}
-        return {"default": self.agreement, **known, **self.loss, "generator_macs": self.generator_macs}
+        costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
+        return {"default": self.agreement, **known, **self.loss, **costs}
 
 
 @dataclass

@@ -19,15 +19,40 @@ from nni.tools.nnictl.config_utils import Experiments
 
 from .errors import InputError
 from .genotype import Genotype
+from .records import (
+    CANCELED,
+    FAILED,
+    FINISHED,
+    INCOMPLETE,
+    RUNNING,
+    WAITING,
+    Run,
+    checked_metrics,
+    checked_settings,
+    read_config,
+    stage_of,
+)
+from .trial import plain_parameters
+
+STATUSES = {
+    "SUCCEEDED": INCOMPLETE,  # unless it has reported: NNI also says so of a process that was told to end
+    "FAILED": FAILED, "RUNNING": RUNNING, "WAITING": WAITING, "ADD_RESUMED": WAITING,
+    "USER_TO_CANCEL": CANCELED, "USER_CANCELED": CANCELED, "SYS_CANCELED": CANCELED, "EARLY_STOPPED": CANCELED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What NNI knows of one trial: its last status, and the final metrics if it reported any."""
+    """What NNI knows of one trial: its last status, and the final metrics if it reported any.
+
+    ``parameters`` are what NNI gave it (which may be another trial's: see experiment.yml), ``folder`` its output.
+    """
 
     id: str
     status: str
     final: dict[str, Any] | None
+    parameters: dict[str, Any]
+    folder: Path | None
 
 
 def start_experiment(file: Path, port: int) -> None:
@@ -56,11 +81,49 @@ def read_trials(experiment_id: str) -> list[TrialRecord]:
     database = _folder(experiment_id) / "db" / "nni.sqlite"
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            statuses = dict(connection.execute("SELECT trialJobId, event FROM TrialJobEvent ORDER BY timestamp"))
+            events = connection.execute(
+                "SELECT trialJobId, event, data, logPath FROM TrialJobEvent "
+                "WHERE trialJobId != '' AND event != 'ADD_HYPERPARAMETER' ORDER BY timestamp, rowid"
+            ).fetchall()
             finals = dict(connection.execute("SELECT trialJobId, data FROM MetricData WHERE type = 'FINAL'"))
     except sqlite3.Error as error:
         raise InputError(f"cannot read the database of experiment {experiment_id} ({database}): {error}") from error
-    return [TrialRecord(trial, status, _metrics(finals.get(trial))) for trial, status in statuses.items()]
+    statuses = {trial: status for trial, status, _, _ in events}  # the last one counts
+    given = {trial: data for trial, _, data, _ in events if data}
+    folders = {trial: Path(path) for trial, _, _, path in events if path}
+    return [
+        TrialRecord(trial, status, _metrics(finals.get(trial)), _parameters(given.get(trial)), folders.get(trial))
+        for trial, status in statuses.items()
+    ]
+
+
+def read_runs(experiment_id: str) -> list[Run]:
+    """The experiment's trials as records for a report, in the order they started.
+
+    Settings are those that a trial itself wrote, into its final metrics or its config.json; only where there is
+    neither, those in NNI's record. Raises InputError if there is no such experiment here, or none of its trials.
+    """
+    trials = read_trials(experiment_id)
+    if not trials:
+        raise InputError(f"experiment {experiment_id} has no trials yet; wait for one")
+    return [_run(trial) for trial in trials]
+
+
+def _run(trial: TrialRecord) -> Run:
+    source, status = f"trial {trial.id}", STATUSES.get(trial.status, trial.status.lower())
+    command, settings = None, plain_parameters(trial.parameters)
+    versions: dict[str, str] = {}
+    if trial.folder and (trial.folder / "config.json").exists():
+        command, settings, versions = read_config(trial.folder / "config.json")
+    if trial.final is None or status not in (INCOMPLETE, RUNNING):
+        return Run(source, command, settings, status, versions=versions)
+    if reported := _object(trial.final.get("config")):
+        command = command or stage_of(reported)
+        settings = checked_settings(reported, command, source=source)
+    elif command is None:
+        raise InputError(f"{source} reported no 'config', so its settings are not known; report trials of stage 2")
+    metrics = {"agreement": trial.final.get("default"), **trial.final}
+    return Run(source, command, settings, FINISHED, checked_metrics(metrics, source=source), versions)
 
 
 def best_genotype(experiment_id: str) -> tuple[Genotype, str]:
@@ -96,7 +159,21 @@ def _folder(experiment_id: str) -> Path:
 def _metrics(data: str | None) -> dict[str, Any] | None:
     """A final result as reported (NNI stores the JSON text as a JSON string); None if it is not names and values."""
     try:
-        value = json.loads(json.loads(data)) if data else None
+        return _object(json.loads(data)) if data else None
+    except ValueError:
+        return None
+
+
+def _parameters(data: str | None) -> dict[str, Any]:
+    """The tuner's part of what NNI keeps of a trial's parameters."""
+    parameters = (_object(data) or {}).get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    """A JSON text's names and values, or None if it holds none."""
+    try:
+        value = json.loads(text)
     except (ValueError, TypeError):
         return None
     return value if isinstance(value, dict) else None

@@ -27,7 +27,7 @@ class Trial:
     """
 
     def __init__(self) -> None:
-        self.parameters: dict[str, Any] = nni.get_next_parameter() or {}
+        self.parameters = plain_parameters(nni.get_next_parameter() or {})
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
         self._sequence = 0
@@ -65,3 +65,18 @@ class Trial:
             sequence=sequence,
             value=dict(metrics),
         )
+
+
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """NNI's nested choices as settings side by side.
+
+    ``{"method": {"_name": "gdfq", "generator": "searched"}}`` sets ``method`` to gdfq and ``generator`` to searched.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping) and "_name" in value:
+            inner = {key: choice for key, choice in value.items() if key != "_name"}
+            plain |= {name: value["_name"], **plain_parameters(inner)}
+        else:
+            plain[name] = value
+    return plain

@@ -129,7 +129,7 @@ def test_force_replaces(tmp_path):
         (["compress", "--genotype", "none.json"], "genotype none.json does not exist"),
         (["compress", "--bits", "w1a4"], "bits = 'w1a4'"),
         (["compress", "--generator", "cat"], "generator 'cat' is not known"),
-        (["compress", "--epochs", "5", "--method", "gdfq"], "epochs (5) must exceed"),
+        (["compress", "--epochs", "5", "--generator", "gdfq"], "epochs (5) must exceed"),
         (["compress", "--generator", "gdfq", "--test-data", "none.npz"], "none.npz"),
         (["distill", "--adversarial-weight", "-1"], "adversarial_weight = -1.0 is too small"),
         (["distill", "--generator", "gdfq", "--student", "nosuchmodule:net"], "no module nosuchmodule"),
@@ -191,6 +191,27 @@ def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
     assert cli._run_folder("search", theirs, Trial()).path == tmp_path / "nni"
     with pytest.raises(InputError, match="already exists"):
         cli._run_folder("search", mine, Trial())
+
+
+def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher, tmp_path):
+    class Trial:
+        output = tmp_path
+
+        def __init__(self):
+            self.parameters, self.curve = {"seed": 3, "width": 4}, []
+            self.report_intermediate = self.curve.append
+
+        def report_final(self, metrics):
+            self.final = metrics
+
+    trial = Trial()
+    cli.run_compress(cli.build_parser().parse_args(["compress", *COMPRESS]), trial)
+    written, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
+    assert json.loads(trial.final["config"]) == written["config"]
+    assert written["config"]["seed"] == 3
+    assert trial.final["default"] == result["agreement"]
+    for name in ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "generator_macs", "generator_parameters"):
+        assert trial.final[name] == result[name]
 
 
 def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):

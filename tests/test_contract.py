@@ -14,10 +14,19 @@ LAYERS = [
     {"version", "errors", "files", "settings", "config", "topology"},
     {"operations", "gumbel", "statistics", "latent", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
-    {"losses", "genotype", "digits", "quantization", "moments", "equalization"},
-    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},
+    {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
+    {
+        "generator",
+        "teacher",
+        "teacher_sources",
+        "evaluation",
+        "reconstruction",
+        "distilled_images",
+        "dfq",
+        "comparison",
+    },
     {"student", "image_sources"},
-    {"plots", "compression", "distillation"},
+    {"plots", "compression", "distillation", "report", "report_plots"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
 ]
@@ -27,6 +36,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("compression", "plots"), ("distillation", "plots"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("report_plots", "plots"), ("report_plots", "report"), ("experiment", "trial"),
 }  # fmt: skip
 
 

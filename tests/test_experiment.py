@@ -1,14 +1,16 @@
-"""Reading NNI's database: which genotype is the best, and what is said when there is none."""
+"""Reading NNI's database: the best genotype, the trials of a report, and what is said when there is none."""
 
 import json
 import sqlite3
 
 import pytest
 
-from nni_autorecon import experiment
+from nni_autorecon import cli, experiment
+from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment import best_genotype, read_trials
+from nni_autorecon.experiment import best_genotype, read_runs, read_trials
 from nni_autorecon.genotype import Genotype, random_choices
+from nni_autorecon.trial import plain_parameters
 
 
 @pytest.fixture
@@ -17,19 +19,27 @@ def database(tmp_path, monkeypatch):
     (tmp_path / "e" / "db").mkdir(parents=True)
     monkeypatch.setattr(experiment.Experiments, "get_all_experiments", lambda self: {"e": {"logDir": str(tmp_path)}})
     with sqlite3.connect(tmp_path / "e" / "db" / "nni.sqlite") as connection:
-        connection.execute("CREATE TABLE TrialJobEvent (timestamp integer, trialJobId text, event text)")
-        connection.execute("CREATE TABLE MetricData (timestamp integer, trialJobId text, type text, data text)")
+        connection.executescript(
+            "CREATE TABLE TrialJobEvent (timestamp integer, trialJobId text, event text, data text, logPath text, "
+            "sequenceId integer, message text, environmentId text);"
+            "CREATE TABLE MetricData (timestamp integer, trialJobId text, parameterId text, type text, "
+            "sequence integer, data text);"
+        )
     yield connection
     connection.close()
 
 
-def _add(database, trial, status, final=None):
-    database.execute("INSERT INTO TrialJobEvent VALUES (1, ?, 'RUNNING')", (trial,))
-    database.execute("INSERT INTO TrialJobEvent VALUES (2, ?, ?)", (trial, status))
+def _add(database, trial, status, final=None, *, parameters=None, folder=None):
+    """Rows as NNI's manager writes them: parameters come with the first event alone."""
+    given = json.dumps({"parameter_id": 0, "parameter_source": "algorithm", "parameters": parameters or {}})
+    folder = folder and str(folder)
+    for time, event, data in ((1, "RUNNING" if status != "WAITING" else status, given), (2, status, None)):
+        row = (time, trial, event, data, folder, 0, None, "local-env")
+        database.execute("INSERT INTO TrialJobEvent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     if final is not None:
         data = json.dumps(json.dumps(final))
-        database.execute("INSERT INTO MetricData VALUES (1, ?, 'PERIODICAL', '\"{}\"')", (trial,))
-        database.execute("INSERT INTO MetricData VALUES (2, ?, 'FINAL', ?)", (trial, data))
+        database.execute("INSERT INTO MetricData VALUES (1, ?, '0', 'PERIODICAL', 0, '\"{}\"')", (trial,))
+        database.execute("INSERT INTO MetricData VALUES (2, ?, '0', 'FINAL', 0, ?)", (trial, data))
     database.commit()
 
 
@@ -71,3 +81,99 @@ def test_other_files_are_named(database, tmp_path):
         best_genotype("e")
     with pytest.raises(InputError, match="NNI knows no experiment 'f' on this machine; it has: e"):
         best_genotype("f")
+
+
+def _compressed(accuracy, *, config=True, **settings):
+    """The final metric of a compression trial."""
+    final = {
+        "default": 0.5, "accuracy": accuracy, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "loss": 1.0,
+        "generator_macs": 2_000_000, "generator_parameters": 3_000,
+    }  # fmt: skip
+    return final | ({"config": json.dumps(CompressConfig(**settings).to_dict())} if config else {})
+
+
+def _run_folder(folder, **settings):
+    folder.mkdir()
+    values = {"command": "compress", "config": CompressConfig(**settings).to_dict(), "versions": {"torch": "2.15.0"}}
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_the_settings_are_those_the_trial_reports_not_nnis(database):
+    _add(database, "a", "SUCCEEDED", _compressed(0.9, seed=1), parameters={"seed": 2})
+    (run,) = read_runs("e")
+    assert (run.source, run.command, run.status) == ("trial a", "compress", "finished")
+    assert run.settings == CompressConfig(seed=1).to_dict()
+    assert run.metrics == {
+        "accuracy": 0.9, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "agreement": 0.5,
+        "generator_macs": 2_000_000, "generator_parameters": 3_000,
+    }  # fmt: skip
+
+
+def test_a_trial_without_a_result_has_its_folders_settings_or_else_nnis(database, tmp_path):
+    folder = _run_folder(tmp_path / "b", seed=3)
+    _add(database, "b", "FAILED", parameters={"seed": 2}, folder=folder)
+    _add(database, "c", "FAILED", parameters={"seed": 2}, folder=tmp_path / "gone")
+    (b, c) = read_runs("e")
+    assert (b.settings["seed"], b.command, b.status, b.versions) == (3, "compress", "failed", {"torch": "2.15.0"})
+    assert (c.settings, c.command, c.status, c.metrics) == ({"seed": 2}, None, "failed", {})
+
+
+@pytest.mark.parametrize(
+    ("event", "final", "status"),
+    [
+        ("WAITING", False, "waiting"), ("RUNNING", False, "running"), ("RUNNING", True, "finished"),
+        ("SUCCEEDED", True, "finished"), ("SUCCEEDED", False, "incomplete"), ("FAILED", True, "failed"),
+        ("USER_CANCELED", False, "canceled"), ("SYS_CANCELED", False, "canceled"), ("EARLY_STOPPED", False, "canceled"),
+        ("USER_TO_CANCEL", False, "canceled"), ("UNKNOWN", False, "unknown"),
+    ],
+)  # fmt: skip
+def test_nnis_words_for_a_status(database, event, final, status):
+    _add(database, "a", event, _compressed(0.9) if final else None)
+    assert [run.status for run in read_runs("e")] == [status]
+
+
+def test_events_that_are_no_status_do_not_count(database):
+    _add(database, "a", "SUCCEEDED", _compressed(0.9))
+    for trial, event in (("a", "ADD_HYPERPARAMETER"), ("", "IMPORT_DATA")):
+        row = (9, trial, event, '{"parameters": {}}')
+        database.execute("INSERT INTO TrialJobEvent VALUES (?, ?, ?, ?, NULL, NULL, NULL, NULL)", row)
+    database.commit()
+    assert [(run.source, run.status) for run in read_runs("e")] == [("trial a", "finished")]
+
+
+def test_trials_without_settings_are_no_report(database, tmp_path):
+    with pytest.raises(InputError, match="experiment e has no trials yet"):
+        read_runs("e")
+    folder = _run_folder(tmp_path / "a")
+    _add(database, "a", "SUCCEEDED", _compressed(0.9, config=False), folder=folder)
+    assert read_runs("e")[0].status == "finished"  # its folder knows
+    _add(database, "b", "SUCCEEDED", _final(1, 0.7))
+    with pytest.raises(InputError, match="trial b reported no 'config'"):
+        read_runs("e")
+
+
+def test_nested_choices_are_settings_side_by_side(database):
+    nested = {
+        "method": {"_name": "gdfq", "generator": {"_name": "all:identity", "width": 3}},
+        "seed": 1,
+        "bits": {"x": 1},
+    }
+    plain = {"method": "gdfq", "generator": "all:identity", "width": 3, "seed": 1, "bits": {"x": 1}}
+    assert plain_parameters(nested) == plain
+    _add(database, "a", "WAITING", parameters=nested)
+    assert read_runs("e")[0].settings == plain
+
+
+def test_an_experiment_becomes_a_report(database, tmp_path, capsys):
+    for seed, accuracy in enumerate((0.9, 0.92)):
+        _add(database, f"g{seed}", "SUCCEEDED", _compressed(accuracy, seed=seed))
+        final = _compressed(accuracy + 0.02, seed=seed, generator=f"random:{seed}")
+        _add(database, f"r{seed}", "SUCCEEDED", final, parameters={"seed": 7, "generator": "gdfq"})
+    _add(database, "r2", "FAILED", parameters={"seed": 2, "generator": "random:{seed}"})
+    assert cli.main(["report", "--experiment", "e", "-o", str(tmp_path / "t")]) == 0
+    printed = capsys.readouterr().out
+    assert "| gdfq | 91.00 ± 1.41, n=2 | 2.0 | 3 |" in printed
+    assert "| random | 93.00 ± 1.41 (+2.00), 1 of 3 failed | 2.0 | 3 |" in printed
+    assert "5 runs: 4 finished; 1 failed (trial r2)." in printed
+    assert (tmp_path / "t.md").read_text() == printed

@@ -136,20 +136,3 @@ def test_export_and_compress_before_and_after_the_stop(experiment, environment, 
     )  # fmt: skip
     assert compressed.returncode == 0, compressed.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["bits"] == "w4a4"
-
-
-@pytest.mark.parametrize(
-    "path", ["experiment.yml", *sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.yml"))]
-)
-def test_shipped_experiments_are_valid_for_nni_and_name_known_settings(path):
-    from nni.experiment.config import ExperimentConfig
-
-    from nni_autorecon.config import CompressConfig, SearchConfig
-
-    config = ExperimentConfig.load(ROOT / path)
-    config.validate()
-    kind = SearchConfig if "trials/search.py" in config.trial_command else CompressConfig
-    space = json.loads(((ROOT / path).parent / config.search_space_file).read_text())
-    for name, choices in space.items():
-        for value in choices["_value"]:
-            kind().override({name: value})

@@ -1,0 +1,72 @@
+"""The experiments that are shipped: valid for NNI, and as many trials as they say."""
+
+import argparse
+import json
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+import nni
+import pytest
+from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+from nni.experiment.config import ExperimentConfig
+
+from nni_autorecon.cli import add_stage
+from nni_autorecon.records import STAGES
+from nni_autorecon.trial import plain_parameters
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = [ROOT / "experiment.yml", *sorted((ROOT / "experiments").glob("*.yml"))]
+
+
+def _trials(path):
+    """The settings of every trial, by NNI's own tuner."""
+    tuner, trials = GridSearchTuner(), []
+    space = path.parent / ExperimentConfig.load(path).search_space_file
+    tuner.update_search_space(json.loads(space.read_text()))
+    with suppress(nni.NoMoreTrialError):
+        while True:
+            trials.append(plain_parameters(tuner.generate_parameters()))
+    return trials
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_nni_takes_the_file(path):
+    config = ExperimentConfig.load(path)
+    config.validate()
+    assert config.tuner.name == "GridSearch"
+    assert config.trial_concurrency == 1  # see experiment.yml
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_trials_differ_and_are_as_many_as_announced(path):
+    trials = _trials(path)
+    assert len({json.dumps(trial, sort_keys=True) for trial in trials}) == len(trials)
+    if announced := re.search(r"\((\d+) trials\)", path.read_text()):
+        assert len(trials) == int(announced[1])
+
+
+def test_table_5_crosses_generators_with_gdfqs_method_alone():
+    trials = _trials(ROOT / "experiments" / "table5.yml")
+    assert {(trial["method"], trial.get("generator")) for trial in trials} == {
+        ("dfq", None), ("zeroq", None), ("zeroq-kd", None), ("dfc", None), ("gdfq", "gdfq"), ("gdfq", "searched"),
+    }  # fmt: skip
+
+
+def test_table_4_has_dfads_objective_and_l_r_in_its_place():
+    names = ("reconstruction_weight", "adversarial_weight", "balance_weight")
+    objectives = {tuple(trial[name] for name in names) for trial in _trials(ROOT / "experiments" / "table4.yml")}
+    assert objectives == {(0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_flags_and_search_spaces_name_known_settings_and_values(path):
+    command = ExperimentConfig.load(path).trial_command
+    stage = re.search(r"trials/(\w+)\.py", command)[1]
+    flags = add_stage(argparse.ArgumentParser(), STAGES[stage]).parse_args(shlex.split(command)[2:])
+    config = STAGES[stage].from_arguments(flags)
+    for trial in _trials(path):
+        settings = config.override(trial)
+        if stage != "search":
+            settings.require_consistent()
