@@ -197,14 +197,16 @@ def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 
 def _spelled(settings: Mapping[str, Any]) -> str:
     """The generator with its genotype's file, or – for a method that has none."""
-    generator, genotype = settings.get("generator"), settings.get("genotype")
-    if generator is None or settings.get("method") not in (None, "gdfq"):
+    if settings.get("method") not in (None, "gdfq"):
         return "–"
+    generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
     return f"{generator}:{genotype}" if genotype and generator in ("searched", EQUAL_MACS) else str(generator)
 
 
 def _with_placeholder(text: str, seed: int | None) -> str:
     """The last whole number that is the seed becomes ``{seed}``, if a seed may stand there at all."""
+    if SEED in text:
+        return text
     kind, argument = _kind(text), text.partition(":")[2]
     found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", argument))
     if kind not in ("random", "searched", EQUAL_MACS) or not found:

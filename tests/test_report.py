@@ -23,7 +23,7 @@ def run(accuracy=None, *, status=None, name=None, metrics=(), command="compress"
     status = status or (INCOMPLETE if accuracy is None and not metrics else FINISHED)
     measured = {"teacher_accuracy": 0.991, "generator_macs": 28.7e6, "generator_parameters": 430_000, "seconds": 5.0}
     measured |= {} if accuracy is None else {"accuracy": accuracy / 100, "agreement": 0.9}
-    settings = {**CompressConfig().to_dict(), **settings}
+    settings = {**CompressConfig().to_dict(), "generator": "gdfq", **settings}
     return Run(
         name or f"run-{next(_number)}", command, settings, status,
         {**measured, **dict(metrics)} if status == FINISHED else {}, versions,
@@ -51,7 +51,7 @@ TABLE_2 = [
 
 EXPECTED = """\
 Teacher digits, accuracy 99.10 %. Test accuracy, in %, last of 14 epochs: mean ± standard deviation over \
-seeds 0, 1, 2; in brackets the gain over GDFQ.
+seeds 0, 1, 2; in brackets the gain over GDFQ. Protocol gdfq.
 Settings other than the defaults: none. searched is `searched:a-{seed}.json`.
 Versions: nni-autorecon 0.1.0, torch 2.15.0.
 
