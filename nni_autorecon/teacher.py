@@ -22,6 +22,7 @@ from . import digits
 from .checkpoint import load_checkpoint
 from .config import Config
 from .errors import InputError
+from .networks import digits_resnet
 from .statistics import record_bn_statistics
 from .topology import ImageShape
 
@@ -105,6 +106,25 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise InputError("device cuda: PyTorch sees no GPU here; choose --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def architecture(spec: str, num_classes: int) -> nn.Module:
+    """The network that ``spec`` names for ``num_classes`` classes, with initial weights: nothing is downloaded or trained.
+
+    Raises InputError if ``spec`` is not understood or its factory fails.
+    """
+    place, colon, name = spec.rpartition(":")
+    if spec == "digits":
+        return digits_resnet()
+    if place == "torchvision":
+        from torchvision import models
+
+        if name not in models.list_models(module=models):
+            raise InputError(f"torchvision has no classifier {name!r}; check the spelling")
+        return models.get_model(name, weights=None, num_classes=num_classes)
+    if not colon:
+        raise InputError(f"teacher {spec!r} is not understood; give {SPECS}")
+    return _build(_factory(place, name, spec), num_classes, spec)
 
 
 class _Source(NamedTuple):
