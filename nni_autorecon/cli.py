@@ -64,6 +64,19 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE")
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     export.set_defaults(run=run_export)
+
+    model = commands.add_parser("export-model", help="write a saved student as ONNX, checked in onnxruntime")
+    model.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
+    model.add_argument("-o", "--output", type=Path, metavar="FILE.onnx", help="default: beside it")
+    model.add_argument("--force", action="store_true", help="replace the file if it exists")
+    model.set_defaults(run=run_export_model)
+
+    evaluate = commands.add_parser("evaluate", help="measure a saved student, .safetensors or .onnx")
+    evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
+    evaluate.add_argument("--test-data", metavar="FILE", help=".npz with images and labels (default: held-out digits)")
+    evaluate.set_defaults(run=run_evaluate)
+    for command in (model, evaluate):
+        command.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
     return parser
 
 
@@ -134,6 +147,38 @@ def run_export(arguments: argparse.Namespace) -> None:
     genotype.save(arguments.output)
     loss = genotype.details["loss"]["loss"]
     print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
+
+
+def run_export_model(arguments: argparse.Namespace) -> None:
+    from .export import export_onnx
+    from .files import require_absent
+    from .runtime import load_onnx
+    from .saving import load_network
+
+    output = arguments.output or arguments.file.with_suffix(".onnx")
+    require_absent(output, force=arguments.force)
+    agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
+    print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    from .data import accuracy, load_images
+    from .digits import digits_data
+    from .runtime import load_onnx
+    from .saving import load_network
+
+    if arguments.file.suffix == ".onnx":
+        if arguments.teacher:
+            raise InputError("an ONNX file holds its own structure; leave out --teacher")
+        saved = load_onnx(arguments.file)
+    else:
+        saved = load_network(arguments.file, teacher=arguments.teacher)
+    known = saved.description
+    if arguments.test_data is None and known.teacher != "digits":
+        raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
+    data = load_images(arguments.test_data) if arguments.test_data else digits_data("test")
+    right = accuracy(saved.network, data, mean=known.mean, std=known.std, device="cpu")
+    print(f"test accuracy {right:.2%} on {len(data)} images\n{arguments.file}: {saved.size()}")
 
 
 def run_as_trial(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers whose weight carries a ``WeightQuantizer``, and their names."""
     for name, module in network.named_modules():
         if parametrize.is_parametrized(module, "weight"):
-            quantizers: Any = module.parametrizations["weight"]  # type: ignore[index]
+            quantizers: Any = module.parametrizations["weight"]
             if isinstance(quantizers[-1], WeightQuantizer):
                 yield name, module
 
@@ -108,7 +108,7 @@ def to_inference_form(network: nn.Module) -> None:
     network.eval().requires_grad_(False)
 
 
-def replace_modules(network: nn.Module, replacements: dict[Any, nn.Module]) -> None:
+def replace_modules(network: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
     """Put each replacement in its module's place, under every name that the module has."""
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in replacements:

@@ -109,7 +109,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def architecture(spec: str, num_classes: int) -> nn.Module:
-    """The network that ``spec`` names for ``num_classes`` classes, with initial weights: nothing is downloaded or trained.
+    """The network that ``spec`` names, with initial weights: nothing is downloaded or trained.
 
     Raises InputError if ``spec`` is not understood or its factory fails.
     """

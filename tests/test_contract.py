@@ -15,7 +15,7 @@ LAYERS = [
     {"operations", "gumbel", "statistics", "quantization", "networks", "latent", "runs", "data", "checkpoint"},
     {"losses", "genotype", "digits"},
     {"generator", "teacher", "reconstruction"},
-    {"plots", "compression"},
+    {"plots", "compression", "integers", "saving", "folding", "runtime", "export"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
 ]
@@ -23,6 +23,8 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("config", "errors"), ("config", "files"), ("quantization", "errors"),
     ("strategy", "space"), ("search", "space"), ("search", "strategy"), ("compression", "plots"),
+    ("saving", "integers"), ("folding", "integers"), ("runtime", "saving"),
+    ("export", "integers"), ("export", "saving"), ("export", "folding"), ("export", "runtime"),
 }  # fmt: skip
 
 
