@@ -2,7 +2,7 @@
 
 The graph keeps clear of what onnxruntime 1.31 does to others. It rounds a bias between quantizers to int32 at the
 product of their scales, which is coarse at few bits: here, biases are Add nodes. It fails on narrow activations: here,
-their codes are UINT8 behind a Clip. It fuses a Gemm, or a convolution without bias, with the quantizers around it into an
+their codes are UINT8 behind a Clip. It fuses a Gemm, or a convolution without bias, with the quantizers around it to an
 operator that cannot have 2-bit weights: here, only weights of convolutions with a bias (or folded norm) are UINT2.
 """
 
@@ -108,11 +108,13 @@ def compare(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: 
     precise = copy.deepcopy(network).double()
     batches = images.split(batch_size)
     logits = torch.cat([network(batch) for batch in batches])  # [N, K]
-    largest = logits.abs().amax(1)  # [N]
-    difference = (torch.cat([onnx(batch) for batch in batches]) - logits).abs().amax(1) / largest
-    rounding = (torch.cat([precise(batch.double()) for batch in batches]) - logits).abs().amax(1) / largest
+    onnx_logits = torch.cat([onnx(batch) for batch in batches])
+    precise_logits = torch.cat([precise(batch.double()) for batch in batches])
+    largest = logits.abs().amax(1).clamp(min=torch.finfo(logits.dtype).tiny)  # [N]
+    difference = (onnx_logits - logits).abs().amax(1) / largest
+    rounding = (precise_logits - logits).abs().amax(1) / largest
     tolerance = max(CLOSE, 4 * rounding.quantile(ALIKE).item())
-    decisions = torch.cat([onnx(batch).argmax(1) for batch in batches]) == logits.argmax(1)
+    decisions = onnx_logits.argmax(1) == logits.argmax(1)
     first, second = logits.topk(2).values.unbind(1)
     clear = (first - second) / largest > max(MARGIN, 2 * tolerance)
     return Agreement(

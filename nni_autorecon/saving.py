@@ -24,8 +24,10 @@ from .teacher import Teacher, architecture
 from .topology import ImageShape
 from .version import __version__
 
-FORMAT = "1"
+FORMAT = 1
 """Changed whenever an earlier version could no longer read the file."""
+_METADATA = "nni-autorecon"
+"""The one key of the file's metadata; with more, safetensors would write them in any order."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
         "weights": {name: {"bits": each.bits, "shape": list(each.codes.shape)} for name, each in weights.items()},
         "versions": {"nni-autorecon": __version__, **{name: metadata.version(name) for name in ("torch", "numpy")}},
     }
-    text = json.dumps(header, allow_nan=False, ensure_ascii=False)
-    content = save(tensors, {"format": FORMAT, "nni-autorecon": text, "sha256": _digest(text, tensors)})
+    known = {"format": FORMAT, "sha256": _digest(header, tensors), **header}
+    content = save(tensors, {_METADATA: _json(known)})
     write_atomically(Path(path), lambda file: file.write(content))
 
 
@@ -167,23 +169,28 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        known = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        known = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
     except OSError as error:
         raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"saved network {path} is damaged or no safetensors file; copy or save it again") from error
-    if not known.keys() >= {"format", "nni-autorecon", "sha256"}:
+    if not known.keys() >= {"format", "sha256"}:
         raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
-    if known["format"] != FORMAT:
-        raise InputError(f"{path} has format {known['format']}, this version reads {FORMAT}; update nni-autorecon")
-    if known["sha256"] != _digest(known["nni-autorecon"], tensors):
+    if (found := known.pop("format")) != FORMAT:
+        raise InputError(f"{path} has format {found}, this version reads {FORMAT}; update nni-autorecon")
+    if known.pop("sha256") != _digest(known, tensors):
         raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")
-    return len(content), json.loads(known["nni-autorecon"]), tensors
+    return len(content), known, tensors
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the header's text and of all tensors with their names, types and shapes."""
-    digest = hashlib.sha256(text.encode())
+def _json(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, allow_nan=False, ensure_ascii=False)
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header and of all tensors with their names, types and shapes."""
+    digest = hashlib.sha256(_json(header).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
