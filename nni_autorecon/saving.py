@@ -203,7 +203,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 def _require_equal(what: str, saved: Mapping[str, object], built: Mapping[str, object]) -> None:
     """Raise InputError that names the first few keys whose values differ, and both values."""
-    wrong = [name for name in (*saved, *(built.keys() - saved.keys())) if saved.get(name) != built.get(name)]
+    wrong = [name for name in sorted({*saved, *built}) if saved.get(name) != built.get(name)]
     listed = ", ".join(f"{name} ({saved.get(name, 'none')} for {built.get(name, 'none')})" for name in wrong[:5])
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
