@@ -145,14 +145,15 @@ def test_a_scaled_weight_is_the_product(factor):
     assert int(product.codes.max()) <= 15
 
 
-def test_folding_keeps_the_function(tmp_path):
+@pytest.mark.parametrize(("conv", "norm"), [("depthwise", "norm1"), ("both", "norm2")])
+def test_folding_keeps_the_function(conv, norm, tmp_path):
     saved = _saved(tmp_path, "tests.test_onnx:Branches", 4, 8)
-    network, weights, maps = saved.network, dict(saved.weights), torch.randn(5, 6, 7, 9)
-    expected = network.norm1(network.depthwise(maps))
-    fold_norms(network, weights)
-    network.depthwise.weight.data = weights["depthwise"].values()
-    torch.testing.assert_close(network.depthwise(maps), expected)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    weights, layer, maps = dict(saved.weights), saved.network.get_submodule(conv), torch.randn(5, 6, 7, 9)
+    expected = saved.network.get_submodule(norm)(layer(maps))
+    fold_norms(saved.network, weights)
+    layer.weight.data = weights[conv].values()
+    torch.testing.assert_close(layer(maps), expected)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in saved.network.modules())
 
 
 def test_a_layer_that_onnx_lacks_is_named(tmp_path):
