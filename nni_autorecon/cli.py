@@ -75,6 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv and .png")
     report.add_argument("--force", action="store_true", help="replace them if they exist")
     report.set_defaults(run=run_report)
+
+    model = commands.add_parser("export-model", help="write a saved student as ONNX, checked in onnxruntime")
+    model.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
+    model.add_argument("-o", "--output", type=Path, metavar="FILE.onnx", help="default: beside it")
+    model.add_argument("--force", action="store_true", help="replace the file if it exists")
+    model.set_defaults(run=run_export_model)
+
+    evaluate = commands.add_parser("evaluate", help="measure a saved student, .safetensors or .onnx")
+    evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
+    evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
+    evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
+    evaluate.set_defaults(run=run_evaluate)
+    for command in (model, evaluate):
+        command.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
     return parser
 
 
@@ -182,6 +196,43 @@ def run_report(arguments: argparse.Namespace) -> None:
     write_text(csv, report.frame.to_csv(index=False))
     save_figure(plot_report(report), png)
     print(report.to_markdown(), end="")
+
+
+def run_export_model(arguments: argparse.Namespace) -> None:
+    from .export import export_onnx
+    from .files import require_absent
+    from .runtime import load_onnx
+    from .saving import load_network
+
+    output = arguments.output or arguments.file.with_suffix(".onnx")
+    require_absent(output, force=arguments.force)
+    agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
+    print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a saved student again, from its file alone."""
+    from .data import accuracy
+    from .evaluation import load_evaluation_data
+    from .runtime import load_onnx
+    from .saving import load_network
+
+    if arguments.file.suffix == ".onnx":
+        if arguments.teacher:
+            raise InputError("an ONNX file holds its own structure; leave out --teacher")
+        saved = load_onnx(arguments.file)
+    else:
+        saved = load_network(arguments.file, teacher=arguments.teacher)
+    known = saved.description
+    spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
+    if spec is None:
+        raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
+    data = load_evaluation_data(
+        spec, num_classes=known.num_classes, image=known.image, resize=known.resize, download=arguments.download
+    )
+    right = accuracy(saved.network, data, mean=known.mean, std=known.std, device="cpu")
+    count = len(data)  # type: ignore[arg-type] # every data set here has a length
+    print(f"test accuracy {right:.2%} on {count} images\n{arguments.file}: {saved.size()}")
 
 
 def run_as_trial(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .config import CompressConfig
 from .coverage import Coverage
 from .data import EvaluationData, accuracy
 from .dfq import dfq
-from .files import write_atomically, write_json
+from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
 from .losses import compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
@@ -23,6 +23,7 @@ from .quantization import quantize_network
 from .quantizers import observe_ranges
 from .reconstruction import MeanLoss, require_finite
 from .runs import RunFolder
+from .saving import Description, float_size, save_network
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, configured_teacher
 
@@ -53,6 +54,10 @@ class CompressionResult:
     generator_parameters: int | None
     seconds: float
     coverage: Coverage
+    file_bytes: int | None = None
+    """Of the student as a file, once it is one."""
+    compression_ratio: float | None = None
+    """The teacher's size in float32 over that of the file."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -69,6 +74,10 @@ class CompressionResult:
                 f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
                 f"student by ranges alone {self.ranges_only_accuracy:.2%}, trained {self.accuracy:.2%}"
             )
+        if self.file_bytes is not None:
+            lines.append(
+                f"student as a file: {self.file_bytes / 1000:.1f} kB, {self.compression_ratio:.2f} times smaller"
+            )
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -79,7 +88,8 @@ class CompressionResult:
             "teacher_accuracy": self.teacher_accuracy,
         }
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
-        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs}
+        size = {"file_bytes": self.file_bytes, "compression_ratio": self.compression_ratio}
+        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size}
         return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
 
 
@@ -252,11 +262,20 @@ def run_compression(
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
         result = compress(compression, data, on_epoch=report, on_step=bar.update)
+    result = _save(run, compression, result)
     write_json(run / "result.json", result.to_dict())
-    state = {name: value.cpu() for name, value in compression.student.state_dict().items()}
-    write_atomically(run / "student.pt", lambda file: torch.save(state, file))
     _draw(run, compression)
     return result
+
+
+def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
+    """Write the student as a file; the result with its size."""
+    config, teacher, path = compression.config, compression.teacher, run / "student.safetensors"
+    details = {"bits": config.bits, "generator": result.generator, "accuracy": result.accuracy, "seed": config.seed}
+    folded = config.method == "dfq"
+    save_network(path, compression.student, Description.of(teacher, config.quantization, folded=folded, **details))
+    file_bytes = path.stat().st_size
+    return replace(result, file_bytes=file_bytes, compression_ratio=float_size(teacher.network) / file_bytes)
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:

@@ -15,9 +15,7 @@ from .equalization import (
     constant_response,
     equalization_pairs,
     equalize,
-    fold_batchnorms,
-    replace_relu6,
-    trace,
+    folded,
 )
 from .errors import InputError
 from .moments import BATCHNORMS, Moments, input_moments
@@ -42,22 +40,20 @@ def dfq(
     Raises InputError if the network cannot be traced, has no BatchNorm, or computes anything ``input_moments`` cannot
     follow, or cannot be quantized (``quantize_network``; ``allow_partial`` then skips that part).
     """
-    folded = trace(network)
-    if not any(isinstance(module, BATCHNORMS) for module in folded.modules()):
+    if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
         raise InputError(
             f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than DFQ"
         )
-    outputs = fold_batchnorms(folded)
-    replace_relu6(folded)
-    pairs = equalization_pairs(folded)
-    outputs = equalize(folded, pairs, outputs)
-    outputs = absorb_high_biases(folded, pairs, outputs)
-    student, coverage = quantize_network(folded, **quantization)
+    float_network, outputs = folded(network)
+    pairs = equalization_pairs(float_network)
+    outputs = equalize(float_network, pairs, outputs)
+    outputs = absorb_high_biases(float_network, pairs, outputs)
+    student, coverage = quantize_network(float_network, **quantization)
     student = student.to(next(network.parameters()).device)
     assert isinstance(student, fx.GraphModule)  # what could be traced once can be traced again
-    inputs = input_moments(student, image, float_network=folded, outputs=outputs, deviations=deviations)
+    inputs = input_moments(student, image, float_network=float_network, outputs=outputs, deviations=deviations)
     set_ranges(student, inputs)
-    correct_biases(student, folded, inputs)
+    correct_biases(student, float_network, inputs)
     return student, coverage
 
 

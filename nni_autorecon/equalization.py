@@ -42,6 +42,14 @@ def trace(network: nn.Module) -> fx.GraphModule:
         raise InputError(f"{name} cannot be traced ({reason}); choose a method that uses images") from error
 
 
+def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
+    """A traced copy of ``network`` with BatchNorms folded and every ReLU6 a ReLU, and the folded norms' outputs."""
+    traced = trace(network)
+    outputs = fold_batchnorms(traced)
+    replace_relu6(traced)
+    return traced, outputs
+
+
 def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
     """Fold every BatchNorm into the Conv2d or Linear before it, in place, and say what these layers now put out.
 

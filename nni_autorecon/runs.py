@@ -18,7 +18,7 @@ from .files import require_absent, write_json, write_text
 from .version import __version__
 
 RESULTS = (
-    "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.pt",
+    "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
 )  # fmt: skip
 PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")

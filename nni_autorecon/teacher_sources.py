@@ -81,6 +81,12 @@ def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
     return _build(_factory(place, name, spec), num_classes, spec)
 
 
+def names_code(spec: str) -> bool:
+    """Whether the network would be made by a module or file that is neither a library's nor this package's."""
+    place = spec.rpartition(":")[0]
+    return spec != "digits" and place not in LIBRARIES and not place.startswith("nni_autorecon.")
+
+
 def _parse(spec: str) -> tuple[str, str]:
     """(library, module or file; name in it)."""
     place, colon, name = spec.rpartition(":")

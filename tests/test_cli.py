@@ -69,10 +69,11 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "student.pt", "loss.png", "agreement.png", "images.png",
+        "config.json", "metrics.csv", "result.json", "student.safetensors", "loss.png", "agreement.png", "images.png",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert result["teacher_accuracy"] >= 0.985
+    assert result["file_bytes"] == (folder / "student.safetensors").stat().st_size
     assert result["generator"] == "searched"
     assert CompressConfig().override(json.loads((folder / "config.json").read_text())["config"]).width is None
     printed = capsys.readouterr().out
@@ -198,7 +199,7 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
         output = tmp_path
 
         def __init__(self):
-            self.parameters, self.curve = {"seed": 3, "width": 4}, []
+            self.parameters, self.curve = {"seed": 3, "width": 4, "generator": "gdfq"}, []
             self.report_intermediate = self.curve.append
 
         def report_final(self, metrics):

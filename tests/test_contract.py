@@ -15,18 +15,10 @@ LAYERS = [
     {"operations", "gumbel", "statistics", "latent", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
-    {
-        "generator",
-        "teacher",
-        "teacher_sources",
-        "evaluation",
-        "reconstruction",
-        "distilled_images",
-        "dfq",
-        "comparison",
-    },
-    {"student", "image_sources"},
-    {"plots", "compression", "distillation", "report", "report_plots"},
+    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},
+    {"student", "image_sources", "comparison", "integers", "folding"},
+    {"plots", "saving", "runtime", "export", "report", "report_plots"},
+    {"compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
     {"cli", "__init__"},
 ]
@@ -34,9 +26,9 @@ NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
-    ("compression", "plots"), ("distillation", "plots"),
-    ("strategy", "space"), ("search", "space"), ("search", "strategy"),
-    ("report_plots", "plots"), ("report_plots", "report"), ("experiment", "trial"),
+    ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
+    ("report_plots", "plots"), ("report_plots", "report"),
+    ("experiment", "trial"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
 

@@ -175,8 +175,12 @@ def test_a_trial_of_which_only_nni_knows_joins_the_row_of_the_others():
 
 
 def test_a_setting_that_a_run_lacked_is_not_taken_from_another():
-    report = make_report([run(90.0), run(80.0, protocol="integer")])
-    assert [section.heading for section in report.sections] == ["protocol default", "protocol integer"]
+    lacking = run(90.0, command=None, name="old")
+    del lacking.settings["protocol"]
+    report = make_report([lacking, run(80.0, protocol="gdfq"), run(80.0, protocol="integer")])
+    assert [section.heading for section in report.sections] == [
+        "protocol default", "protocol gdfq", "protocol integer",
+    ]  # fmt: skip
 
 
 def test_ranges_alone_are_a_second_table():
@@ -246,7 +250,7 @@ def test_the_csv_has_a_line_per_run_and_reads_back():
     frame = make_report(TABLE_2).frame
     read = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     pd.testing.assert_frame_equal(read, frame, check_dtype=False)
-    assert list(read)[:5] == ["run", "generator", "bits", "seed", "status"]
+    assert list(read)[:5] == ["run", "generator", "bits", "generator_scale", "protocol"]
     assert len(read) == len(TABLE_2)
     assert read.set_index("run").loc["now", ["generator", "seed", "status"]].tolist() == [
         "searched:a-1.json",
@@ -286,7 +290,7 @@ def test_folders_become_three_files(folders, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"table.2.md", "table.2.csv", "table.2.png"}
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "out" / "table.2.md").read_text()
-    assert "| gdfq | 91.00 ± 1.41, 1 of 3 incomplete | 0.0 | – |" in printed
+    assert "91.00 ± 1.41, 1 of 3 incomplete | 0.0 | – |" in printed
     assert f"3 runs: 2 finished; 1 incomplete ({folders / 'c'})." in printed
     assert list(pd.read_csv(tmp_path / "out" / "table.2.csv")["seconds"].dropna()) == [1.5, 1.5]
     assert (tmp_path / "out" / "table.2.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,56 @@
+"""BatchNorm folded into the scales of integer weights: gamma · (conv(x) − mean) / sqrt(variance + eps) + beta."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+
+from .integers import IntegerWeight, per_channel
+
+
+def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
+    """Fold each BatchNorm2d that alone follows a quantized Conv2d into its weight and bias, in place.
+
+    ``weights`` are by the name of the layer. Norms elsewhere, and those of a network that is no ``fx.GraphModule``,
+    stay as they are.
+    """
+    if not isinstance(network, fx.GraphModule):
+        return
+    calls = {node: network.get_submodule(str(node.target)) for node in network.graph.find_nodes(op="call_module")}
+    times = Counter(calls.values())
+    for node, norm in calls.items():
+        source = node.all_input_nodes[0]
+        conv, name = calls.get(source), str(source.target)
+        if (
+            isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+            and isinstance(conv, nn.Conv2d) and name in weights
+            and len(source.users) == times[conv] == times[norm] == 1
+        ):  # fmt: skip
+            factor, shift = _affine(norm)
+            bias = shift if conv.bias is None else shift + factor * conv.bias
+            conv.bias = nn.Parameter(bias.float(), requires_grad=False)
+            weights[name] = scaled(weights[name], factor)
+            network.set_submodule(str(node.target), nn.Identity())
+
+
+def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
+    """``weight`` times ``factor`` [out], at the same bit width.
+
+    A scale must be positive: where the factor is negative codes are mirrored, where it is 0 they are all the zero's.
+    """
+    largest = 2**weight.bits - 1
+    scale = (weight.scale.double() * factor.abs()).float()
+    dead = scale < torch.finfo(torch.float32).tiny
+    zero_point = torch.where(factor < 0, largest - weight.zero_point, weight.zero_point)
+    codes = torch.where(per_channel(factor < 0, weight.codes), largest - weight.codes, weight.codes)
+    codes = torch.where(per_channel(dead, codes), per_channel(zero_point, codes), codes)
+    return IntegerWeight(codes, scale.masked_fill(dead, 1.0), zero_point, weight.bits)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The factor and the shift, both [C] in float64, that ``norm`` is in eval mode."""
+    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
+    factor = (variance + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())
+    return factor, (0.0 if norm.bias is None else norm.bias.double()) - factor * mean
