@@ -89,7 +89,9 @@ def _compressed(accuracy, *, config=True, **settings):
         "default": 0.5, "accuracy": accuracy, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "loss": 1.0,
         "generator_macs": 2_000_000, "generator_parameters": 3_000,
     }  # fmt: skip
-    return final | ({"config": json.dumps(CompressConfig(**settings).to_dict())} if config else {})
+    return final | (
+        {"config": json.dumps(CompressConfig(**{"generator": "gdfq", **settings}).to_dict())} if config else {}
+    )
 
 
 def _run_folder(folder, **settings):
