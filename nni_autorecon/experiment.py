@@ -71,7 +71,18 @@ def start_experiment(file: Path, port: int) -> None:
                 f"port {port} cannot be used for the web UI ({error}); choose another with --port"
             ) from error
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create", "--config", str(file), "--port", str(port)]
+    quiet = ["-W", "ignore:pkg_resources is deprecated"]  # said of NNI; nobody here can act on it
+    command = [
+        sys.executable,
+        *quiet,
+        "-m",
+        "nni.tools.nnictl.nnictl",
+        "create",
+        "--config",
+        str(file),
+        "--port",
+        str(port),
+    ]
     if subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode:
         raise InputError(f"NNI did not start {file}; mend what it says above")
 

@@ -105,7 +105,7 @@ def test_the_settings_are_those_the_trial_reports_not_nnis(database):
     _add(database, "a", "SUCCEEDED", _compressed(0.9, seed=1), parameters={"seed": 2})
     (run,) = read_runs("e")
     assert (run.source, run.command, run.status) == ("trial a", "compress", "finished")
-    assert run.settings == CompressConfig(seed=1).to_dict()
+    assert run.settings == CompressConfig(seed=1, generator="gdfq").to_dict()
     assert run.metrics == {
         "accuracy": 0.9, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "agreement": 0.5,
         "generator_macs": 2_000_000, "generator_parameters": 3_000,
