@@ -51,8 +51,9 @@ def distil_images(
         distil_images(lambda images, labels: reconstruction_loss(teacher, images, labels, bns_weight=1.0).total, ...)
 
     The learning rate falls to a tenth, and down to 1e-4, when the loss has not fallen for ``patience`` steps; this and
-    the defaults are those of ZeroQ's release. The images depend on the arguments alone, not on torch's global random
-    numbers. Raises ValueError for a count, batch size or number of steps below 1, DivergenceError if the loss is NaN.
+    the defaults are those of ZeroQ's release. The images depend on the arguments alone (on the lower 32 bits of
+    ``seed``), not on torch's global random numbers. Raises ValueError for a count, batch size or number of steps below
+    1, DivergenceError if the loss is NaN.
     """
     if min(count, batch_size, steps) < 1:
         raise ValueError(f"count {count}, batch size {batch_size} and steps {steps} must all be at least 1")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,6 @@ Batch = tuple[Tensor, Tensor, ReconstructionLoss]
 """Images [N, C, H, W], labels [N], and L_r of these images with the teacher's logits; all detached."""
 
 OnStep = Callable[[], object]
-
-HELD_OUT_SEED = 2**32  # more than any seed of a configuration
 
 
 def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
@@ -97,8 +96,9 @@ class FixedImages:
         Method ``dfq`` uses none but those held out, which come from other noise.
         """
         count = 0 if config.method == "dfq" else config.image_count
-        images, labels = distilled(config, teacher, count, config.seed, on_step)
-        aside, aside_labels = distilled(config, teacher, held_out_count(config), config.seed + HELD_OUT_SEED, on_step)
+        seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
+        images, labels = distilled(config, teacher, count, next(seeds), on_step)
+        aside, aside_labels = distilled(config, teacher, held_out_count(config), next(seeds), on_step)
         objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
         indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
         return cls(images, labels, aside, aside_labels, objective, indices)

@@ -11,7 +11,11 @@ from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, co
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError
-from nni_autorecon.quantizers import ActivationQuantizer
+from nni_autorecon.image_sources import FixedImages, distillation_steps
+from nni_autorecon.quantization import PROTOCOLS
+from nni_autorecon.quantizers import RANGES as RANGE_ESTIMATES
+from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer
+from nni_autorecon.student import SCHEDULES
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher
@@ -216,3 +220,88 @@ def test_losses_are_weighted_as_configured(monkeypatch):
     for epoch in range(4):
         compression.run_epoch(epoch)
     assert seen == {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 5.0, "reduction": "batchmean"}
+
+
+METHODS = {"generator": None, "image_count": 9, "image_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("dfq", ()),
+        ("zeroq", (RANGES,)),
+        ("zeroq-kd", (RANGES, TRAINING, TRAINING)),
+        ("dfc", (RANGES, TRAINING, TRAINING)),
+    ],
+)
+def test_methods_without_a_generator(method, expected):
+    torch.manual_seed(0)
+    data = LabelledImages(torch.randint(256, (9, *IMAGE), dtype=torch.uint8), torch.arange(9) % CLASSES)
+    compression = _start(CONFIG.override({**METHODS, "method": method}))
+    teacher, student = snapshot(compression.teacher.network), snapshot(compression.student)
+    result = compress(compression, data)
+    assert compression.phases == expected
+    assert bool(_changed(compression.student, student)) == bool(expected)
+    trained = {
+        name for name in _changed(compression.student, student) if "average" not in name and "observ" not in name
+    }
+    assert bool(trained) == (TRAINING in expected)
+    assert not _changed(compression.teacher.network, teacher)
+    assert (result.method, result.generator, result.generator_macs) == (method, None, None)
+    assert 0 <= result.agreement <= 1
+    assert (result.loss is None) == (not expected)
+    if TRAINING not in expected:
+        assert result.accuracy == result.ranges_only_accuracy
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert result.metrics()["default"] == result.agreement
+
+
+def test_distilled_images_are_held_out_or_trained_on_never_both():
+    images = _start(CONFIG.override({**METHODS, "method": "zeroq-kd"})).images
+    assert isinstance(images, FixedImages)
+    assert (len(images.images), len(images.aside)) == (9, CONFIG.agreement_steps * CONFIG.batch_size)
+    seen = torch.cat([batch for batch, _, _ in images.batches(0, 50)])
+    assert {image.sum().item() for image in seen} == {image.sum().item() for image in images.images}
+    aside = torch.cat(list(images.held_out(CONFIG.agreement_steps)))
+    assert torch.equal(aside, images.aside)
+    assert not {image.sum().item() for image in aside} & {image.sum().item() for image in seen}
+
+
+@pytest.mark.parametrize(("method", "drawn"), [("zeroq", False), ("dfc", True)])
+def test_labels_of_distilled_images(method, drawn):
+    """ZeroQ's are the teacher's decisions, DFC's were drawn before the image was made for them."""
+    compression = _start(CONFIG.override({**METHODS, "method": method, "image_count": 64, "image_steps": 1}))
+    decisions = compression.teacher.network(compression.images.images).argmax(1)
+    assert torch.equal(compression.images.labels, decisions) != drawn
+
+
+@pytest.mark.parametrize("method", ["dfq", "zeroq"])
+def test_distillation_is_counted_in_advance(method):
+    config, steps = CONFIG.override({**METHODS, "method": method}), []
+    teacher = Teacher("toy", toy_teacher(), CLASSES, IMAGE, (0.0, 0.0), (1.0, 1.0))
+    Compression.start(config, teacher, lambda: steps.append(1))
+    assert len(steps) == distillation_steps(config)
+
+
+def test_settings_of_quantization_reach_the_student():
+    config = CONFIG.override(
+        {
+            "bits": "w3a2", "protocol": "integer", "input_bits": 5, "first_bits": 8, "last_bits": 7,
+            "weight_ranges": "mse", "activation_ranges": "percentile",
+        }
+    )  # fmt: skip
+    compression = _start(config)
+    assert [weight.bits for weight in compression.coverage.weights] == [8, 3, 7]
+    assert [each.bits for each in compression.coverage.activations] == [5, 2, 2, 7]
+    assert compression.coverage.activations[0].kind == "network input"
+    quantizers = [m for m in compression.student.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
+    assert {type(q).__name__: q.estimate for q in quantizers} == {
+        "ActivationQuantizer": RANGE_ESTIMATES["percentile"], "WeightQuantizer": RANGE_ESTIMATES["mse"],
+    }  # fmt: skip
+
+
+def test_names_in_the_settings_are_those_of_the_quantizers():
+    choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(CompressConfig)}
+    assert choices["weight_ranges"] == choices["activation_ranges"] == tuple(RANGE_ESTIMATES)
+    assert choices["protocol"] == PROTOCOLS
+    assert choices["student_schedule"] == choices["weight_schedule"] == tuple(SCHEDULES)
