@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .config import CompressConfig
 from .coverage import Coverage
-from .data import EvaluationData, accuracy
+from .data import EvaluationData
 from .dfq import dfq
 from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
@@ -185,12 +185,6 @@ class Compression:
         """Fraction of held-out synthetic images on which student and teacher decide alike."""
         return agreement(self.student, self.teacher.network, self.images.held_out(self.config.agreement_steps))
 
-    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
-        """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
-        if data is None:
-            return None
-        return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
-
 
 def phases(config: CompressConfig) -> tuple[str, ...]:
     """What happens in each epoch. All methods that train the student train it for the same number of epochs."""
@@ -204,18 +198,22 @@ def compress(
     compression: Compression,
     data: EvaluationData | None,
     *,
+    teacher_accuracy: float | None = None,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
 ) -> CompressionResult:
-    """Run all epochs of stage 2, measuring on ``data`` before the student's training and after the last epoch."""
+    """Run all epochs of stage 2, measuring on ``data`` before the student's training and after the last epoch.
+
+    ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
+    """
     started = time.perf_counter()
     config = compression.config
     metrics: EpochMetrics = {}
-    ranges_only = None if compression.phases else compression.accuracy(compression.student, data)
+    ranges_only = None if compression.phases else compression.teacher.accuracy(compression.student, data)
     for epoch, phase in enumerate(compression.phases):
         metrics = compression.run_epoch(epoch, on_step)
         if phase == RANGES:
-            ranges_only = compression.accuracy(compression.student, data)
+            ranges_only = compression.teacher.accuracy(compression.student, data)
         on_epoch(metrics)
     macs, parameters = compression.images.cost()
     return CompressionResult(
@@ -224,9 +222,9 @@ def compress(
         method=config.method,
         generator=config.generator_spec,
         agreement=metrics["agreement"] if metrics else compression.agreement(),
-        teacher_accuracy=compression.accuracy(compression.teacher.network, data),
+        teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=ranges_only,
-        accuracy=compression.accuracy(compression.student, data),
+        accuracy=compression.teacher.accuracy(compression.student, data),
         loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
         generator_macs=macs,
         generator_parameters=parameters,
@@ -249,8 +247,9 @@ def run_compression(
     config.require_consistent()
     teacher = configured_teacher(config)
     data = evaluation_data(config, teacher)
-    if data is not None:  # data that do not fit are refused now, not after the training
-        accuracy(teacher.network, data, mean=teacher.mean, std=teacher.std, device=teacher.device)
+    teacher_accuracy = teacher.accuracy(
+        teacher.network, data
+    )  # now: data that do not fit are refused before the training
     before = 0 if config.generator_spec else distillation_steps(config)
     with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
         compression = Compression.start(config, teacher, bar.update)
@@ -261,7 +260,7 @@ def run_compression(
             on_epoch(metrics)
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
-        result = compress(compression, data, on_epoch=report, on_step=bar.update)
+        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
     result = _save(run, compression, result)
     write_json(run / "result.json", result.to_dict())
     _draw(run, compression)

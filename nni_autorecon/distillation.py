@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import DistillConfig
-from .data import EvaluationData, accuracy
+from .data import EvaluationData
 from .errors import InputError
 from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator, generator_cost
@@ -174,12 +174,6 @@ class Distillation:
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
         return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
 
-    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
-        """Fraction of ``data`` that ``network`` gets right, or None without data. Measured, never acted upon."""
-        if data is None:
-            return None
-        return accuracy(network, data, mean=self.teacher.mean, std=self.teacher.std, device=self.teacher.device)
-
 
 def student_for(teacher: Teacher, spec: str) -> nn.Module:
     """The freshly initialized network that ``spec`` names, on the teacher's device and in eval mode.
@@ -211,10 +205,11 @@ def distill(
     distillation: Distillation,
     data: EvaluationData | None,
     *,
+    teacher_accuracy: float | None = None,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
 ) -> DistillationResult:
-    """Run all epochs, measuring on ``data`` after the last one."""
+    """Run all epochs, measuring on ``data`` after the last one; ``teacher_accuracy`` only goes into the result."""
     started = time.perf_counter()
     config, teacher = distillation.config, distillation.teacher.network
     for epoch in range(config.epochs):
@@ -225,8 +220,8 @@ def distill(
         student=config.student,
         generator=str(config.generator_spec),
         agreement=metrics["agreement"],
-        teacher_accuracy=distillation.accuracy(teacher, data),
-        accuracy=distillation.accuracy(distillation.student, data),
+        teacher_accuracy=teacher_accuracy,
+        accuracy=distillation.teacher.accuracy(distillation.student, data),
         teacher_parameters=_count_parameters(teacher),
         student_parameters=_count_parameters(distillation.student),
         loss={part: metrics[part] for part in LOSSES},
@@ -254,8 +249,9 @@ def run_distillation(
     teacher = configured_teacher(config)
     distillation = Distillation.start(config, teacher)
     data = evaluation_data(config, teacher)
-    if data is not None:
-        distillation.accuracy(teacher.network, data)  # data that do not fit are refused now, not after the training
+    teacher_accuracy = teacher.accuracy(
+        teacher.network, data
+    )  # now: data that do not fit are refused before the training
     run.start("distill", config)
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
 
@@ -264,7 +260,7 @@ def run_distillation(
             on_epoch(metrics)
             bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
 
-        result = distill(distillation, data, on_epoch=report, on_step=bar.update)
+        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
     write_json(run / "result.json", result.to_dict())
     state = {name: value.cpu() for name, value in distillation.student.state_dict().items()}
     write_atomically(run / "student.pt", lambda file: torch.save(state, file))

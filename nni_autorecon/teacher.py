@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .data import EvaluationData, accuracy
 from .errors import InputError, named
 from .statistics import record_bn_statistics
 from .teacher_sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
@@ -35,6 +36,15 @@ class Teacher:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
+        """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.
+
+        Measured, never acted upon. Raises InputError if they do not fit.
+        """
+        if data is None:
+            return None
+        return accuracy(network, data, mean=self.mean, std=self.std, device=self.device)
 
 
 def load_teacher(

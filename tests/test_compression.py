@@ -95,13 +95,14 @@ def test_the_result_says_what_was_measured_and_when():
     torch.manual_seed(0)
     data = LabelledImages(torch.randint(256, (9, *IMAGE), dtype=torch.uint8), torch.arange(9) % CLASSES)
     rows = []
-    result = compress(_start(), data, on_epoch=rows.append)
+    result = compress(_start(), data, teacher_accuracy=0.75, on_epoch=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
     assert ["agreement" in row for row in rows] == [False, False, True, True, True]
     assert ["student_loss" in row for row in rows] == [False, False, False, True, True]
     assert result.agreement == rows[-1]["agreement"]
     assert result.loss["loss"] == rows[-1]["loss"]
-    for share in (result.teacher_accuracy, result.ranges_only_accuracy, result.accuracy):
+    assert result.teacher_accuracy == 0.75
+    for share in (result.ranges_only_accuracy, result.accuracy):
         assert share * 9 == pytest.approx(round(share * 9))
     json.dumps(result.to_dict(), allow_nan=False)
     assert result.metrics()["default"] == result.agreement
@@ -196,13 +197,13 @@ def test_ranges_alone_are_measured_before_the_student_is_trained(monkeypatch):
     initial = {name: value.clone() for name, value in compression.student.named_parameters()}
     untouched = []
 
-    def measured(network, data):
+    def measured(self, network, data):
         if network is compression.student:
             current = dict(network.named_parameters())
             untouched.append(all(torch.equal(initial[name], current[name]) for name in initial))
         return 0.5
 
-    monkeypatch.setattr(compression, "accuracy", measured)
+    monkeypatch.setattr(Teacher, "accuracy", measured)
     compress(compression, None)
     assert untouched == [True, False]
 
