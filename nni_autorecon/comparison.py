@@ -82,9 +82,13 @@ class Table:
         return self.cells.get((row, column), Cell({}))
 
     def gain(self, row: Row, column: Any) -> float | None:
-        """Points over the row that has GDFQ's method and generator and is the same otherwise; None for that row."""
-        own = zip(self.row_names, row, strict=True)
-        gdfq = tuple("gdfq" if name in ("method", "generator") else value for name, value in own)
+        """Points over the row that has GDFQ's method and generator and is the same otherwise; None for that row.
+
+        Where GDFQ's generator stands at equal MACs only, that is the row.
+        """
+        kinds = {_kind(str(each[-1])): each[-1] for each in self.rows}
+        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS))}
+        gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
         return None if row == gdfq or mean is None or baseline is None else mean - baseline
 

@@ -119,6 +119,13 @@ def test_scales_are_columns_and_each_has_its_costs():
     assert both.sections[0].tables[0].columns == (0.5, 4.0)
 
 
+def test_where_gdfq_stands_at_equal_macs_only_the_gain_is_over_that():
+    runs = [run(a, generator=g, genotype="a.json") for a, g in ((80.0, "gdfq@equal-macs"), (82.5, "searched"))]
+    assert [row[0] for row in cells(runs).values()] == ["80.00, n=1", "82.50 (+2.50), n=1"]
+    both = [*runs, run(70.0, generator="gdfq")]
+    assert [row[0] for row in cells(both).values()] == ["70.00, n=1", "80.00 (+10.00), n=1", "82.50 (+12.50), n=1"]
+
+
 def test_a_gain_is_over_gdfq_with_the_same_objective():
     def distilled(accuracy, weight, generator):
         made = run(accuracy, reconstruction_weight=weight, generator=generator)
