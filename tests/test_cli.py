@@ -224,15 +224,24 @@ def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):
     assert result["accuracy"] * 40 == pytest.approx(round(result["accuracy"] * 40))
 
 
+def _heed_ctrl_c():
+    """A shell starts what runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
 def test_a_stopped_search_says_so_and_fails(number, code, digits_teacher, tmp_path):
     command = [sys.executable, "-m", "nni_autorecon.cli", "search", "--epochs", "1000", "-o", str(tmp_path / "run")]
-    with subprocess.Popen([*command, *SEARCH[:6]], stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "metrics.csv").exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(number)
-        error = process.communicate(timeout=60)[1]
+    command += SEARCH[:6]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c) as process:
+        try:
+            while not (tmp_path / "run" / "metrics.csv").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            process.send_signal(number)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == code
     assert error.startswith("nni-autorecon: ")
     assert error.count("\n") == 1
