@@ -133,7 +133,8 @@ class _Propagation(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        operands = [self.env[source] for source in n.all_input_nodes]
+        operands: list[Any] = []
+        fx.node.map_aggregate((args, kwargs), operands.append)  # also those within tuples
         if n.op in ("placeholder", "get_attr", "output") or not any(isinstance(x, Moments) for x in operands):
             return super().run_node(n)
         module, kind = called(self.module, n)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ The weights of every Conv2d and Linear are quantized per output channel. Of the 
   input, residual branches, pooled features and linear bottlenecks stay in floating point;
 * ``integer`` quantizes everything that an integer engine keeps between two operations: the network input, too, and
   every output of a layer, normalization, addition, concatenation, product or pooling that is not merged with the
-  operation after it (convolution with normalization with activation, addition with activation). Logits stay.
+  operation after it (convolution with BatchNorm with activation, addition with activation). What the last layer puts
+  out stays as it is, with all that follows it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from .coverage import Coverage, Gap, Quantized
-from .errors import InputError
+from .errors import InputError, one_line
 from .quantizers import ActivationQuantizer, WeightQuantizer
 from .tracing import QUANTIZED, Tracer, called
 
 PROTOCOLS = ("gdfq", "integer")
 INPUT_BITS = 8
 
+BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -72,34 +74,43 @@ def quantize_network(
 
     The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
     value that ``protocol`` quantizes (see above) gets a quantizer of its own. ``first_bits`` and ``last_bits`` are for
-    the first and last layer called, weights and (last layer, protocol ``integer``) input; None means as all others,
-    for the network input 8.
+    the first and last layer called (registered, if tracing fails), weights and, in protocol ``integer``, the last one's
+    input; None means as all others, for the network input 8.
     ``weight_ranges`` and ``activation_ranges`` are names of ``quantizers.RANGES``.
 
     Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
-    a network that cannot be traced each activation module gets one quantizer for all its calls, protocol ``gdfq``.
+    a network that cannot be traced each activation module gets one quantizer for all its calls. Protocol ``integer``
+    needs a network that can be traced.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol = {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    if protocol == "gdfq" and input_bits is not None:
+        raise ValueError("protocol gdfq leaves the network input as it is; leave out input_bits")
     student, name = copy.deepcopy(network).eval().requires_grad_(True), type(network).__name__
     make = partial(ActivationQuantizer, ranges=activation_ranges)
     float_inputs, untraceable = None, None
     try:
         traced = fx.GraphModule(student, Tracer().trace(student), class_name=name)
     except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
+        if protocol == "integer":
+            raise InputError(
+                f"{name} cannot be traced, which protocol integer needs ({one_line(error)}); use protocol gdfq"
+            ) from error
         untraceable = error
-        gaps = [Gap("forward", f"untraceable: {' '.join(str(error).split())}")]
+        gaps = [Gap("forward", f"untraceable: {one_line(error)}")]
         activations = _wrap_activations(student, make, activation_bits)
-        layers = {module: path for path, module in student.named_modules() if isinstance(module, QUANTIZED)}
+        calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
     else:
         student = traced
         gaps = list(_float_functions(traced))
-        places = _places(traced, protocol, activation_bits, input_bits or INPUT_BITS, last_bits or activation_bits)
+        given = {"input_bits": input_bits, "last_bits": last_bits}
+        places = _places(traced, protocol, activation_bits, **{k: v for k, v in given.items() if v is not None})
         activations = _insert_quantizers(traced, make, places)
         float_inputs = tuple(_float_inputs(traced, protocol))
         gaps += _unexplained(float_inputs, protocol)
-        layers = {module: str(node.target) for node, module in _layer_calls(traced)}
+        calls = [(str(node.target), module) for node, module in _layer_calls(traced)]
     gaps += _float_parameters(student, name)
+    layers = {module: path for path, module in calls}
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not allow_partial:
@@ -107,9 +118,8 @@ def quantize_network(
         raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
 
     bits = dict.fromkeys(layers, weight_bits)
-    for module, chosen in ((next(iter(layers), None), first_bits), (next(reversed(layers), None), last_bits)):
-        if module is not None and chosen is not None:
-            bits[module] = chosen
+    for (_, module), chosen in ((calls[0], first_bits), (calls[-1], last_bits)) if calls else ():
+        bits[module] = bits[module] if chosen is None else chosen
     weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
     for module in layers:
         parametrize.register_parametrization(module, "weight", WeightQuantizer(bits[module], ranges=weight_ranges))
@@ -122,23 +132,39 @@ def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.L
     return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
 
 
-def _places(traced: fx.GraphModule, protocol: str, bits: int, input_bits: int, last_bits: int) -> dict[fx.Node, int]:
+def _places(
+    traced: fx.GraphModule, protocol: str, bits: int, *, input_bits: int = INPUT_BITS, last_bits: int | None = None
+) -> dict[fx.Node, int]:
     """The nodes whose results get quantizers, with the bits of each."""
-    kinds = {node: called(traced, node)[1] for node in traced.graph.nodes}
+    nodes = list(traced.graph.nodes)
     if protocol == "gdfq":
-        return {node: bits for node, kind in kinds.items() if _ACTIVATION.fullmatch(kind)}
-    numbers: set[fx.Node] = set()  # sizes, and what is computed from them
-    places = {}
-    for node, kind in kinds.items():
-        if kind in _SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
-            numbers.add(node)
-        elif _is_stored(traced, node) and not _is_logits(traced, node):
-            places[node] = input_bits if node.op == "placeholder" else bits
-    if calls := _layer_calls(traced):
+        return {node: bits for node in nodes if _ACTIVATION.fullmatch(called(traced, node)[1])}
+    left_out = _numbers(traced) | _logits(traced)
+    stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
+    places = {node: input_bits if node.op == "placeholder" else bits for node in stored}
+    if last_bits is not None and (calls := _layer_calls(traced)):
         source = _source(traced, calls[-1][0].all_input_nodes[0])
         if source in places and source.op != "placeholder":
             places[source] = last_bits
     return places
+
+
+def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
+    """Sizes, and what is computed from nothing else."""
+    numbers: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        if called(traced, node)[1] in _SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+            numbers.add(node)
+    return numbers
+
+
+def _logits(traced: fx.GraphModule) -> set[fx.Node]:
+    """The last layer, and what follows it."""
+    logits = {node for node, _ in _layer_calls(traced)[-1:]}
+    for node in traced.graph.nodes:
+        if logits.intersection(node.all_input_nodes):
+            logits.add(node)
+    return logits
 
 
 def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -148,19 +174,21 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
         return True
     if not (isinstance(module, (*QUANTIZED, *NORMS)) or _STORED.fullmatch(kind)):
         return False
-    follower, following = called(traced, next(iter(node.users))) if len(node.users) == 1 else (None, "")
-    if isinstance(module, QUANTIZED) and isinstance(follower, NORMS):
+    user = next(iter(node.users), None)
+    if user is None or (len(node.users) > 1 and not _is_in_place(traced, user)):
+        return True
+    follower, following = called(traced, user)
+    if isinstance(module, QUANTIZED) and isinstance(follower, BATCHNORMS):
         return False
     mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
     return not (mergeable and _ACTIVATION.fullmatch(following))
 
 
-def _is_logits(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's values go nowhere but to the network's output."""
-    return all(
-        user.op == "output" or (_SAME_VALUES.fullmatch(called(traced, user)[1]) and _is_logits(traced, user))
-        for user in node.users
-    )
+def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an activation changes its input, so that whoever uses that from here on sees the activation, too."""
+    module, kind = called(traced, node)
+    inplace = kind.endswith("_") or node.kwargs.get("inplace") or getattr(module, "inplace", False)
+    return bool(inplace and _ACTIVATION.fullmatch(kind))
 
 
 def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -177,15 +205,15 @@ def _insert_quantizers(
     found = []
     position = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node, bits in places.items():
-        module, kind = called(traced, node)
+        kind = called(traced, node)[1]
         name = f"activation_quantizers.{node.name}"
         traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
             quantized = traced.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantized)
         quantized.args = (node,)
-        if kind.endswith("_") or node.kwargs.get("inplace") or getattr(module, "inplace", False):
-            source = node.all_input_nodes[0]  # changed in place: who uses it from here on sees the activation, too
+        if _is_in_place(traced, node):
+            source = node.all_input_nodes[0]
             for user in [user for user in source.users if position.get(user, -1) > position[node]]:
                 user.replace_input_with(source, quantized)
         found.append(Quantized(node.name, _ORIGINS.get(kind, kind), bits))
@@ -196,11 +224,14 @@ def _insert_quantizers(
 def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
     """The operations whose inputs no quantizer precedes, and what does: layers; if integer, also additions and
     concatenations."""
+    left_out = _numbers(traced) | _logits(traced)
     for node in traced.graph.nodes:
         module, kind = called(traced, node)
         is_layer = isinstance(module, QUANTIZED)
         joins = protocol == "integer" and (_ADDITION.fullmatch(kind) or _CONCATENATION.fullmatch(kind))
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
+            if not is_layer and argument in left_out:
+                continue
             source, origin = called(traced, _source(traced, argument))
             if isinstance(source, (*QUANTIZED, *NORMS)):
                 origin = "linear bottleneck"
