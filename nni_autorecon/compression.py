@@ -53,6 +53,7 @@ class CompressionResult:
     generator_macs: int | None
     generator_parameters: int | None
     seconds: float
+    """Of the whole method, images distilled beforehand included."""
     coverage: Coverage
     file_bytes: int | None = None
     """Of the student as a file, once it is one."""
@@ -72,11 +73,12 @@ class CompressionResult:
         if self.accuracy is not None:
             lines.append(
                 f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
-                f"student by ranges alone {self.ranges_only_accuracy:.2%}, trained {self.accuracy:.2%}"
+                f"student by ranges alone {self.ranges_only_accuracy:.2%}"
+                + ("" if self.method in ("dfq", "zeroq") else f", trained {self.accuracy:.2%}")
             )
         if self.file_bytes is not None:
             lines.append(
-                f"student as a file: {self.file_bytes / 1000:.1f} kB, {self.compression_ratio:.2f} times smaller"
+                f"student as a file: {self.file_bytes / 1000:.1f} kB, compression ratio {self.compression_ratio:.2f}"
             )
         return "\n".join(lines)
 
@@ -107,6 +109,7 @@ class Compression:
     images: GeneratorImages | FixedImages
     student: nn.Module
     coverage: Coverage
+    started: float
 
     @classmethod
     def start(cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None) -> Compression:
@@ -115,9 +118,12 @@ class Compression:
         Raises InputError if the settings do not go together.
         """
         config.require_consistent()
+        started = time.perf_counter()
         torch.manual_seed(config.seed)
         if config.method == "dfq":
-            student, coverage = dfq(teacher.network, teacher.image, **config.quantization)
+            student, coverage = dfq(
+                teacher.network, teacher.image, pixel_range=teacher.pixel_range, **config.quantization
+            )
         else:
             student, coverage = quantize_network(teacher.network, **config.quantization)
         images: GeneratorImages | FixedImages
@@ -125,7 +131,7 @@ class Compression:
             images = GeneratorImages.start(config, teacher)
         else:
             images = FixedImages.distil(config, teacher, on_step)
-        return cls(config, teacher, images, student.to(teacher.device), coverage)
+        return cls(config, teacher, images, student.to(teacher.device), coverage, started)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -206,13 +212,13 @@ def compress(
 
     ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
     """
-    started = time.perf_counter()
     config = compression.config
     metrics: EpochMetrics = {}
     ranges_only = None if compression.phases else compression.teacher.accuracy(compression.student, data)
-    for epoch, phase in enumerate(compression.phases):
+    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == RANGES), default=None)
+    for epoch in range(len(compression.phases)):
         metrics = compression.run_epoch(epoch, on_step)
-        if phase == RANGES:
+        if epoch == last_ranges:
             ranges_only = compression.teacher.accuracy(compression.student, data)
         on_epoch(metrics)
     macs, parameters = compression.images.cost()
@@ -228,7 +234,7 @@ def compress(
         loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
         generator_macs=macs,
         generator_parameters=parameters,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - compression.started,
         coverage=compression.coverage,
     )
 
@@ -261,6 +267,7 @@ def run_compression(
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
         result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
+    write_json(run / "result.json", result.to_dict())  # before anything else can fail
     result = _save(run, compression, result)
     write_json(run / "result.json", result.to_dict())
     _draw(run, compression)
@@ -270,7 +277,13 @@ def run_compression(
 def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
     """Write the student as a file; the result with its size."""
     config, teacher, path = compression.config, compression.teacher, run / "student.safetensors"
-    details = {"bits": config.bits, "generator": result.generator, "accuracy": result.accuracy, "seed": config.seed}
+    details = {
+        "bits": config.bits,
+        "method": config.method,
+        "generator": result.generator,
+        "accuracy": result.accuracy,
+        "seed": config.seed,
+    }
     folded = config.method == "dfq"
     save_network(path, compression.student, Description.of(teacher, config.quantization, folded=folded, **details))
     file_bytes = path.stat().st_size

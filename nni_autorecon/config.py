@@ -80,7 +80,7 @@ class SearchConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Config):
-    """Settings of every stage in which a generator's images teach a student."""
+    """Settings of every stage that has a student."""
 
     genotype: str | None = setting(
         None, "genotype file that `searched` and `@equal-macs` mean; {seed} in it stands for the seed"
@@ -177,9 +177,11 @@ class CompressConfig(StudentConfig):
         super().require_consistent()
         if self.protocol == "gdfq" and self.input_bits is not None:
             raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
-        if self.generator_updates == "warmup" and self.warmup_epochs == 0:
+        if self.method == "dfq" and self.activation_ranges != "minmax":
+            raise InputError("method dfq takes ranges from statistics; leave out activation_ranges")
+        if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
-        if self.warmup_epochs + self.range_epochs >= self.epochs:
+        if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "
                 f"({self.warmup_epochs} + {self.range_epochs}); raise epochs"

@@ -26,13 +26,19 @@ from .tracing import QUANTIZED
 
 
 def dfq(
-    network: nn.Module, image: ImageShape, *, deviations: float = 6.0, **quantization: Any
+    network: nn.Module,
+    image: ImageShape,
+    *,
+    pixel_range: tuple[Sequence[float], Sequence[float]] | None = None,
+    deviations: float = 6.0,
+    **quantization: Any,
 ) -> tuple[nn.Module, Coverage]:
     """A quantized copy of ``network`` as ``quantize_network`` makes it, with all ranges set and no image used.
 
     BatchNorms are folded, every ReLU6 becomes a ReLU, the layers are equalized and high biases absorbed; activation
     ranges are beta ± ``deviations`` gamma, clipped by the activation function; biases are corrected for the mean of
-    what weight quantization adds. ``image`` is the shape of the standardized images that the network takes, and
+    what weight quantization adds. ``image`` is the shape of the images that the network takes, standardized (mean 0
+    and variance 1), ``pixel_range`` the least and the largest value of each channel (default: ± ``deviations``), and
     ``quantization`` what ``quantize_network`` takes by name.
 
     Where the paper quantizes weights per tensor, here they are quantized per output channel, as in all other methods.
@@ -51,7 +57,13 @@ def dfq(
     student, coverage = quantize_network(float_network, **quantization)
     student = student.to(next(network.parameters()).device)
     assert isinstance(student, fx.GraphModule)  # what could be traced once can be traced again
-    inputs = input_moments(student, image, float_network=float_network, outputs=outputs, deviations=deviations)
+    device = next(student.parameters()).device
+    mean = torch.zeros(1, *image, dtype=torch.float64, device=device)  # [1, C, H, W]
+    images = Moments.normal(mean, mean + 1, deviations)
+    if pixel_range is not None:
+        low, high = (mean + mean.new_tensor(ends).view(-1, 1, 1) for ends in pixel_range)
+        images = Moments(mean, mean + 1, low, high)
+    inputs = input_moments(student, images, float_network=float_network, outputs=outputs, deviations=deviations)
     set_ranges(student, inputs)
     correct_biases(student, float_network, inputs)
     return student, coverage

@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import CompressConfig, StudentConfig
 from .distilled_images import distil_images
+from .errors import InputError
 from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
@@ -95,6 +96,9 @@ class FixedImages:
 
         Method ``dfq`` uses none but those held out, which come from other noise.
         """
+        norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
+        if config.method != "dfc" and next(norms, None) is None:
+            raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
         count = 0 if config.method == "dfq" else config.image_count
         seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
         images, labels = distilled(config, teacher, count, next(seeds), on_step)

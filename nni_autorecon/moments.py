@@ -19,7 +19,6 @@ from torch.func import functional_call
 
 from .errors import InputError
 from .quantizers import ActivationQuantizer
-from .topology import ImageShape
 from .tracing import QUANTIZED, called
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -97,7 +96,7 @@ class Moments:
 
 def input_moments(
     network: fx.GraphModule,
-    image: ImageShape,
+    images: Moments,
     *,
     float_network: nn.Module,
     outputs: Mapping[str, Normal],
@@ -107,16 +106,14 @@ def input_moments(
 
     ``float_network`` has the layers before quantization, under the same paths. ``outputs`` names the layers whose
     output is known, because a BatchNorm was folded into them; of the others, mean and variance follow from those of
-    their input, taken as independent. Images are taken as standardized: mean 0 and variance 1.
+    their input, taken as independent. ``images`` are those of one image [1, C, H, W].
 
     Approximations: whatever is added is independent; a sum is normal; pooling leaves mean and variance as they are.
     Raises InputError at anything but these, reshaping, padding, concatenation, BatchNorm, ReLU and ReLU6.
     """
-    parameter = next(network.parameters())
-    mean = torch.zeros(1, *image, dtype=torch.float64, device=parameter.device)  # [1, C, H, W]
     propagation = _Propagation(network, float_network, outputs, deviations)
     with torch.no_grad():
-        propagation.run(Moments.normal(mean, mean + 1, deviations))
+        propagation.run(images)
     return dict(propagation.inputs)
 
 

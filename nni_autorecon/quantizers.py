@@ -41,9 +41,13 @@ def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """What ``PERCENTILE`` of each row does not fall below, or exceed. values: [rows, n]; returns two [rows]."""
-    beyond = int((1 - PERCENTILE) * values.shape[1])  # values outside of each end
-    return values.kthvalue(1 + beyond, dim=1).values, values.kthvalue(values.shape[1] - beyond, dim=1).values
+    """The quantiles 1 − ``PERCENTILE`` and ``PERCENTILE`` of each row, interpolated. values: [rows, n]; two [rows]."""
+    count = values.shape[1]
+    whole, part = divmod((1 - PERCENTILE) * (count - 1), 1)  # of the distances between neighbours, from either end
+    nearest = [1 + int(whole), min(2 + int(whole), count)]
+    low, above_low = (values.kthvalue(k, dim=1).values for k in nearest)
+    high, below_high = (values.kthvalue(count + 1 - k, dim=1).values for k in nearest)
+    return low.lerp(above_low, part), high.lerp(below_high, part)
 
 
 def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

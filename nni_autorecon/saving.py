@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .equalization import folded
-from .errors import InputError
+from .errors import InputError, one_line
 from .files import write_atomically
 from .integers import IntegerWeight, activation_quantizers, pack, quantized_layers, to_inference_form, unpack
 from .quantization import quantize_network
@@ -104,7 +104,7 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
     and every other parameter and buffer as it is, but for BatchNorm's counts of training batches. The rest is JSON in
     the file's metadata.
 
-    Raises InputError if the file cannot be written, RuntimeError if an activation quantizer has no range yet.
+    Raises InputError if the file cannot be written, RuntimeError if no activation quantizer has a range yet.
     """
     weights = {name: IntegerWeight.of(layer) for name, layer in quantized_layers(student)}
     quantizers = dict(activation_quantizers(student))
@@ -113,8 +113,10 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
     for name, weight in weights.items():
         tensors[f"{name}.weight.codes"] = pack(weight.codes, weight.bits)
         tensors[f"{name}.weight.scale"], tensors[f"{name}.weight.zero_point"] = weight.scale, weight.zero_point
+    observed = any(quantizer.observations for quantizer in quantizers.values())
     for name, quantizer in quantizers.items():
-        scale, zero_point = quantizer.qparams()
+        never_called = observed and not quantizer.observations  # where tracing failed, a module need not be used
+        scale, zero_point = (torch.ones(()), torch.zeros(())) if never_called else quantizer.qparams()
         tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = scale, zero_point.byte()
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {
@@ -136,7 +138,10 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
     Raises InputError if the file is missing, damaged, of another format, or does not fit the structure.
     """
     size, header, tensors = _read(Path(path))
-    description = Description.from_dict(header["description"])
+    try:
+        description = Description.from_dict(header["description"])
+    except (TypeError, KeyError) as error:
+        raise _other_version(path, header, error) from error
     spec = teacher or description.teacher
     if teacher is None and names_code(spec):
         raise InputError(
@@ -149,9 +154,8 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
             structure = folded(structure)[0]
         try:
             network, _ = quantize_network(structure, **description.quantization)
-        except TypeError as error:
-            theirs = header["versions"]["nni-autorecon"]
-            raise InputError(f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise _other_version(path, header, error) from error
     built = {f"{name}.weight": layer.parametrizations.weight[0].bits for name, layer in quantized_layers(network)}
     saved = {f"{name}.weight": each["bits"] for name, each in header["weights"].items()}
     _require_equal(f"{path} does not fit {spec}: bits", saved, built)
@@ -166,6 +170,11 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
     for name, target in targets.items():
         target.data.copy_(tensors[name])
     return SavedNetwork(network, description, float_bytes, size, weights)
+
+
+def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
+    theirs = header["versions"]["nni-autorecon"]
+    return InputError(f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}")
 
 
 def float_size(network: nn.Module) -> int:
@@ -195,7 +204,9 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     except OSError as error:
         raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"saved network {path} is damaged or no safetensors file; copy or save it again") from error
+        raise InputError(
+            f"saved network {path} is damaged or no safetensors file; give the student.safetensors of a compression"
+        ) from error
     if not known.keys() >= {"format", "sha256"}:
         raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
     if (found := known.pop("format")) != FORMAT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import re
 import types
@@ -65,9 +66,19 @@ class Settings:
             return cls()
         text = read_text(Path(path), "config file")
         try:
-            values = yaml.safe_load(text)
+            values = _read_json_or_yaml(text)
         except yaml.YAMLError as error:
             raise InputError(f"config file {path} is neither JSON nor YAML: {_one_line(error)}") from error
+        if isinstance(values, dict):  # YAML takes 1e-3 for text, and a grey mean of 0.5 for a number
+            kinds = {name: cls.field_type(name) for name in values if name in cls.__dataclass_fields__}
+            values = {
+                name: _parse(float, v)
+                if kinds.get(name) is float and isinstance(v, str)
+                else str(v)
+                if name in ("mean", "std") and isinstance(v, (int, float))
+                else v
+                for name, v in values.items()
+            }
         return cls().override({} if values is None else values, source=f"config file {path}")
 
     @classmethod
@@ -107,6 +118,14 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _read_json_or_yaml(text: str) -> Any:
+    """JSON is read as JSON: YAML 1.1 takes its 1e-05 for text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -> Any:

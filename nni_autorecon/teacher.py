@@ -37,6 +37,12 @@ class Teacher:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    @property
+    def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the largest normalized value of each channel: of black and of white."""
+        low, high = (tuple((value - m) / s for m, s in zip(self.mean, self.std, strict=True)) for value in (0.0, 1.0))
+        return low, high
+
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.
 

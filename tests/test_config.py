@@ -49,31 +49,61 @@ def test_bits_are_from_2_to_8(bits):
 
 
 def test_bits_give_both_widths():
-    config = CompressConfig().override({"bits": "w2a7"})
-    assert (config.weight_bits, config.activation_bits) == (2, 7)
+    quantization = CompressConfig().override({"bits": "w2a7"}).quantization
+    assert (quantization["weight_bits"], quantization["activation_bits"]) == (2, 7)
 
 
-def test_a_schedule_that_never_trains_the_student_is_refused():
-    with pytest.raises(InputError, match="epochs .* must exceed"):
-        CompressConfig().override({"epochs": 5, "warmup_epochs": 4, "range_epochs": 1}).require_consistent()
+GDFQ = CompressConfig(generator="gdfq")
 
 
-def test_a_generator_that_is_never_trained_is_refused():
-    with pytest.raises(InputError, match="never trains it; raise warmup_epochs"):
-        CompressConfig().override({"generator_updates": "warmup", "warmup_epochs": 0}).require_consistent()
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (GDFQ, {"epochs": 5, "warmup_epochs": 4, "range_epochs": 1}, "epochs .* must exceed"),
+        (GDFQ, {"generator_updates": "warmup", "warmup_epochs": 0}, "never trains it; raise warmup_epochs"),
+        (GDFQ, {"method": "zeroq"}, "method zeroq takes no generator"),
+        (GDFQ, {"input_bits": 4}, "leaves the network input unquantized; use protocol integer"),
+        (CompressConfig(), {}, "there is no generator; give --genotype FILE"),
+        (CompressConfig(), {"method": "dfq", "activation_ranges": "mse"}, "dfq takes ranges from statistics"),
+        (CompressConfig(), {"method": "zeroq-kd", "epochs": 5}, "epochs .* must exceed"),
+        (DistillConfig(), {}, "there is no generator"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(config, settings, message):
+    with pytest.raises(InputError, match=message):
+        config.override(settings).require_consistent()
+
+
+@pytest.mark.parametrize("method", ["dfq", "zeroq"])
+def test_methods_that_train_nothing_need_no_epochs_for_it(method):
+    CompressConfig(method=method, epochs=3, generator_updates="warmup", warmup_epochs=0).require_consistent()
 
 
 def test_a_generator_without_an_objective_is_refused():
     weights = {"reconstruction_weight": 0, "adversarial_weight": 0, "balance_weight": 0}
+    config = DistillConfig(generator="gdfq")
     with pytest.raises(InputError, match="all 0, so that the generator has nothing to learn; raise one of them"):
-        DistillConfig().override(weights).require_consistent()
+        config.override(weights).require_consistent()
     for name in weights:
-        DistillConfig().override({**weights, name: 1}).require_consistent()
+        config.override({**weights, name: 1}).require_consistent()
 
 
 def test_settings_may_contradict_each_other_on_the_way():
-    config = CompressConfig().override({"epochs": 3}).override({"warmup_epochs": 1})
-    config.require_consistent()
+    GDFQ.override({"epochs": 3}).override({"warmup_epochs": 1}).require_consistent()
+
+
+def test_seeds_stand_in_names():
+    config = CompressConfig(generator="random:{seed}", genotype="digits/seed-{seed}.json", seed=7)
+    assert (config.generator_spec, config.genotype_file) == ("random:7", "digits/seed-7.json")
+    assert CompressConfig(genotype="a.json").generator_spec == "searched"
+    assert CompressConfig(method="zeroq").generator_spec is None
+
+
+@pytest.mark.parametrize("text", ['{"student_lr": 1e-05, "mean": "0.5"}', "student_lr: 1e-5\nmean: 0.5\n"])
+def test_numbers_may_be_written_as_people_write_them(tmp_path, text):
+    (tmp_path / "settings").write_text(text)
+    config = CompressConfig.load(tmp_path / "settings")
+    assert (config.student_lr, config.mean) == (1e-5, "0.5")
 
 
 @pytest.mark.parametrize("text", ['{"epochs": 3, "teacher": "x.py:f"}', "epochs: 3\nteacher: x.py:f\n"])

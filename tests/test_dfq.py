@@ -148,3 +148,12 @@ def test_what_does_not_fit_is_refused_in_one_line():
     disguised = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.ConvTranspose2d(3, 5, 3))
     with pytest.raises(InputError, match="--allow-partial"):
         dfq(disguised, IMAGE, weight_bits=4, activation_bits=4)
+
+
+def test_the_images_range_is_that_of_pixels_where_it_is_known(digits_teacher):
+    """Black and white are the least and the largest value there is; ± 6 deviations waste most codes."""
+    arguments = {"weight_bits": 8, "activation_bits": 8, "protocol": "integer", "input_bits": 2}
+    for pixels, expected in ((None, (-6.0, 6.0)), (digits_teacher.pixel_range, (-0.3049 / 0.3183, 0.6951 / 0.3183))):
+        student, _ = dfq(digits_teacher.network, digits_teacher.image, pixel_range=pixels, **arguments)
+        first = next(module for module in student.modules() if isinstance(module, ActivationQuantizer))
+        assert torch.stack(first.range()).tolist() == pytest.approx(expected, rel=1e-4)

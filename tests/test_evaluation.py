@@ -20,6 +20,7 @@ from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.evaluation import Pictures, fit_image, load_evaluation_data
 from nni_autorecon.runs import RunFolder
+from nni_autorecon.student import evaluation_data
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
 
@@ -251,15 +252,15 @@ def test_stage_2_takes_data_as_its_teacher_does(folder: Path) -> None:
     Image.fromarray(ramp.astype(np.uint8)).save(folder / "a" / "0.png")
     network = BrightestChannel()
     teacher = Teacher("toy", network, 3, ImageShape(3, 5, 5), (0.0,) * 3, (1.0,) * 3, 9)
-    pictures = compression._test_data(CompressConfig(teacher="toy.py:net", test_data=str(folder)), teacher)
+    pictures = evaluation_data(CompressConfig(teacher="toy.py:net", test_data=str(folder)), teacher)
     assert torch.equal(pictures[0][0], load(folder, resize=9)[0][0])
-    assert compression._test_data(CompressConfig(teacher="toy.py:net"), teacher) is None
+    assert evaluation_data(CompressConfig(teacher="toy.py:net"), teacher) is None
     digits = Teacher("digits", network, 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
-    assert isinstance(compression._test_data(CompressConfig(), digits), LabelledImages)
+    assert isinstance(evaluation_data(CompressConfig(), digits), LabelledImages)
 
 
 def test_data_that_do_not_fit_stop_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with pytest.raises(InputError, match="have 3 classes, the teacher 10"):
-        compression.run_compression(CompressConfig(test_data=str(folder)), run)
+        compression.run_compression(CompressConfig(generator="gdfq", test_data=str(folder)), run)
     assert not (tmp_path / "run" / "config.json").exists()

@@ -27,7 +27,9 @@ def full(*values: float) -> Tensor:
 def entering(network: nn.Module, image: ImageShape) -> dict[str, list[Moments]]:
     folded = trace(network)
     outputs = fold_batchnorms(folded)
-    return input_moments(folded, image, float_network=folded, outputs=outputs, deviations=DEVIATIONS)
+    mean = torch.zeros(1, *image, dtype=torch.float64)
+    images = Moments.normal(mean, mean + 1, DEVIATIONS)
+    return input_moments(folded, images, float_network=folded, outputs=outputs, deviations=DEVIATIONS)
 
 
 def norm(beta: Tensor, gamma: Tensor) -> nn.BatchNorm2d:

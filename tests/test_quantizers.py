@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantizers import (
+    PERCENTILE,
     SHRINKAGES,
     ActivationQuantizer,
     WeightQuantizer,
@@ -246,8 +247,11 @@ def test_what_is_not_finite_is_divergence(bad: float) -> None:
 def test_percentile_leaves_out_a_thousandth_at_each_end() -> None:
     values = torch.stack([torch.arange(4000.0), torch.arange(4000.0).flip(0) * -2])
     low, high = percentile_range(values, 4)
-    assert low.tolist() == [4, -7990]  # 4 of 4000 lie beyond
-    assert high.tolist() == [3995, -8]
+    assert low.tolist() == pytest.approx([3.999, -7990.002])
+    assert high.tolist() == pytest.approx([3995.001, -7.998])
+    few = torch.randn(3, 27)
+    for got, quantile in zip(percentile_range(few, 4), (1 - PERCENTILE, PERCENTILE), strict=True):
+        torch.testing.assert_close(got, few.quantile(quantile, dim=1))
 
 
 def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from nni_autorecon.dfq import dfq
 from nni_autorecon.errors import InputError
-from nni_autorecon.integers import FixedQuantizer, IntegerWeight, pack, quantized_layers, unpack
+from nni_autorecon.integers import FixedQuantizer, IntegerWeight, activation_quantizers, pack, quantized_layers, unpack
 from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer, observe_ranges
 from nni_autorecon.saving import Description, load_network, save_network
@@ -254,3 +254,16 @@ def test_protocol_and_bits_of_first_and_last_layer_come_back(tmp_path, digits_te
     saved = _assert_same_logits(tmp_path, student, Description.of(digits_teacher, quantization))
     first, *others, last = (weight.bits for weight in saved.weights.values())
     assert (first, set(others), last) == (8, {3}, 6)
+
+
+def test_a_quantizer_that_is_never_called_is_saved_all_the_same(tmp_path):
+    """Where tracing fails, every activation module is wrapped, used or not."""
+    student, description = student_of(TOY, 4, 4)
+    unused = ActivationQuantizer(4)
+    student.add_module("unused", unused)
+    save_network(tmp_path / "net", student, description)
+    with torch.no_grad():
+        for _, quantizer in activation_quantizers(student):
+            quantizer.observations.zero_()
+    with pytest.raises(RuntimeError, match="no range yet"):
+        save_network(tmp_path / "other", student, description)
