@@ -37,6 +37,9 @@ def report_errors(run: Callable[[], object]) -> int:
     except AutoReConError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except MemoryError:
+        print(f"{PROGRAM}: error: out of memory; lower --batch-size or --width", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
@@ -65,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
-    export.add_argument("-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE")
+    export.add_argument(
+        "-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s"
+    )
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     export.set_defaults(run=run_export)
 
@@ -96,7 +101,7 @@ def add_stage(
     parser: argparse.ArgumentParser, config: type[Config], run: Callable[[argparse.Namespace], object] | None = None
 ) -> argparse.ArgumentParser:
     """The arguments of a stage, for its command and for its trial script."""
-    parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags go before it")
+    parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags override it")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
     config.add_arguments(parser)
@@ -182,6 +187,8 @@ def run_report(arguments: argparse.Namespace) -> None:
     from .report import make_report
     from .report_plots import plot_report
 
+    if arguments.output.suffix in (".md", ".csv", ".png") or not arguments.output.name:
+        raise InputError(f"-o {arguments.output} must be a name for three files, such as table2")
     markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
     for path in (markdown, csv, png):
         require_absent(path, force=arguments.force)
@@ -204,6 +211,8 @@ def run_export_model(arguments: argparse.Namespace) -> None:
     from .runtime import load_onnx
     from .saving import load_network
 
+    if arguments.file.suffix == ".onnx":
+        raise InputError(f"{arguments.file} is ONNX already; give the student.safetensors of a compression")
     output = arguments.output or arguments.file.with_suffix(".onnx")
     require_absent(output, force=arguments.force)
     agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)

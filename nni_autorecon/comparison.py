@@ -15,6 +15,8 @@ Row = tuple[Any, ...]
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 EXECUTION = ("threads", "device")
+IMAGE_METHODS, IMAGE_SETTINGS = ("zeroq", "zeroq-kd", "dfc"), ("image_count", "image_steps", "image_lr")
+"""Methods that distil images, and how."""
 NO_ROW = {"seed", "bits", SCALE, "protocol", "genotype", *EXECUTION}
 """Settings that make no row: they make columns and tables, belong to the generator's name, or say where it ran."""
 IN_ORDER = (
@@ -90,6 +92,8 @@ class Table:
         gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS))}
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
+        if self.metric == "agreement":  # each generator's is measured on its own images
+            return None
         return None if row == gdfq or mean is None or baseline is None else mean - baseline
 
     def text(self, row: Row, column: Any) -> str:
@@ -116,6 +120,11 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
         {**(shared if run.command is None else dict.fromkeys(names)), **settings}
         for run, settings in zip(runs, given, strict=True)
     ]
+    for name in IMAGE_SETTINGS:  # what a method has no use for makes no row
+        used = {settings.get(name) for settings in filled if settings.get("method") in IMAGE_METHODS}
+        for settings in filled:
+            if used and settings.get("method") not in IMAGE_METHODS:
+                settings[name] = next(iter(used)) if len(used) == 1 else None
     return [
         Entry(run, {**settings, "generator": name}, pattern)
         for run, settings, (name, pattern) in zip(runs, filled, _generator_names(filled), strict=True)

@@ -291,7 +291,8 @@ def _save(run: RunFolder, compression: Compression, result: CompressionResult) -
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:
-    losses = ("loss", "class_loss", "bns_loss", "student_loss")
+    known = {name for row in run.rows for name in row}
+    losses = [name for name in ("loss", "class_loss", "bns_loss", "student_loss") if name in known]
     if run.rows:
         save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
         save_figure(

@@ -38,7 +38,7 @@ class Coverage:
         lines = [
             f"quantized weights: {_count(f'{each.kind} at {each.bits} bits' for each in self.weights)}",
             f"quantized activations: {_count(f'{each.kind} at {each.bits} bits' for each in self.activations)}",
-            f"inputs of Conv2d and Linear left unquantized: {inputs}",
+            f"inputs left unquantized: {inputs}",
         ]
         return "\n".join(lines + [f"not quantized: {gap.name} ({gap.reason})" for gap in self.gaps])
 

@@ -63,7 +63,7 @@ def require_absent(path: Path, *, force: bool = False) -> None:
     """Raise InputError if ``path`` already holds something that a write would replace."""
     path = Path(path)
     try:
-        if force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not path.exists() or force or (path.is_dir() and not any(path.iterdir())):
             return
     except OSError as error:
         raise InputError(f"cannot look into {path}: {error.strerror or error}; choose another place") from error

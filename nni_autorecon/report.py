@@ -16,7 +16,7 @@ from .records import FINISHED, METRICS, STAGES, Run, stage_of
 MEASURES = {
     "accuracy": "Test accuracy",
     "agreement": "No test data: agreement of student and teacher on fresh synthetic images",
-    "ranges_only_accuracy": "By the tracked ranges alone, before training",
+    "ranges_only_accuracy": "By the ranges alone, before any training of the student",
 }
 IN_CAPTION = {"teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs"}
 
@@ -139,7 +139,9 @@ def _headline(entries: Sequence[Entry], metric: str, column: str | None, *, gain
     if len(percents) > 1:
         teacher += " (its weights or the test data are not the same in all runs)"
     epoch = f"last of {fixed['epochs']} epochs" if fixed.get("epochs") else "last epoch"
-    over = f"mean ± standard deviation over seeds {', '.join(map(str, _seeds(entries)))}"
+    seeds = _seeds(entries)
+    over = "mean ± standard deviation over seeds " if len(seeds) > 1 else "seed "
+    over += ", ".join(map(str, seeds))
     sentences = [
         teacher,
         f"{MEASURES[metric]}, in %, {epoch}: {over}" + ("; in brackets the gain over GDFQ" if gains else ""),

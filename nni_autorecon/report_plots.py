@@ -68,6 +68,7 @@ def plot_report(report: Report) -> Figure:
         handles = [keys[label] for label in labels]
         place: Literal["outside right center", "outside upper center"]
         place = "outside right center" if lines else "outside upper center"
+        labels = [textwrap.fill(label, 32) for label in labels]
         figure.legend(handles, labels, loc=place, fontsize=9, frameon=False)
     if notes:
         text = textwrap.fill(f"Not shown: {'; '.join(notes)}", int(14 * figure.get_figwidth()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -14,7 +15,7 @@ import pandas as pd
 
 from .config import Config
 from .errors import InputError
-from .files import require_absent, write_json, write_text
+from .files import read_text, require_absent, write_json, write_text
 from .version import __version__
 
 RESULTS = (
@@ -32,20 +33,29 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, force: bool = False) -> None:
         self.path, self.force = Path(path), force
+        require_absent(self.path, force=force)
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
-        require_absent(self.path, force=force)
         self.rows: list[dict[str, Any]] = []
 
     def start(self, command: str, config: Config) -> None:
         """Write the resolved settings: what was asked for has proved usable, and work begins.
 
-        With ``force``, results of an earlier run go. Raises InputError if another run took the folder meanwhile.
+        With ``force``, results of an earlier run of the same command go. Raises InputError if the folder holds those
+        of another, which this one may need, or if another run took it meanwhile.
         """
         require_absent(self.path, force=self.force)
+        if (self / "config.json").exists() and (earlier := self._earlier_command()) != command:
+            raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
         write_json(self / "config.json", {"command": command, "config": config.to_dict(), "versions": versions()})
         for name in RESULTS:
             (self / name).unlink(missing_ok=True)
+
+    def _earlier_command(self) -> str:
+        try:
+            return str(json.loads(read_text(self / "config.json", "settings of an earlier run"))["command"])
+        except (InputError, ValueError, KeyError, TypeError):
+            return "something else"
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

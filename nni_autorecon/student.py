@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import StudentConfig
 from .data import EvaluationData
+from .errors import InputError
 from .evaluation import load_evaluation_data
 from .teacher import Teacher
 
@@ -31,6 +32,8 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor])
 def evaluation_data(config: StudentConfig, teacher: Teacher) -> EvaluationData | None:
     """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
     spec = config.test_data or ("digits" if config.teacher == "digits" else None)
+    if spec is None and config.download:
+        raise InputError("there are no test data to download; give --test-data cifar10:FOLDER or cifar100:FOLDER")
     if spec is None:
         return None
     return load_evaluation_data(

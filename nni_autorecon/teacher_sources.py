@@ -92,7 +92,7 @@ def _parse(spec: str) -> tuple[str, str]:
     place, colon, name = spec.rpartition(":")
     is_factory = name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", place))
     if spec != "digits" and place not in LIBRARIES and not (colon and is_factory):
-        raise InputError(f"teacher {spec!r} is not understood; give {SPECS}")
+        raise InputError(f"network {spec!r} is not understood; give {SPECS}")
     return place, name
 
 
@@ -170,7 +170,7 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
         source = LIBRARIES[library]()
     except ModuleNotFoundError as error:
         raise InputError(
-            f"teacher {spec} needs {error.name}, which is not installed; pip install -e '.[teachers]'"
+            f"network {spec} needs {error.name}, which is not installed; pip install -e '.[teachers]'"
         ) from error
     if name not in source.names:
         raise InputError(f"{library} has no classifier {name!r}; {_hint(name.lower(), source.names)}")
@@ -190,13 +190,13 @@ def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value)]
-        raise InputError(f"teacher {place} has no function or class {name!r}; {_hint(name, known)}")
+        raise InputError(f"network {place} has no function or class {name!r}; {_hint(name, known)}")
     return factory
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"teacher {spec}: file {path} does not exist; check the path")
+        raise InputError(f"network {spec}: file {path} does not exist; check the path")
     name = f"_nni_autorecon_teacher_{path.stem}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None  # the path ends in .py
@@ -207,7 +207,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
         found.loader.exec_module(module)
     except Exception as error:  # the person's code may raise anything
         del sys.modules[name]
-        raise InputError(f"teacher {spec}: importing {path} raised {named(error)}; repair the file") from error
+        raise InputError(f"network {spec}: importing {path} raised {named(error)}; repair the file") from error
     return module
 
 
@@ -217,9 +217,9 @@ def _import_module(name: str, spec: str) -> ModuleType:
     except Exception as error:  # the person's code may raise anything
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"teacher {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
+                f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
             ) from error
-        raise InputError(f"teacher {spec}: importing {name} raised {named(error)}; repair the module") from error
+        raise InputError(f"network {spec}: importing {name} raised {named(error)}; repair the module") from error
 
 
 def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
@@ -228,10 +228,10 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -
         network = factory(**arguments)
     except Exception as error:  # the person's code may raise anything
         raise InputError(
-            f"teacher {spec}: the factory raised {named(error)}; it must work without arguments"
+            f"network {spec}: the factory raised {named(error)}; it must work without arguments"
         ) from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"teacher {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
+        raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
     return network
 
 

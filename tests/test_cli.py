@@ -117,7 +117,10 @@ def test_force_replaces(tmp_path):
         (["search", "--epochs", "0"], "epochs = 0 is too small"),
         (["search", "--config", "none.yml"], "config file none.yml does not exist"),
         (["search", "--teacher", "torchvision:resnet1"], "resnet1"),
-        (["search", "--teacher", "cat"], "teacher"),
+        (["search", "--teacher", "cat"], "network 'cat' is not understood"),
+        (["report", "folder", "-o", "."], "must be a name for three files"),
+        (["report", "folder", "-o", "table2.md"], "must be a name for three files"),
+        (["export-model", "student.onnx"], "student.onnx is ONNX already"),
         (["search", "--device", "tpu"], "device = 'tpu' is not one of auto, cpu, cuda"),
         (["search", "--num-classes", "7"], "has 10 classes, not 7"),
         (["search", "--checkpoint", "none.pt"], "checkpoint"),
@@ -172,6 +175,14 @@ def test_a_taken_port_is_one_line(tmp_path, capsys):
     assert f"port {port} cannot be used for the web UI" in error
     assert "choose another with --port" in error
     assert error.count("\n") == 1
+
+
+def test_force_does_not_replace_another_commands_results(searched, capsys):
+    before = {path.name: path.read_bytes() for path in searched.iterdir()}
+    arguments = ["--genotype", searched / "genotype.json", *COMPRESS, "-o", searched, "--force"]
+    assert _run("compress", *arguments) == 2
+    assert "holds results of search, not of compress; choose another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in searched.iterdir()} == before
 
 
 def test_a_file_is_no_folder(tmp_path, capsys):

@@ -525,7 +525,7 @@ def test_coverage_as_json_and_text(small: nn.Module) -> None:
     assert coverage.summary().splitlines() == [
         "quantized weights: 6 Conv2d at 4 bits, 1 Linear at 4 bits",
         "quantized activations: 5 relu at 3 bits",
-        "inputs of Conv2d and Linear left unquantized: 1 network input, 1 adaptiveavgpool2d",
+        "inputs left unquantized: 1 network input, 1 adaptiveavgpool2d",
     ]
 
 

@@ -190,6 +190,17 @@ def test_a_setting_that_a_run_lacked_is_not_taken_from_another():
     ]  # fmt: skip
 
 
+def test_how_images_are_distilled_makes_no_row_of_methods_that_distil_none():
+    runs = [run(90.0, method="gdfq"), run(91.0, method="zeroq", image_count=8), run(92.0, method="dfq")]
+    assert table(runs)[0][:3] == ["method", "generator", "w4a4"]
+    assert cells(runs)["zeroq"] == ["–", "91.00 (+1.00), n=1"]
+
+
+def test_agreements_of_different_generators_are_not_subtracted():
+    runs = [run(generator=g, metrics={"agreement": a}) for g, a in (("gdfq", 0.5), ("all:identity", 0.625))]
+    assert cells(runs) == {"gdfq": ["50.00, n=1"], "all:identity": ["62.50, n=1"]}
+
+
 def test_ranges_alone_are_a_second_table():
     runs = [
         run(90.0, generator=g, metrics={"ranges_only_accuracy": a}) for g, a in (("gdfq", 0.5), ("all:identity", 0.625))
@@ -197,7 +208,7 @@ def test_ranges_alone_are_a_second_table():
     first, second = make_report(runs).sections[0].tables
     assert (first.metric, second.metric) == ("accuracy", "ranges_only_accuracy")
     assert second.text(("all:identity",), "w4a4") == "62.50 (+12.50), n=1"
-    assert "By the tracked ranges alone, before training:" in make_report(runs).to_markdown()
+    assert "By the ranges alone, before any training of the student:" in make_report(runs).to_markdown()
 
 
 def test_without_test_data_agreement_is_used_and_said():
