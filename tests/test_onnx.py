@@ -168,7 +168,7 @@ def test_a_layer_that_onnx_lacks_is_named(tmp_path):
 def test_a_missing_extra_is_named(package, tmp_path, monkeypatch):
     saved = _saved(tmp_path, "tests.toys:toy_teacher", 4, 4)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"pip install 'nni-autorecon\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[onnx\]'"):
         export_onnx(saved, tmp_path / "net.onnx")
 
 
