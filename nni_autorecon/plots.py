@@ -248,7 +248,7 @@ def _draw_edge(axes: Axes, edge: GraphEdge) -> None:
 
 
 def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10) -> Floats:
-    """Images [N, C, H, W] by class: [classes, per_class, H, W, 1 or 3], each scaled to [0, 1] by its min and max.
+    """Images [N, C, H, W] by class: [classes, up to per_class, H, W, 1 or 3], each scaled to [0, 1] by min and max.
 
     The classes are the first ``max_classes`` in ``labels`` [N]; where one has too few images, the grid holds NaN.
     Channel counts other than 1 and 3 are averaged. Raises InputError if the shapes do not fit or nothing is there.
@@ -262,6 +262,7 @@ def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_class
     low, high = pixels.min(axis=(1, 2, 3), keepdims=True), pixels.max(axis=(1, 2, 3), keepdims=True)
     pixels = (pixels - low) / np.where(high > low, high - low, 1)  # a constant image is black
     classes = labels.unique()[:max_classes].tolist()
+    per_class = min(per_class, int(labels.bincount().max()))
     grid = np.full((len(classes), per_class, *pixels.shape[1:]), np.nan)
     for row, class_ in enumerate(classes):
         members = pixels[(labels == class_).cpu().numpy()][:per_class]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,13 @@ def measure_generator(
 
 @torch.no_grad()
 def images_per_class(
-    generator: nn.Module, source: LatentSource, *, count: int, max_classes: int = 10
+    generator: Any, source: LatentSource, *, count: int, max_classes: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """``count`` images of each of the first classes, and their labels, on the CPU: something to look at."""
+    """``count`` images of each of the first classes, and their labels, on the CPU: something to look at.
+
+    Of images above 64×64 there are fewer, at least one, for they are made in one batch.
+    """
+    count = max(1, min(count, count * 64**2 // (generator.image.height * generator.image.width)))
     labels = torch.arange(min(source.num_classes, max_classes)).repeat_interleave(count)
     z, _ = next(replace(source, batch_size=len(labels)).batches("figure", 0, 1))
     return generator(z, labels.to(z.device)).cpu(), labels

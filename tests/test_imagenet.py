@@ -40,12 +40,13 @@ def test_search_and_compress_at_224(name, tmp_path):
     genotype = Genotype.load(tmp_path / "search" / "genotype.json")
     assert genotype.details["image"] == {"channels": 3, "height": 224, "width": 224}
     assert genotype.details["num_classes"] == 1000
-    for generator in ("searched", "gdfq-conditional"):
+    for generator in ("searched", *(["gdfq-conditional"] if name == "resnet18" else [])):
         arguments = ("--genotype", tmp_path / "search" / "genotype.json", "--generator", generator)
         folder = tmp_path / generator
         peaks.append(_run("compress", *teacher, *arguments, *COMPRESS.split(), "-o", folder))
         result = json.loads((folder / "result.json").read_text())
         assert result["accuracy"] is None  # there are no test data
         assert result["compression_ratio"] > 5
-    assert result["generator_parameters"] == pytest.approx(41.4e6, rel=0.02)  # GDFQ's for ImageNet
+    if name == "resnet18":
+        assert result["generator_parameters"] == pytest.approx(41.4e6, rel=0.02)  # GDFQ's for ImageNet
     assert max(peaks) < GIBIBYTES, peaks
