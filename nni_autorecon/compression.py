@@ -277,13 +277,8 @@ def run_compression(
 def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
     """Write the student as a file; the result with its size."""
     config, teacher, path = compression.config, compression.teacher, run / "student.safetensors"
-    details = {
-        "bits": config.bits,
-        "method": config.method,
-        "generator": result.generator,
-        "accuracy": result.accuracy,
-        "seed": config.seed,
-    }
+    details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
+    details |= {"generator": result.generator, "accuracy": result.accuracy}
     folded = config.method == "dfq"
     save_network(path, compression.student, Description.of(teacher, config.quantization, folded=folded, **details))
     file_bytes = path.stat().st_size
