@@ -82,7 +82,7 @@ def measure(seed: int, folder: Path) -> tuple[list[CompressionResult], Generator
     for bits in BITS:
         compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}", threads=1)
         students.append(run_compression(compress, RunFolder(folder / f"{bits}-{seed}")))
-        print(f"seed {seed}, {bits}: {students[-1].summary().splitlines()[-1]}", flush=True)
+        print(f"seed {seed}, {bits}: accuracy {students[-1].accuracy:.2%}", flush=True)
     return students, generators
 
 
