@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import CompressConfig, Config, DistillConfig, SearchConfig
 from .errors import AutoReConError, InputError
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from .trial import Trial
 
 PROGRAM = "nni-autorecon"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +54,7 @@ def report_errors(run: Callable[[], object]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description="Search a generator for a frozen classifier, then quantize it without data."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -251,7 +258,7 @@ def run_as_trial(
 
     Started by hand, outside an experiment, it is the stage's command.
     """
-    arguments = add_stage(argparse.ArgumentParser(), config).parse_args(argv)
+    arguments = add_stage(Parser(), config).parse_args(argv)
 
     def start() -> None:
         if "NNI_PLATFORM" not in os.environ:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 EXECUTION = ("threads", "device")
 IMAGE_METHODS, IMAGE_SETTINGS = ("zeroq", "zeroq-kd", "dfc"), ("image_count", "image_steps", "image_lr")
 """Methods that distil images, and how."""
-NO_ROW = {"seed", "bits", SCALE, "protocol", "genotype", *EXECUTION}
-"""Settings that make no row: they make columns and tables, belong to the generator's name, or say where it ran."""
+NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
+"""Settings that make no row: they make columns and tables, or say where it ran."""
 IN_ORDER = (
     "dfq", "zeroq", "zeroq-kd", "dfc", "gdfq", "gdfq-conditional", EQUAL_MACS, "random", "all", "published", "searched",
 )  # fmt: skip
@@ -120,15 +120,32 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
         {**(shared if run.command is None else dict.fromkeys(names)), **settings}
         for run, settings in zip(runs, given, strict=True)
     ]
-    for name in IMAGE_SETTINGS:  # what a method has no use for makes no row
-        used = {settings.get(name) for settings in filled if settings.get("method") in IMAGE_METHODS}
-        for settings in filled:
-            if used and settings.get("method") not in IMAGE_METHODS:
-                settings[name] = next(iter(used)) if len(used) == 1 else None
+    generators = _generator_names(filled)
+    genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
+    for settings, genotype in zip(filled, genotypes, strict=True):
+        matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
+        settings["genotype"] = genotype.partition(":")[2] if matters else None
+    for name in IMAGE_SETTINGS:
+        _level_unless_used(filled, name, lambda one: one.get("method") in IMAGE_METHODS)
+    _level_unless_used(filled, "genotype", _has_width_of_genotype)
     return [
         Entry(run, {**settings, "generator": name}, pattern)
-        for run, settings, (name, pattern) in zip(runs, filled, _generator_names(filled), strict=True)
+        for run, settings, (name, pattern) in zip(runs, filled, generators, strict=True)
     ]
+
+
+def _level_unless_used(
+    settings: Sequence[dict[str, Any]], name: str, uses: Callable[[Mapping[str, Any]], bool]
+) -> None:
+    """Give runs that have no use for a setting the one value of those that have, or None, so that it makes no row."""
+    used = {one.get(name) for one in settings if uses(one)}
+    for one in settings:
+        if used and not uses(one):
+            one[name] = next(iter(used)) if len(used) == 1 else None
+
+
+def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
+    return _kind(str(settings.get("generator"))) in ("random", "all") and settings.get("width") is None
 
 
 def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> list[str]:
@@ -199,13 +216,17 @@ def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 
     If there are several of a kind, the pattern is the name. What runs of several seeds share is left as it is.
     """
-    spelled = [(_spelled(one), one.get("seed")) for one in settings]
-    alone = {text for text, times in Counter(text for text, _ in set(spelled)).items() if times == 1}
-    patterns = [_with_placeholder(text, seed) if text in alone else text for text, seed in spelled]
+    patterns = _patterns([(_spelled(one), one.get("seed")) for one in settings])
     kinds = Counter(_kind(pattern) for pattern in set(patterns) if SEED in pattern)
     return [
         (_kind(pattern) if SEED in pattern and kinds[_kind(pattern)] == 1 else pattern, pattern) for pattern in patterns
     ]
+
+
+def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
+    """Generators, each with its run's seed, with ``{seed}`` in its place unless several seeds share the generator."""
+    alone = {text for text, times in Counter(text for text, _ in set(generators)).items() if times == 1}
+    return [_with_placeholder(text, seed) if text in alone else text for text, seed in generators]
 
 
 def _spelled(settings: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ from .equalization import (
     folded,
 )
 from .errors import InputError
-from .moments import BATCHNORMS, Moments, input_moments
+from .moments import Moments, input_moments
 from .quantization import quantize_network
 from .quantizers import ActivationQuantizer
 from .topology import ImageShape
-from .tracing import QUANTIZED
+from .tracing import BATCHNORMS, QUANTIZED
 
 
 def dfq(

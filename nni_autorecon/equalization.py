@@ -5,7 +5,6 @@ Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Corre
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from .errors import InputError
-from .moments import BATCHNORMS, Normal, batchnorm_output
-from .tracing import QUANTIZED, Tracer, called
+from .moments import Normal, batchnorm_output
+from .tracing import QUANTIZED, called, normed_layers, trace
 
 _HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
 """f(s x) = s f(x) for s > 0, channel by channel."""
@@ -32,19 +30,9 @@ class Pair(NamedTuple):
     relu: bool  # between them
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
-    """A deep copy of ``network`` in eval mode, as ``torch.fx`` traces it. Raises InputError if it cannot."""
-    twin, name = copy.deepcopy(network).eval(), type(network).__name__
-    try:
-        return fx.GraphModule(twin, Tracer().trace(twin), class_name=name)
-    except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} cannot be traced ({reason}); choose a method that uses images") from error
-
-
 def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
     """A traced copy of ``network`` with BatchNorms folded and every ReLU6 a ReLU, and the folded norms' outputs."""
-    traced = trace(network)
+    traced = trace(network, remedy="choose a method that uses images")
     outputs = fold_batchnorms(traced)
     replace_relu6(traced)
     return traced, outputs
@@ -56,23 +44,16 @@ def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
     A BatchNorm is left alone if the layer's output has other uses, if either is called more than once, or if it keeps
     no running statistics. Returns beta and |gamma| by the layer's path.
     """
-    outputs, calls = {}, _calls(network)
-    for node in list(network.graph.nodes):
-        layer = called(network, node)[0]
-        if not isinstance(layer, QUANTIZED) or len(node.users) != 1:
-            continue
-        (user,) = node.users
-        norm = called(network, user)[0]
-        if not isinstance(norm, BATCHNORMS) or max(calls[node.target], calls[user.target]) > 1:
-            continue
-        if norm.running_mean is None or norm.running_var is None:
-            continue
+    outputs = {}
+    for node, layer, norm_node, norm in list(normed_layers(network)):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         layer.weight, layer.bias = fuse_conv_bn_weights(  # the same for a Linear
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         outputs[str(node.target)] = Normal(*(value.to(layer.weight) for value in batchnorm_output(norm)))
-        user.replace_all_uses_with(node)
-        network.graph.erase_node(user)
+        norm_node.replace_all_uses_with(node)
+        network.graph.erase_node(norm_node)
     network.delete_all_unused_submodules()
     network.recompile()
     return outputs

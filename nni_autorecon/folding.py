@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor, fx, nn
 
 from .integers import IntegerWeight, per_channel
+from .tracing import normed_layers
 
 
 def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
-    """Fold each BatchNorm2d that alone follows a quantized Conv2d into its weight and bias, in place.
+    """Fold each BatchNorm that alone follows a quantized layer into its weight and bias, in place.
 
     ``weights`` are by the name of the layer. Norms elsewhere, and those of a network that is no ``fx.GraphModule``,
     stay as they are.
     """
     if not isinstance(network, fx.GraphModule):
         return
-    calls = {node: network.get_submodule(str(node.target)) for node in network.graph.find_nodes(op="call_module")}
-    times = Counter(calls.values())
-    for node, norm in calls.items():
-        source = node.all_input_nodes[0]
-        conv, name = calls.get(source), str(source.target)
-        if (
-            isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
-            and isinstance(conv, nn.Conv2d) and name in weights
-            and len(source.users) == times[conv] == times[norm] == 1
-        ):  # fmt: skip
+    for node, layer, norm_node, norm in list(normed_layers(network)):
+        if (name := str(node.target)) in weights:
             factor, shift = _affine(norm)
-            bias = shift if conv.bias is None else shift + factor * conv.bias
-            conv.bias = nn.Parameter(bias.float(), requires_grad=False)
+            bias = shift if layer.bias is None else shift + factor * layer.bias
+            layer.bias = nn.Parameter(bias.float(), requires_grad=False)
             weights[name] = scaled(weights[name], factor)
-            network.set_submodule(str(node.target), nn.Identity())
+            network.set_submodule(str(norm_node.target), nn.Identity())
 
 
 def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
@@ -49,7 +40,7 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
     return IntegerWeight(codes, scale.masked_fill(dead, 1.0), zero_point, weight.bits)
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The factor and the shift, both [C] in float64, that ``norm`` is in eval mode."""
     mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
     factor = (variance + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())

@@ -19,9 +19,8 @@ from torch.func import functional_call
 
 from .errors import InputError
 from .quantizers import ActivationQuantizer
-from .tracing import QUANTIZED, called
+from .tracing import BATCHNORMS, QUANTIZED, called
 
-BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """Activation functions that clip to a range, by the name of what is called."""
 

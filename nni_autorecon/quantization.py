@@ -21,14 +21,13 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from .coverage import Coverage, Gap, Quantized
-from .errors import InputError, one_line
+from .errors import InputError
 from .quantizers import ActivationQuantizer, WeightQuantizer
-from .tracing import QUANTIZED, Tracer, called
+from .tracing import BATCHNORMS, QUANTIZED, called, trace
 
 PROTOCOLS = ("gdfq", "integer")
 INPUT_BITS = 8
 
-BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -86,22 +85,19 @@ def quantize_network(
         raise ValueError(f"protocol = {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if protocol == "gdfq" and input_bits is not None:
         raise ValueError("protocol gdfq leaves the network input as it is; leave out input_bits")
-    student, name = copy.deepcopy(network).eval().requires_grad_(True), type(network).__name__
+    name = type(network).__name__
     make = partial(ActivationQuantizer, ranges=activation_ranges)
     float_inputs, untraceable = None, None
     try:
-        traced = fx.GraphModule(student, Tracer().trace(student), class_name=name)
-    except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
+        student: nn.Module = (traced := trace(network, remedy="protocol integer needs that; use protocol gdfq"))
+    except InputError as error:
         if protocol == "integer":
-            raise InputError(
-                f"{name} cannot be traced, which protocol integer needs ({one_line(error)}); use protocol gdfq"
-            ) from error
-        untraceable = error
-        gaps = [Gap("forward", f"untraceable: {one_line(error)}")]
+            raise
+        student, untraceable = copy.deepcopy(network).eval(), error.__cause__
+        gaps = [Gap("forward", f"untraceable: {' '.join(str(untraceable).split())}")]
         activations = _wrap_activations(student, make, activation_bits)
         calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
     else:
-        student = traced
         gaps = list(_float_functions(traced))
         given = {"input_bits": input_bits, "last_bits": last_bits}
         places = _places(traced, protocol, activation_bits, **{k: v for k, v in given.items() if v is not None})
@@ -123,7 +119,7 @@ def quantize_network(
     weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
     for module in layers:
         parametrize.register_parametrization(module, "weight", WeightQuantizer(bits[module], ranges=weight_ranges))
-    return student.eval(), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
+    return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from .errors import InputError, one_line
+
 QUANTIZED = (nn.Conv2d, nn.Linear)
 """The layers whose weights are quantized: what a traced graph never looks into."""
+
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Tracer(fx.Tracer):
@@ -21,6 +28,39 @@ class Tracer(fx.Tracer):
         if kind == "placeholder" and args and any(node.op == "placeholder" for node in self.graph.nodes):
             return args[0]  # a stand-in would take the branch of `if mask is not None`
         return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+
+
+def trace(network: nn.Module, *, remedy: str) -> fx.GraphModule:
+    """A deep copy of ``network`` in eval mode, as a graph. Raises InputError with ``remedy`` if it cannot be traced."""
+    twin, name = copy.deepcopy(network).eval(), type(network).__name__
+    try:
+        return fx.GraphModule(twin, Tracer().trace(twin), class_name=name)
+    except Exception as error:  # tracing runs the network's own code on stand-ins: anything may be raised
+        raise InputError(f"{name} cannot be traced ({one_line(error)}); {remedy}") from error
+
+
+class NormedLayer(NamedTuple):
+    """A layer and the BatchNorm after it, and their calls."""
+
+    node: fx.Node
+    layer: nn.Conv2d | nn.Linear
+    norm_node: fx.Node
+    norm: nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def normed_layers(traced: fx.GraphModule) -> Iterator[NormedLayer]:
+    """Every Conv2d and Linear into which a BatchNorm can be folded: it alone uses what the layer puts out.
+
+    It keeps running statistics, and either is called just once.
+    """
+    calls = Counter(called(traced, node)[0] for node in traced.graph.nodes)
+    for node in traced.graph.nodes:
+        layer, user = called(traced, node)[0], next(iter(node.users), None)
+        if user is None or not isinstance(layer, QUANTIZED) or len(node.users) > 1:
+            continue
+        norm = called(traced, user)[0]
+        if isinstance(norm, BATCHNORMS) and norm.running_var is not None and calls[layer] == calls[norm] == 1:
+            yield NormedLayer(node, layer, user, norm)
 
 
 def called(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module | None, str]:

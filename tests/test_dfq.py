@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from nni_autorecon.data import accuracy
 from nni_autorecon.dfq import correct_biases, dfq, set_ranges
 from nni_autorecon.digits import digits_data
-from nni_autorecon.equalization import replace_relu6, trace
+from nni_autorecon.equalization import replace_relu6
 from nni_autorecon.errors import InputError
 from nni_autorecon.moments import Moments
 from nni_autorecon.networks import digits_resnet, resnet20
@@ -21,6 +21,7 @@ from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import ActivationQuantizer, observe_ranges
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
+from nni_autorecon.tracing import trace
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher
 
@@ -54,7 +55,7 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
     network = with_true_statistics(make(), images)
     before = snapshot(network)
     student, coverage = dfq(network, image, weight_bits=8, activation_bits=8)
-    exact = trace(network)
+    exact = trace(network, remedy="mend it")
     replace_relu6(exact)
     calibrated, _ = quantize_network(exact, weight_bits=8, activation_bits=8)
     with torch.no_grad(), observe_ranges(calibrated):

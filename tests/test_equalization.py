@@ -17,11 +17,11 @@ from nni_autorecon.equalization import (
     equalize,
     fold_batchnorms,
     replace_relu6,
-    trace,
 )
 from nni_autorecon.errors import InputError
 from nni_autorecon.moments import Normal
 from nni_autorecon.networks import digits_resnet, resnet20
+from nni_autorecon.tracing import trace
 
 NETWORKS = {
     "digits_resnet": (digits_resnet, 1, 3),
@@ -46,7 +46,7 @@ def random_network(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def prepared(network: nn.Module) -> tuple[fx.GraphModule, list[Pair], dict[str, Normal]]:
-    folded = trace(network)
+    folded = trace(network, remedy="mend it")
     outputs = fold_batchnorms(folded)
     replace_relu6(folded)
     return folded, equalization_pairs(folded), outputs
@@ -57,7 +57,7 @@ def test_folding_and_equalization_keep_the_function(name):
     network, images = random_network(name)
     with torch.no_grad():
         expected = network(images)
-        folded = trace(network)
+        folded = trace(network, remedy="mend it")
         outputs = fold_batchnorms(folded)
         torch.testing.assert_close(folded(images), expected)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -125,7 +125,7 @@ def test_a_tensor_used_twice_a_layer_called_twice_and_a_curved_activation_make_n
             x = self.d(torch.sigmoid(self.c(self.c(x))))
             return self.f(self.e(torch.relu(x).relu_()).mean((2, 3)))
 
-    assert equalization_pairs(trace(Network())) == [Pair("d", "e", True)]
+    assert equalization_pairs(trace(Network(), remedy="mend it")) == [Pair("d", "e", True)]
 
 
 def test_batchnorms_that_cannot_be_folded_are_left_alone():
@@ -142,7 +142,7 @@ def test_batchnorms_that_cannot_be_folded_are_left_alone():
             return self.batch(self.c(self.late(torch.relu(self.used(y) + y))))
 
     network = Network().double().eval()
-    folded, images = trace(network), torch.randn(3, 2, 5, 7, dtype=torch.float64)
+    folded, images = trace(network, remedy="mend it"), torch.randn(3, 2, 5, 7, dtype=torch.float64)
     assert fold_batchnorms(folded) == {}
     torch.testing.assert_close(folded(images), network(images), rtol=0, atol=0)
 
@@ -167,7 +167,7 @@ def test_absorption_moves_the_excess_and_keeps_the_function_where_values_exceed_
     network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2, bias=False)).double()
     with torch.no_grad():
         network[0].bias.copy_(torch.tensor([9.0, 8.0, -9.0, 1.0]))
-    traced, images = trace(network), torch.rand(3, 2, 5, 7, dtype=torch.float64)
+    traced, images = trace(network, remedy="mend it"), torch.rand(3, 2, 5, 7, dtype=torch.float64)
     expected, before = network(images).detach(), network[0].bias.detach().clone()
     outputs = {"0": Normal(before, torch.tensor([1.0, 2.0, 1.0, 3.0]).double())}
     outputs = absorb_high_biases(traced, equalization_pairs(traced), outputs)
@@ -189,5 +189,5 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line():
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(InputError, match=r"^Branching cannot be traced \(.*\); choose a method that uses images$"):
-        trace(Branching())
+    with pytest.raises(InputError, match=r"^Branching cannot be traced \(.*\); mend it$"):
+        trace(Branching(), remedy="mend it")

@@ -12,10 +12,11 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_autorecon.equalization import fold_batchnorms, trace
+from nni_autorecon.equalization import fold_batchnorms
 from nni_autorecon.errors import InputError
 from nni_autorecon.moments import Moments, clipped_normal_moments, input_moments
 from nni_autorecon.topology import ImageShape
+from nni_autorecon.tracing import trace
 
 DEVIATIONS = 6.0
 
@@ -25,7 +26,7 @@ def full(*values: float) -> Tensor:
 
 
 def entering(network: nn.Module, image: ImageShape) -> dict[str, list[Moments]]:
-    folded = trace(network)
+    folded = trace(network, remedy="mend it")
     outputs = fold_batchnorms(folded)
     mean = torch.zeros(1, *image, dtype=torch.float64)
     images = Moments.normal(mean, mean + 1, DEVIATIONS)

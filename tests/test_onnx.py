@@ -12,13 +12,16 @@ from torch import nn
 
 from nni_autorecon import cli
 from nni_autorecon.data import accuracy
+from nni_autorecon.dfq import dfq
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.export import compare, export_onnx
 from nni_autorecon.folding import fold_norms, scaled
-from nni_autorecon.integers import IntegerWeight
+from nni_autorecon.integers import IntegerWeight, activation_quantizers
+from nni_autorecon.quantization import quantize_network
+from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.runtime import OnnxNetwork, load_onnx
-from nni_autorecon.saving import load_network, save_network
+from nni_autorecon.saving import Description, load_network, save_network
 
 from .test_saving import student_of
 from .toys import CLASSES, IMAGE
@@ -81,6 +84,28 @@ def test_onnxruntime_agrees_with_pytorch(exported):
     assert agreement.close >= 0.89
     images = torch.randn(64, *IMAGE)
     assert compare(saved.network, load_onnx(path).network, images).close >= 0.89
+
+
+@pytest.mark.parametrize("method", ["integer", "dfq"])
+def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_path, digits_teacher):
+    """The first quantizes sums and pooled features, the second has biases and no norm."""
+    bits = {"weight_bits": 4, "activation_bits": 4} | ({"protocol": "integer"} if method == "integer" else {})
+    if method == "dfq":
+        student, _ = dfq(digits_teacher.network, digits_teacher.image, **bits)
+    else:
+        student, _ = quantize_network(digits_teacher.network, **bits)
+        with torch.no_grad(), observe_ranges(student):
+            student(torch.randn(64, *digits_teacher.image))
+    file, model = tmp_path / "student.safetensors", tmp_path / "student.onnx"
+    save_network(file, student, Description.of(digits_teacher, bits, folded=method == "dfq"))
+    agreement = export_onnx(load_network(file), model)
+    assert agreement.decisions >= 0.99
+    kinds = Counter(node.op_type for node in onnx.load(model).graph.node)
+    assert kinds["QuantizeLinear"] == len(list(activation_quantizers(student)))
+    images = torch.randn(32, *digits_teacher.image)
+    with torch.no_grad():
+        expected, found = student(images), load_onnx(model).network(images)
+    assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.9
 
 
 def test_onnxruntime_alone_takes_any_number_of_images(exported):
@@ -193,10 +218,6 @@ def test_another_file_is_one_line(content, message, tmp_path):
 
 
 def test_the_command_line_exports_and_measures(tmp_path, digits_teacher, capsys):
-    from nni_autorecon.quantization import quantize_network
-    from nni_autorecon.quantizers import observe_ranges
-    from nni_autorecon.saving import Description
-
     bits = {"weight_bits": 5, "activation_bits": 6}
     student, _ = quantize_network(digits_teacher.network, **bits)
     with torch.no_grad(), observe_ranges(student):

@@ -663,7 +663,7 @@ def test_integer_needs_a_traceable_network() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.act(self.fc(x)) if x.sum() > 0 else self.fc(x)
 
-    with pytest.raises(InputError, match="cannot be traced, which protocol integer needs"):
+    with pytest.raises(InputError, match="protocol integer needs that; use protocol gdfq"):
         quantize_network(Branch(), weight_bits=4, activation_bits=4, protocol="integer", allow_partial=True)
 
 

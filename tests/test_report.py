@@ -175,6 +175,16 @@ def test_a_genotype_beside_the_generator_is_part_of_its_name():
     assert "searched is `searched:d/seed-{seed}.json`" in report.caption
 
 
+def test_random_generators_as_wide_as_different_genotypes_are_different_rows():
+    runs = [
+        run(90.0, seed=s, generator=f"random:{s}", genotype=f"{folder}/seed-{s}.json", width=width)
+        for s in (0, 1) for folder, width in (("wide", None), ("narrow", None), ("any", 8))
+    ]  # fmt: skip
+    rows = make_report([*runs, run(91.0, generator="gdfq", genotype="wide/seed-0.json")]).sections[0].tables[0].rows
+    assert {row[-1] for row in rows} == {"gdfq", "random"}
+    assert len(rows) == 4
+
+
 def test_a_trial_of_which_only_nni_knows_joins_the_row_of_the_others():
     waiting = Run("trial w", None, {"generator": "searched", "bits": "w4a4", "seed": 2}, WAITING)
     runs = [run(90.0 + seed, seed=seed, generator=f"searched:a-{seed}.json", student_lr=0.5) for seed in (0, 1)]
