@@ -24,7 +24,7 @@ from nni_autorecon.cli import report_errors
 from nni_autorecon.compression import CompressionResult, run_compression
 from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
+from nni_autorecon.generator import GDFQGenerator, Generator, generator_from_spec
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.reconstruction import evaluate_generator
@@ -91,9 +91,9 @@ def control(spec: str, config: SearchConfig, *, width: int | None) -> tuple[floa
     teacher = load_teacher(config.teacher)
     torch.manual_seed(config.seed)
     generator = make(spec, config, width)
-    objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+    objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed)
-    return evaluate_generator(generator, objective, source, config)["loss"], generator_cost(generator)[0]
+    return evaluate_generator(generator, objective, source, config)["loss"], generator.macs()
 
 
 def make(spec: str, config: SearchConfig, width: int | None) -> Generator | GDFQGenerator:
@@ -105,7 +105,7 @@ def make(spec: str, config: SearchConfig, width: int | None) -> Generator | GDFQ
 
 def gdfq_width(macs: int, config: SearchConfig) -> int:
     """The width at which GDFQ's generator comes closest to ``macs``."""
-    return min(range(2, 257, 2), key=lambda width: abs(generator_cost(make("gdfq", config, width))[0] - macs))
+    return min(range(2, 257, 2), key=lambda width: abs(make("gdfq", config, width).macs() - macs))
 
 
 def table(students: Sequence[CompressionResult], generators: Sequence[Generators]) -> str:

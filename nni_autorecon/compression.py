@@ -17,6 +17,7 @@ from .data import EvaluationData
 from .dfq import dfq
 from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .layout import in_channels_last, in_usual_layout
 from .losses import compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
@@ -131,7 +132,8 @@ class Compression:
             images = GeneratorImages.start(config, teacher)
         else:
             images = FixedImages.distil(config, teacher, on_step)
-        return cls(config, teacher, images, student.to(teacher.device), coverage, started)
+        student = in_channels_last(student.to(teacher.device), teacher.image)
+        return cls(config, teacher, images, student, coverage, started)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -161,6 +163,8 @@ class Compression:
         if phase == TRAINING:
             student_loss = torch.stack(student_losses).mean().item()
             require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
+            norm = nn.utils.get_total_norm(parameter.detach() for parameter in self.student.parameters())
+            require_finite(norm.item(), f"the norm of the student's weights in epoch {epoch + 1}")
             metrics["student_loss"] = student_loss
             metrics["student_lr"] = self.student_optimizer.param_groups[0]["lr"]
         if phase != WARM_UP:
@@ -189,7 +193,7 @@ class Compression:
 
     def agreement(self) -> float:
         """Fraction of held-out synthetic images on which student and teacher decide alike."""
-        return agreement(self.student, self.teacher.network, self.images.held_out(self.config.agreement_steps))
+        return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
 
 
 def phases(config: CompressConfig) -> tuple[str, ...]:
@@ -221,6 +225,7 @@ def compress(
         if epoch == last_ranges:
             ranges_only = compression.teacher.accuracy(compression.student, data)
         on_epoch(metrics)
+    in_usual_layout(compression.student)  # as it will be loaded, so that it is measured bit for bit
     macs, parameters = compression.images.cost()
     return CompressionResult(
         bits=config.bits,

@@ -17,9 +17,10 @@ from .config import DistillConfig
 from .data import EvaluationData
 from .errors import InputError
 from .files import write_atomically, write_json
-from .generator import GDFQGenerator, Generator, generator_cost
+from .generator import GDFQGenerator, Generator
 from .image_sources import configured_generator
 from .latent import LatentSource
+from .layout import in_channels_last, in_usual_layout
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
@@ -92,8 +93,9 @@ class Distillation:
         config.require_consistent()
         torch.manual_seed(config.seed)
         student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
+        student = in_channels_last(student, teacher.image)
         generator = configured_generator(config, teacher)
-        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
         return cls(config, teacher, generator, student, objective, source)
 
@@ -138,7 +140,7 @@ class Distillation:
         self.student.train()
         with torch.no_grad():
             images = self.generator(z, labels)  # [N, C, H, W]
-            target = self.teacher.network(images)  # [N, K]
+            target = self.teacher.observed(images)  # [N, K]
         loss = l1_loss(self.student(images), target)
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -172,7 +174,7 @@ class Distillation:
     def agreement(self) -> float:
         """Fraction of fresh synthetic images on which student and teacher decide alike."""
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
-        return agreement(self.student, self.teacher.network, (self.generator(z, labels) for z, labels in batches))
+        return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
 
 
 def student_for(teacher: Teacher, spec: str) -> nn.Module:
@@ -215,7 +217,7 @@ def distill(
     for epoch in range(config.epochs):
         metrics = distillation.run_epoch(epoch, on_step)
         on_epoch(metrics)
-    macs, parameters = generator_cost(distillation.generator)
+    in_usual_layout(distillation.student)
     return DistillationResult(
         student=config.student,
         generator=str(config.generator_spec),
@@ -225,8 +227,8 @@ def distill(
         teacher_parameters=_count_parameters(teacher),
         student_parameters=_count_parameters(distillation.student),
         loss={part: metrics[part] for part in LOSSES},
-        generator_macs=macs,
-        generator_parameters=parameters,
+        generator_macs=distillation.generator.macs(),
+        generator_parameters=_count_parameters(distillation.generator),
         seconds=time.perf_counter() - started,
     )
 

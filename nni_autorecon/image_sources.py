@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import CompressConfig, StudentConfig
 from .distilled_images import distil_images
 from .errors import InputError
-from .generator import GDFQGenerator, Generator, generator_cost, generator_from_spec
+from .generator import GDFQGenerator, Generator, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
 from .reconstruction import Objective, generator_step, images_per_class, weight_optimizer
@@ -47,7 +47,7 @@ class GeneratorImages:
     def start(cls, config: CompressConfig, teacher: Teacher) -> GeneratorImages:
         generator = configured_generator(config, teacher)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
-        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
         return cls(generator, objective, source, weight_optimizer(generator.parameters(), config))
 
     def batches(self, epoch: int, steps: int, *, learning_rate: float | None) -> Iterator[Batch]:
@@ -72,7 +72,7 @@ class GeneratorImages:
 
     def cost(self) -> tuple[int | None, int | None]:
         """MACs for one image, and parameters."""
-        return generator_cost(self.generator)
+        return self.generator.macs(), sum(parameter.numel() for parameter in self.generator.parameters())
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` images of each of the first classes, and their labels."""
@@ -103,7 +103,7 @@ class FixedImages:
         seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
         images, labels = distilled(config, teacher, count, next(seeds), on_step)
         aside, aside_labels = distilled(config, teacher, held_out_count(config), next(seeds), on_step)
-        objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
         indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
         return cls(images, labels, aside, aside_labels, objective, indices)
 
@@ -142,7 +142,7 @@ def distilled(
     config: CompressConfig, teacher: Teacher, count: int, seed: int, on_step: OnStep
 ) -> tuple[Tensor, Tensor]:
     """``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
-    network = teacher.network
+    network = teacher.observed
     if count == 0:
         nothing = torch.zeros(0, *teacher.image, device=teacher.device)
         return nothing, torch.zeros(0, dtype=torch.int64, device=teacher.device)

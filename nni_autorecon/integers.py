@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .errors import InputError
-from .quantizers import ActivationQuantizer, WeightQuantizer
+from .quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
@@ -65,7 +65,7 @@ class FixedQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
     def forward(self, activation: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(activation, self.scale, self.zero_point, 0, self.largest_code)
+        return fake_quantize(activation, self.scale, self.zero_point, self.largest_code)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

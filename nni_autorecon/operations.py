@@ -69,7 +69,11 @@ class ConvOperation(nn.Module):
 
 
 class UpOperation(nn.Module):
-    """Interpolation to the target's size, preactivation, 1×1 convolution."""
+    """Interpolation to the target's size, preactivation, 1×1 convolution.
+
+    Where every pixel is repeated equally often, the interpolation comes last: it changes neither batch statistics nor
+    what is computed from single pixels.
+    """
 
     def __init__(self, mode: str, shape: EdgeShape) -> None:
         super().__init__()
@@ -78,9 +82,15 @@ class UpOperation(nn.Module):
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        evenly = all(after % before == 0 for after, before in zip(self.size, x.shape[2:], strict=True))
+        if self.mode == "nearest" and evenly:
+            return self._interpolate(self.conv(self.preactivation(x, labels)))
+        return self.conv(self.preactivation(self._interpolate(x), labels))
+
+    def _interpolate(self, x: Tensor) -> Tensor:
+        """Features of the target's size."""
         align_corners = False if self.mode == "bilinear" else None
-        x = F.interpolate(x, self.size, mode=self.mode, align_corners=align_corners)  # [N, C, *size]
-        return self.conv(self.preactivation(x, labels))
+        return F.interpolate(x, self.size, mode=self.mode, align_corners=align_corners)
 
 
 class Identity(nn.Module):

@@ -69,7 +69,7 @@ def search(
     if a loss is no longer finite.
     """
     teacher = configured_teacher(config)
-    objective = partial(reconstruction_loss, teacher.network, bns_weight=config.bns_weight)
+    objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     run.start("search", config)
     torch.manual_seed(config.seed)

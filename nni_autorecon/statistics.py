@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 
 class BatchNormStatistics(NamedTuple):
@@ -24,7 +29,7 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     """Record mean and biased variance of the input of every BatchNorm2d that keeps running statistics.
 
     The list fills during each forward pass inside the block, in execution order. The entries are part of the
-    autograd graph. The hooks go when the block ends, also by an exception.
+    autograd graph. Nothing stays in the network when the block ends, also by an exception.
     """
     recorded: list[BatchNormStatistics] = []
 
@@ -33,9 +38,70 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    observed = [layer for layer in layers if isinstance(layer, ObservedBatchNorm2d)]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
+    for layer in observed:
+        layer.recorded = recorded
     try:
         yield recorded
     finally:
+        for layer in observed:
+            layer.recorded = None
         for handle in handles:
             handle.remove()
+
+
+class ObservedBatchNorm2d(nn.BatchNorm2d):
+    """A frozen BatchNorm2d whose input's statistics are taken, and differentiated, in the same pass over the data."""
+
+    recorded: list[BatchNormStatistics] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recorded is None:
+            return super().forward(x)
+        remembered = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        y, mean, var = _NormAndStatistics.apply(x, *remembered, self.weight, self.bias, self.eps)
+        self.recorded.append(BatchNormStatistics(mean, var, *remembered))
+        return y
+
+
+class _NormAndStatistics(torch.autograd.Function):
+    """BatchNorm2d in eval mode, and mean and biased variance of its input x [N, C, H, W]; differentiable in x alone.
+
+    With n = N·H·W,  dx = dy · weight / sqrt(running_var + eps) + dmean / n + dvar · 2 (x - mean) / n.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None,
+                bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        factor = (running_var + eps).rsqrt()
+        ctx.save_for_backward(x, mean, factor if weight is None else factor * weight)
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, factor = ctx.saved_tensors
+        slope = dvar * (2 * mean.numel() / x.numel())  # [C]
+        offset = dmean * (mean.numel() / x.numel()) - slope * mean
+        dx = torch.addcmul(_channels(offset), x, _channels(slope)).addcmul_(dy, _channels(factor))
+        return dx, None, None, None, None, None
+
+
+def _channels(values: Tensor) -> Tensor:
+    """[C] as [1, C, 1, 1]."""
+    return values[None, :, None, None]
+
+
+def observed(network: nn.Module) -> nn.Module:
+    """A deep copy of a frozen network, in eval mode, whose statistics are fast to record.
+
+    Subclasses of BatchNorm2d stay what they are, and are recorded by hooks.
+    """
+    twin = copy.deepcopy(network).eval().requires_grad_(False)
+    for path, layer in list(twin.named_modules(remove_duplicate=False)):
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = ObservedBatchNorm2d
+        elif isinstance(layer, nn.BatchNorm2d):
+            log.info("%s is a %s: its statistics are recorded by a hook", path, type(layer).__name__)
+    return twin

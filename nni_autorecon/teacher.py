@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from .config import Config
 from .data import EvaluationData, accuracy
 from .errors import InputError, named
-from .statistics import record_bn_statistics
+from .layout import in_channels_last
+from .statistics import observed, record_bn_statistics
 from .teacher_sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
 from .topology import ImageShape
 
@@ -42,6 +44,11 @@ class Teacher:
         """The least and the largest normalized value of each channel: of black and of white."""
         low, high = (tuple((value - m) / s for m, s in zip(self.mean, self.std, strict=True)) for value in (0.0, 1.0))
         return low, high
+
+    @cached_property
+    def observed(self) -> nn.Module:
+        """The same network, faster, and ready for its statistics to be recorded; for losses."""
+        return in_channels_last(observed(self.network), self.image)
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.

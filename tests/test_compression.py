@@ -189,7 +189,7 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
     compression.run_epoch(3)
     assert len(seen) == CONFIG.steps
     assert all(a is c and b is d for (a, b), (c, d) in zip(made, seen, strict=True))
-    assert all(torch.equal(compression.teacher.network(images), logits) for images, logits in seen)
+    assert all(torch.equal(compression.teacher.observed(images), logits) for images, logits in seen)
 
 
 def test_ranges_alone_are_measured_before_the_student_is_trained(monkeypatch):

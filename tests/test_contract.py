@@ -12,7 +12,7 @@ import nni_autorecon
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "files", "settings", "config", "topology"},
-    {"operations", "gumbel", "statistics", "latent", "runs"},
+    {"operations", "gumbel", "statistics", "layout", "latent", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
     {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},

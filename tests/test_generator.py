@@ -8,19 +8,18 @@ from nni_autorecon.generator import (
     GDFQGenerator,
     derived_generator,
     gdfq_macs,
-    generator_cost,
     generator_from_spec,
+    upsampled_conv,
 )
 from nni_autorecon.genotype import (
     Genotype,
-    generator_macs,
     published_genotype,
     random_choices,
     uniform_choices,
 )
 from nni_autorecon.topology import ImageShape
 
-from .toys import GENERATOR, IMAGE
+from .toys import GENERATOR, IMAGE, count_macs
 
 
 def _parameters(module):
@@ -51,25 +50,19 @@ def test_the_published_generator_has_the_published_size():
     generator = derived_generator(genotype.choices, num_classes=100, width=64, **shape)
     unused_norms = list(genotype.choices.values()).count("none") * 2 * 100 * 64
     assert _parameters(generator) + unused_norms == pytest.approx(2.45e6, rel=0.002)
-    assert generator_cost(generator)[0] == pytest.approx(0.61e9, rel=0.02)
+    assert generator.macs() == pytest.approx(0.61e9, rel=0.02)
 
 
 def test_gdfq_has_the_published_size():
     generator = GDFQGenerator(image=ImageShape(3, 32, 32), num_classes=100)
-    macs, parameters = generator_cost(generator)
-    assert parameters == pytest.approx(1.06e6, rel=0.01)
-    assert macs == pytest.approx(0.116e9, rel=0.01)  # "0.12 G"
+    assert _parameters(generator) == pytest.approx(1.06e6, rel=0.01)
+    assert generator.macs() == pytest.approx(0.116e9, rel=0.01)  # "0.12 G"
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counted_cost_is_the_formula(seed):
-    choices = random_choices(seed)
-    generator = derived_generator(choices, **GENERATOR)
-    macs, parameters = generator_cost(generator)
-    assert macs == generator_macs(choices, width=3, image=IMAGE, latent_dim=7)
-    assert parameters == _parameters(generator)
-    assert generator.training
-    assert not any(module._forward_hooks for module in generator.modules())
+def test_counted_macs_are_the_formulas(seed):
+    generator = derived_generator(random_choices(seed), **GENERATOR)
+    assert generator.macs() == count_macs(generator)
 
 
 def test_the_label_and_every_part_of_z_matter():
@@ -131,14 +124,29 @@ def test_a_generator_that_does_not_exist_is_named(spec, message):
 @pytest.mark.parametrize("width", [1, 6, 7])
 def test_macs_of_gdfq_in_closed_form(conditional, width):
     generator = GDFQGenerator(**{**GENERATOR, "width": width}, conditional=conditional)
-    assert gdfq_macs(width=width, image=IMAGE, latent_dim=7) == generator_cost(generator)[0]
+    assert generator.macs() == gdfq_macs(width=width, image=IMAGE, latent_dim=7) == count_macs(generator)
+
+
+@pytest.mark.parametrize(("before", "size"), [((3, 4), (6, 8)), ((1, 1), (2, 2)), ((3, 4), (6, 7)), ((2, 2), (6, 6))])
+def test_the_convolution_of_an_upsampled_image_in_values_and_gradients(before, size):
+    torch.manual_seed(0)
+    conv, x = torch.nn.Conv2d(3, 5, 3, padding=1).double(), torch.randn(2, 3, *before, dtype=torch.float64)
+    inputs = x.requires_grad_(), conv.weight, conv.bias
+    plain, fast = conv(torch.nn.functional.interpolate(x, size, mode="nearest")), upsampled_conv(x, size, conv)
+    torch.testing.assert_close(fast, plain)
+    weights = torch.randn_like(plain)
+    for got, expected in zip(
+        torch.autograd.grad((fast * weights).sum(), inputs), torch.autograd.grad((plain * weights).sum(), inputs),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(got, expected)
 
 
 def test_gdfq_at_the_macs_of_a_genotype(tmp_path):
     file = tmp_path / "g.json"
     Genotype(random_choices(3), width=8).save(file)
     shape = {"image": IMAGE, "num_classes": 5, "genotype": str(file)}
-    goal = generator_cost(generator_from_spec("searched", **shape))[0]
+    goal = generator_from_spec("searched", **shape).macs()
     width = generator_from_spec("gdfq@equal-macs", **shape).width
     gaps = [abs(gdfq_macs(width=w, image=IMAGE, latent_dim=100) - goal) for w in (width - 1, width, width + 1)]
     assert min(gaps) == gaps[1]

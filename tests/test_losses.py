@@ -18,7 +18,7 @@ from nni_autorecon.losses import (
     reconstruction_loss,
     zeroq_loss,
 )
-from nni_autorecon.statistics import record_bn_statistics
+from nni_autorecon.statistics import ObservedBatchNorm2d, observed, record_bn_statistics
 
 
 def _teacher(channels=3, classes=5):
@@ -93,6 +93,42 @@ def test_hooks_are_gone_afterwards_even_after_an_exception():
     with pytest.raises(RuntimeError), record_bn_statistics(teacher):
         teacher(images[:, :1])
     assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+class NormOfItsOwn(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, NormOfItsOwn])
+def test_observed_norms_give_the_same_loss_and_gradient(inplace, affine, kind):
+    teacher, (images, labels) = _teacher(), _images()
+    teacher[1] = kind(3, affine=affine).double()
+    teacher[2] = nn.ReLU(inplace)
+    for values in teacher[1].parameters():
+        nn.init.normal_(values)
+    teacher.eval().requires_grad_(False)
+    twin = observed(teacher)
+    assert isinstance(twin[3], ObservedBatchNorm2d)
+    assert not isinstance(teacher[3], ObservedBatchNorm2d)
+    plain, fast = (reconstruction_loss(network, images, labels, bns_weight=0.1) for network in (teacher, twin))
+    for one, other in zip(plain, fast, strict=True):
+        torch.testing.assert_close(one, other)
+    gradients = [torch.autograd.grad(loss.total, images)[0] for loss in (plain, fast)]
+    torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradcheck(lambda x: reconstruction_loss(twin, x, labels, bns_weight=0.1).total, images)
+    assert torch.equal(twin(images), teacher(images))
+    assert all(norm.recorded is None for norm in (twin[1], twin[3]) if isinstance(norm, ObservedBatchNorm2d))
+
+
+def test_norms_without_running_statistics_are_not_recorded():
+    teacher, (images, _) = _teacher(), _images()
+    teacher[1] = nn.BatchNorm2d(3, track_running_stats=False).double()
+    for network in (teacher, observed(teacher)):
+        with record_bn_statistics(network) as statistics:
+            network(images)
+        assert len(statistics) == 1
 
 
 def test_a_teacher_that_cannot_serve_is_refused():

@@ -39,6 +39,22 @@ def test_cross_operations_reach_the_target_size(name, size):
     assert operation(x, labels).shape == (5, 3, *size)
 
 
+@pytest.mark.parametrize("size", [(8, 12), (4, 4), (9, 12), (4, 6)])
+def test_projecting_before_repeating_pixels_is_the_same_in_values_and_gradients(size):
+    torch.manual_seed(0)
+    operation = make_operation("nearest", EdgeShape(3, size, 5)).double()
+    x, labels = torch.randn(6, 3, 4, 6, dtype=torch.float64, requires_grad=True), torch.arange(6) % 5
+    before = torch.nn.functional.interpolate(x, size, mode="nearest")
+    plain, fast = operation.conv(operation.preactivation(before, labels)), operation(x, labels)
+    torch.testing.assert_close(fast, plain)
+    weights, inputs = torch.randn_like(plain), (x, *operation.parameters())
+    for got, expected in zip(
+        torch.autograd.grad((fast * weights).sum(), inputs), torch.autograd.grad((plain * weights).sum(), inputs),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(got, expected)
+
+
 def test_identity_is_bare_and_none_is_zero():
     x, labels = _inputs(5, 2)
     shape = EdgeShape(3, (5, 2), 7)

@@ -17,6 +17,21 @@ CLASSES = 5
 GENERATOR = {"image": IMAGE, "num_classes": CLASSES, "width": 3, "latent_dim": 7}
 
 
+def count_macs(generator: nn.Module) -> int:
+    """Multiply-accumulates for one image in the convolutions and linear maps that are called as modules."""
+    macs = 0
+
+    def count(module, inputs, output):
+        nonlocal macs
+        macs += module.weight.numel() * (output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1)
+
+    for module in generator.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    generator.eval()(torch.zeros(1, generator.latent_dim), torch.zeros(1, dtype=torch.long))
+    return macs
+
+
 def toy_teacher() -> nn.Module:
     """A frozen network with two BatchNorms for images of shape ``IMAGE``."""
     torch.manual_seed(0)
