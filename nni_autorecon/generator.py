@@ -146,9 +146,8 @@ def upsampled_conv(x: Tensor, size: tuple[int, int], conv: nn.Conv2d) -> Tensor:
     """
     if size != (2 * x.shape[2], 2 * x.shape[3]):
         return conv(F.interpolate(x, size, mode="nearest"))
-    out, channels = conv.weight.shape[:2]
-    repeated = conv.weight.new_ones(1, 1, 2, 2)
-    kernel = F.conv2d(conv.weight.reshape(-1, 1, 3, 3), repeated, padding=1).view(out, channels, 4, 4)
+    rows = F.pad(conv.weight, (0, 0, 0, 1)) + F.pad(conv.weight, (0, 0, 1, 0))  # [out, C, 4, 3]
+    kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [out, C, 4, 4]
     return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
 
 
