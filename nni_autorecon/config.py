@@ -54,7 +54,7 @@ class SearchConfig(Config):
         "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
     )
     sampling: str = setting(
-        "soft", "mix candidates by their weights, or run one-hot samples with straight-through gradients",
+        "soft", "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
         choices=("soft", "hard"),
     )  # fmt: skip
     temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)

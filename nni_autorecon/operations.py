@@ -161,6 +161,16 @@ def fused_mixture(operations: Mapping[str, nn.Module], weights: Tensor, x: Tenso
     return y
 
 
+def sampled_operation(operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 8 for one-hot weights [F], at the cost of the operation that they name.
+
+    Of the weights only that of this operation receives a gradient (GDAS: Dong & Yang, CVPR 2019).
+    """
+    index = int(weights.argmax())
+    y = cast(Tensor, list(operations.values())[index](x, labels))
+    return weights[index] * y if weights.requires_grad else y
+
+
 def mix_edge(edge_kind: str, operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
     """The output of an edge under mixture weights m [F], by the fastest exact form."""
     mix = fused_mixture if edge_kind == NORMAL else mixture

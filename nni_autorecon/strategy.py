@@ -22,7 +22,7 @@ from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss
-from .operations import mix_edge
+from .operations import mix_edge, sampled_operation
 from .reconstruction import MeanLoss, Objective, weight_optimizer
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
 from .topology import CROSS, EDGE_BY_LABEL, Edge
@@ -109,7 +109,10 @@ class MixedEdge(BaseSuperNetModule):
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return mix_edge(self.edge.kind, dict(self.operations.items()), self.sample(self.alpha), x, labels)
+        operations, weights = dict(self.operations.items()), self.sample(self.alpha)
+        if self.sample.hard:
+            return sampled_operation(operations, weights, x, labels)
+        return mix_edge(self.edge.kind, operations, weights, x, labels)
 
     def freeze(self, sample: Sample) -> nn.Module:
         self.validate(sample)

@@ -12,6 +12,7 @@ from nni_autorecon.operations import (
     make_candidates,
     make_operation,
     mixture,
+    sampled_operation,
 )
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NORMAL
 
@@ -106,6 +107,22 @@ def test_fused_mixture_is_the_mixture_in_values_and_gradients(weights):
             assert fused is None
         else:
             assert_close(plain, fused, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("edge", [NORMAL_EDGE, CROSS_EDGE])
+def test_a_sampled_operation_is_the_mixture_with_one_hot_weights(edge):
+    x, labels = _inputs(4, 6)
+    operations = torch.nn.ModuleDict(make_candidates(edge, EdgeShape(3, (4, 6), 7))).double()
+    for index in range(len(edge.candidates)):
+        weights = torch.zeros(len(edge.candidates), dtype=torch.double)
+        weights[index] = 1.0
+        weights.requires_grad_()
+        results = [form(dict(operations.items()), weights, x, labels) for form in (mixture, sampled_operation)]
+        assert_close(*results)
+        plain, sampled = (torch.autograd.grad(result.square().sum(), weights)[0] for result in results)
+        assert_close(sampled[index], plain[index])
+        assert sampled.count_nonzero() <= 1
+        assert sampled_operation(dict(operations.items()), weights.detach(), x, labels).equal(results[1])
 
 
 def test_mixture_of_a_cross_edge_is_the_weighted_sum():
