@@ -104,7 +104,7 @@ class Distillation:
         self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
-            weight_decay=config.student_decay, nesterov=config.student_momentum > 0,
+            weight_decay=config.student_decay, nesterov=config.student_momentum > 0, fused=True,
         )  # fmt: skip
 
     def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:

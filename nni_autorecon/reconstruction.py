@@ -24,7 +24,7 @@ Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
 def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
     """Adam for the generator's weights W, as the configuration says."""
     betas = (config.weight_beta1, config.weight_beta2)
-    return torch.optim.Adam(parameters, lr=config.weight_lr, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.Adam(parameters, lr=config.weight_lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
 def generator_step(

@@ -208,6 +208,7 @@ class AutoReConModule(GumbelDartsLightningModule):
             self.config.architecture_lr,
             betas=betas,
             weight_decay=self.config.architecture_decay,
+            fused=True,
         )
 
     def arch_parameters(self) -> list[nn.Parameter]:
