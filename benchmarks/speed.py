@@ -163,7 +163,9 @@ def search_cases(teacher: Teacher, config: SearchConfig) -> tuple[Cases, dict[st
                     module.alpha.data[index] = 50.0
         return supernet
 
-    stock = partial(GumbelDARTS().mutate_model, StockSpace(**shape))
+    def stock() -> nn.Module:
+        return GumbelDARTS().mutate_model(StockSpace(**shape))
+
     cases: Cases = {
         f"{name}, {phase}": supernet_step(make(), teacher, config, of_alpha=phase == "alpha")
         for name, make in (("NNI's mixtures", stock), ("soft", partial(ours, "soft")), ("hard", partial(ours, "hard")))
