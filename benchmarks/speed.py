@@ -48,6 +48,7 @@ from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import CROSS, Edge, ImageShape
 
 Cases = dict[str, Callable[[], object]]
+PHASES = ("weights", "alpha")
 PARTS = ("search", "compress", "growth", "whole", "startup")
 
 
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(as_table(part, measured[part])), flush=True)
     threads = f"{platform.machine()}, {arguments.threads} CPU thread(s)"
     name = torch.cuda.get_device_name() if device.type == "cuda" else threads
-    head = f"`python benchmarks/speed.py`, torch {torch.__version__}, {name}. Medians of {arguments.rounds} rounds."
+    rounds = f"{arguments.rounds} rounds, growth a third of them"
+    head = f"`python benchmarks/speed.py`, torch {torch.__version__}, {name}, {rounds}."
     text = "\n\n".join([head, *("\n".join(as_table(part, rows)) for part, rows in measured.items())])
     write_text(arguments.output.with_suffix(".md"), text + "\n")
     write_json(arguments.output.with_suffix(".json"), {"machine": name, "versions": versions(), **measured})
@@ -169,7 +171,7 @@ def search_cases(teacher: Teacher, config: SearchConfig) -> tuple[Cases, dict[st
     cases: Cases = {
         f"{name}, {phase}": supernet_step(make(), teacher, config, of_alpha=phase == "alpha")
         for name, make in (("NNI's mixtures", stock), ("soft", partial(ours, "soft")), ("hard", partial(ours, "hard")))
-        for phase in ("weights", "alpha")
+        for phase in PHASES
     }
     for name, choices in derived.items():
         cases[f"{name} generator"] = generator_training(derived_generator(choices, **shape), teacher, config)
@@ -204,7 +206,7 @@ def measure_search(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     ):
         cases, macs = search_cases(teacher, config)
         timings = compare(cases, rounds=rounds, device=device)
-        rows += as_rows(name, timings, reference="NNI's mixtures, weights")
+        rows += as_rows(name, timings, {case: f"NNI's mixtures, {PHASES[case.endswith('alpha')]}" for case in cases})
         for row in rows[-len(timings) :]:
             row["MMACs"] = round(macs[row["case"]] / 1e6, 1) if row["case"] in macs else None
     return rows
@@ -214,7 +216,7 @@ def measure_compress(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, teacher, batch in (("digits, batch 32", digits(device), 32), ("ResNet-20, batch 64", cifar(device), 64)):
         cases = compression_cases(teacher, CompressConfig(generator="gdfq", batch_size=batch))
-        rows += as_rows(name, compare(cases, rounds=rounds, device=device), reference="plain")
+        rows += as_rows(name, compare(cases, rounds=rounds, device=device), dict.fromkeys(cases, "plain"))
     return rows
 
 
@@ -230,7 +232,7 @@ def measure_growth(device: torch.device, rounds: int) -> list[dict[str, Any]]:
             {"compress, plain": compress["plain"], "compress, ours": compress["ours"]},
         ):
             timings = compare(cases, rounds=max(3, rounds // 3), device=device)
-            rows.extend(as_rows(name, timings, reference=next(iter(cases))))
+            rows.extend(as_rows(name, timings, dict.fromkeys(cases, next(iter(cases)))))
 
     for batch in (8, 32, 128):
         measure(f"digits, batch {batch}, width 16", digits(device), batch, 16)
@@ -277,15 +279,15 @@ def _command(*arguments: str) -> float:
     return time.perf_counter() - start
 
 
-def as_rows(sizes: str, timings: Mapping[str, Timing], *, reference: str) -> list[dict[str, Any]]:
-    """A row per case, with how many times faster it is than the reference."""
+def as_rows(sizes: str, timings: Mapping[str, Timing], references: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row per case, with how many times faster it is than its reference."""
     return [
         {
             "sizes": sizes,
             "case": name,
             "ms": round(timing.milliseconds, 1),
             "quartiles": " to ".join(f"{q:.1f}" for q in timing.quartiles),
-            "times faster": round(timings[reference].milliseconds / timing.milliseconds, 2),
+            "times faster": round(timings[references[name]].milliseconds / timing.milliseconds, 2),
             "kept for backward, MB": round(timing.saved_megabytes, 1),
         }
         for name, timing in timings.items()

@@ -43,7 +43,7 @@ def saved_megabytes(run: Callable[[], object]) -> float:
     def pack(tensor: Tensor) -> Tensor:
         nonlocal largest
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter):
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
             alive[storage.data_ptr()] = storage.nbytes()
             largest = max(largest, sum(alive.values()))
         return tensor

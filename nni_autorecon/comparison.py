@@ -89,7 +89,7 @@ class Table:
         Where GDFQ's generator stands at equal MACs only, that is the row.
         """
         kinds = {_kind(str(each[-1])): each[-1] for each in self.rows}
-        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS))}
+        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)), "genotype": None}
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
         if self.metric == "agreement":  # each generator's is measured on its own images
@@ -234,7 +234,7 @@ def _spelled(settings: Mapping[str, Any]) -> str:
     if settings.get("method") not in (None, "gdfq"):
         return "–"
     generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
-    return f"{generator}:{genotype}" if genotype and generator in ("searched", EQUAL_MACS) else str(generator)
+    return f"{generator}:{genotype}" if genotype and _means_genotype(generator) else str(generator)
 
 
 def _with_placeholder(text: str, seed: int | None) -> str:
@@ -243,9 +243,13 @@ def _with_placeholder(text: str, seed: int | None) -> str:
         return text
     kind, argument = _kind(text), text.partition(":")[2]
     found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", argument))
-    if kind not in ("random", "searched", EQUAL_MACS) or not found:
+    if not (kind == "random" or _means_genotype(kind)) or not found:
         return text
     return f"{kind}:{argument[: found[-1].start()]}{SEED}{argument[found[-1].end() :]}"
+
+
+def _means_genotype(kind: str) -> bool:
+    return kind == "searched" or kind.endswith("@equal-macs")
 
 
 def _kind(generator: str) -> str:

@@ -17,7 +17,7 @@ from .data import EvaluationData
 from .dfq import dfq
 from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
-from .layout import in_channels_last, in_usual_layout
+from .layout import in_usual_layout
 from .losses import compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
@@ -132,7 +132,7 @@ class Compression:
             images = GeneratorImages.start(config, teacher)
         else:
             images = FixedImages.distil(config, teacher, on_step)
-        student = in_channels_last(student.to(teacher.device), teacher.image)
+        student = student.to(teacher.device).to(memory_format=teacher.memory_format)
         return cls(config, teacher, images, student, coverage, started)
 
     def __post_init__(self) -> None:
@@ -218,7 +218,7 @@ def compress(
     """
     config = compression.config
     metrics: EpochMetrics = {}
-    ranges_only = None if compression.phases else compression.teacher.accuracy(compression.student, data)
+    ranges_only = None
     last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == RANGES), default=None)
     for epoch in range(len(compression.phases)):
         metrics = compression.run_epoch(epoch, on_step)
@@ -226,6 +226,7 @@ def compress(
             ranges_only = compression.teacher.accuracy(compression.student, data)
         on_epoch(metrics)
     in_usual_layout(compression.student)  # as it will be loaded, so that it is measured bit for bit
+    accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
     return CompressionResult(
         bits=config.bits,
@@ -234,8 +235,8 @@ def compress(
         generator=config.generator_spec,
         agreement=metrics["agreement"] if metrics else compression.agreement(),
         teacher_accuracy=teacher_accuracy,
-        ranges_only_accuracy=ranges_only,
-        accuracy=compression.teacher.accuracy(compression.student, data),
+        ranges_only_accuracy=ranges_only if compression.phases else accuracy,
+        accuracy=accuracy,
         loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
         generator_macs=macs,
         generator_parameters=parameters,

@@ -20,7 +20,7 @@ from .files import write_atomically, write_json
 from .generator import GDFQGenerator, Generator
 from .image_sources import configured_generator
 from .latent import LatentSource
-from .layout import in_channels_last, in_usual_layout
+from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
@@ -93,7 +93,7 @@ class Distillation:
         config.require_consistent()
         torch.manual_seed(config.seed)
         student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
-        student = in_channels_last(student, teacher.image)
+        student = student.to(memory_format=memory_format(student, teacher.image, modes=(False, True)))
         generator = configured_generator(config, teacher)
         objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)

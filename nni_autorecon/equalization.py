@@ -39,7 +39,7 @@ def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
 
 
 def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
-    """Fold every BatchNorm into the Conv2d or Linear before it, in place, and say what these layers now put out.
+    """Fold every BatchNorm2d into the Conv2d before it, in place, and say what these layers now put out.
 
     A BatchNorm is left alone if the layer's output has other uses, if either is called more than once, or if it keeps
     no running statistics. Returns beta and |gamma| by the layer's path.

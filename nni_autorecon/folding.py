@@ -10,7 +10,7 @@ from .tracing import normed_layers
 
 
 def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
-    """Fold each BatchNorm that alone follows a quantized layer into its weight and bias, in place.
+    """Fold each BatchNorm2d that alone follows a quantized Conv2d into its weight and bias, in place.
 
     ``weights`` are by the name of the layer. Norms elsewhere, and those of a network that is no ``fx.GraphModule``,
     stay as they are.
@@ -40,7 +40,7 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
     return IntegerWeight(codes, scale.masked_fill(dead, 1.0), zero_point, weight.bits)
 
 
-def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The factor and the shift, both [C] in float64, that ``norm`` is in eval mode."""
     mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
     factor = (variance + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
@@ -12,22 +13,24 @@ from .topology import ImageShape
 log = logging.getLogger(__name__)
 
 
-def in_channels_last(network: nn.Module, image: ImageShape) -> nn.Module:
-    """``network`` itself, its convolutions in channels_last: faster, and the same up to rounding.
+def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, ...] = (False,)) -> torch.memory_format:
+    """``torch.channels_last``, in which convolutions are faster, if ``network`` can be brought into it.
 
-    A network whose code depends on the usual layout (``view`` does) stays as it is; that is logged.
+    A network whose code depends on the usual layout (``view`` does) cannot; that is logged. ``modes`` are those in
+    which it will run: training or not. Only a copy is run.
     """
-    training, device = network.training, next(network.parameters()).device
-    network.eval().to(memory_format=torch.channels_last)
+    device = next(network.parameters()).device
     try:
-        with torch.no_grad():
-            network(torch.zeros(2, *image, device=device))
+        twin = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for training in modes:
+                twin.train(training)(torch.zeros(2, *image, device=device))
     except RuntimeError as error:
-        in_usual_layout(network)
         log.info("%s stays in the usual layout: %s", type(network).__name__, error)
-    return network.train(training)
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def in_usual_layout(network: nn.Module) -> nn.Module:
-    """``network`` itself, as it was before ``in_channels_last``."""
+    """``network`` itself, as a file of its weights would be loaded."""
     return network.to(memory_format=torch.contiguous_format)

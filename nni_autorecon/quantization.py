@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from .coverage import Coverage, Gap, Quantized
 from .errors import InputError
 from .quantizers import ActivationQuantizer, WeightQuantizer
-from .tracing import BATCHNORMS, QUANTIZED, called, trace
+from .tracing import QUANTIZED, called, trace
 
 PROTOCOLS = ("gdfq", "integer")
 INPUT_BITS = 8
@@ -174,7 +174,7 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     if user is None or (len(node.users) > 1 and not _is_in_place(traced, user)):
         return True
     follower, following = called(traced, user)
-    if isinstance(module, QUANTIZED) and isinstance(follower, BATCHNORMS):
+    if isinstance(module, QUANTIZED) and isinstance(follower, nn.modules.batchnorm._BatchNorm):
         return False
     mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
     return not (mergeable and _ACTIVATION.fullmatch(following))

@@ -77,7 +77,7 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, largest_cod
     values: any shape; scale, zero_point: [].  On the CPU faster than ``torch.fake_quantize_per_tensor_affine``, with
     the same values.
     """
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
         return cast(Tensor, _FakeQuantize.apply(values, scale.item(), zero_point.item(), largest_code))
     return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, largest_code)
 
@@ -130,6 +130,8 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self.estimate is minmax_range:
             return cast(Tensor, _FakeQuantizeChannels.apply(weight, *self.qparams(weight), self.largest_code))
+        if not weight.isfinite().all():
+            raise DivergenceError("weights of the student are no longer finite; lower the learning rate")
         return torch.fake_quantize_per_channel_affine(weight, *self.qparams(weight), 0, 0, self.largest_code)
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:

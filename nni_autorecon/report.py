@@ -203,7 +203,8 @@ def _note(entries: Sequence[Entry], table: Table) -> str:
 
 def _frame(entries: Sequence[Entry], rows: Sequence[str]) -> pd.DataFrame:
     """A line per run: what identifies it or differs, as it was set; status; metrics as fractions; in their order."""
-    names = dict.fromkeys([*rows, "bits", SCALE, "protocol", "seed", *varying(entries)])
+    set_apart = [name for name in entries[0].run.settings if len({str(e.run.settings.get(name)) for e in entries}) > 1]
+    names = dict.fromkeys([*rows, "bits", SCALE, "protocol", "seed", *varying(entries), *set_apart])
     lines = []
     for entry in entries:
         settings = {**entry.settings, **entry.run.settings}

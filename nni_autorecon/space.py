@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableModule
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class GeneratorSpace(ModelSpace):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         return self.generator(z, labels)
+
+    def freeze(self, sample: Sample) -> GeneratorSpace:
+        """The space with one operation on each edge; its ``generator`` knows its genotype."""
+        frozen = cast(GeneratorSpace, super().freeze(sample))
+        frozen.generator.choices = choices_of(sample)
+        return frozen
 
 
 class CrossChoice(MutableModule):

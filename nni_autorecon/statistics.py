@@ -40,13 +40,14 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     observed = [layer for layer in layers if isinstance(layer, ObservedBatchNorm2d)]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
+    before = [layer.recorded for layer in observed]
     for layer in observed:
         layer.recorded = recorded
     try:
         yield recorded
     finally:
-        for layer in observed:
-            layer.recorded = None
+        for layer, earlier in zip(observed, before, strict=True):
+            layer.recorded = earlier
         for handle in handles:
             handle.remove()
 
@@ -102,6 +103,6 @@ def observed(network: nn.Module) -> nn.Module:
     for path, layer in list(twin.named_modules(remove_duplicate=False)):
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = ObservedBatchNorm2d
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, ObservedBatchNorm2d):
             log.info("%s is a %s: its statistics are recorded by a hook", path, type(layer).__name__)
     return twin

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .config import Config
 from .data import EvaluationData, accuracy
 from .errors import InputError, named
-from .layout import in_channels_last
+from .layout import memory_format
 from .statistics import observed, record_bn_statistics
 from .teacher_sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
 from .topology import ImageShape
@@ -46,9 +46,14 @@ class Teacher:
         return low, high
 
     @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """The fastest that the network, and whatever is made of it, can be brought into."""
+        return memory_format(self.network, self.image)
+
+    @cached_property
     def observed(self) -> nn.Module:
         """The same network, faster, and ready for its statistics to be recorded; for losses."""
-        return in_channels_last(observed(self.network), self.image)
+        return observed(self.network).to(memory_format=self.memory_format)
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.

@@ -40,26 +40,26 @@ def trace(network: nn.Module, *, remedy: str) -> fx.GraphModule:
 
 
 class NormedLayer(NamedTuple):
-    """A layer and the BatchNorm after it, and their calls."""
+    """A convolution and the BatchNorm after it, and their calls."""
 
     node: fx.Node
-    layer: nn.Conv2d | nn.Linear
+    layer: nn.Conv2d
     norm_node: fx.Node
-    norm: nn.BatchNorm1d | nn.BatchNorm2d
+    norm: nn.BatchNorm2d
 
 
 def normed_layers(traced: fx.GraphModule) -> Iterator[NormedLayer]:
-    """Every Conv2d and Linear into which a BatchNorm can be folded: it alone uses what the layer puts out.
+    """Every Conv2d into which a BatchNorm2d can be folded: it alone uses what the layer puts out.
 
     It keeps running statistics, and either is called just once.
     """
     calls = Counter(called(traced, node)[0] for node in traced.graph.nodes)
     for node in traced.graph.nodes:
         layer, user = called(traced, node)[0], next(iter(node.users), None)
-        if user is None or not isinstance(layer, QUANTIZED) or len(node.users) > 1:
+        if user is None or not isinstance(layer, nn.Conv2d) or len(node.users) > 1:
             continue
         norm = called(traced, user)[0]
-        if isinstance(norm, BATCHNORMS) and norm.running_var is not None and calls[layer] == calls[norm] == 1:
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and calls[layer] == calls[norm] == 1:
             yield NormedLayer(node, layer, user, norm)
 
 

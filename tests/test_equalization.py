@@ -147,11 +147,12 @@ def test_batchnorms_that_cannot_be_folded_are_left_alone():
     torch.testing.assert_close(folded(images), network(images), rtol=0, atol=0)
 
 
-def test_linear_layers_and_batchnorms_without_parameters_are_folded_too():
+def test_batchnorms_without_parameters_are_folded_too():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5, affine=False), nn.ReLU(), nn.Linear(5, 2, bias=False))
-    nn.init.normal_(network[1].running_mean)
-    network, images = network.double().eval(), torch.randn(7, 3, dtype=torch.float64)
+    norm = nn.BatchNorm2d(5, affine=False)
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), norm, nn.ReLU(), nn.Conv2d(5, 2, 1, bias=False))
+    nn.init.normal_(norm.running_mean)
+    network, images = network.double().eval(), torch.randn(7, 3, 2, 2, dtype=torch.float64)
     folded, pairs, outputs = prepared(network)
     assert pairs == [Pair("0", "3", True)]
     assert outputs["0"].mean.tolist() == [0] * 5
@@ -159,7 +160,17 @@ def test_linear_layers_and_batchnorms_without_parameters_are_folded_too():
     outputs = equalize(folded, pairs, outputs)
     torch.testing.assert_close(folded(images), network(images))
     weights = [folded.get_parameter(f"{path}.weight").abs() for path in "03"]
-    torch.testing.assert_close(weights[0].amax(1), weights[1].amax(0))
+    torch.testing.assert_close(weights[0].amax((1, 2, 3)), weights[1].amax((0, 2, 3)))
+
+
+def test_a_batchnorm_after_a_linear_layer_is_left_alone():
+    """It normalizes the second dimension, which need not be the layer's outputs."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()).double().eval()
+    nn.init.uniform_(network[1].running_var, 0.5, 2.0)
+    folded, _, outputs = prepared(network)
+    images = torch.randn(3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(folded(images), network(images))
+    assert not outputs
 
 
 def test_absorption_moves_the_excess_and_keeps_the_function_where_values_exceed_it():

@@ -122,6 +122,15 @@ def test_observed_norms_give_the_same_loss_and_gradient(inplace, affine, kind):
     assert all(norm.recorded is None for norm in (twin[1], twin[3]) if isinstance(norm, ObservedBatchNorm2d))
 
 
+def test_records_nest():
+    teacher, (images, _) = observed(_teacher()), _images()
+    with record_bn_statistics(teacher) as outer:
+        with record_bn_statistics(teacher) as inner:
+            teacher(images)
+        teacher(images)
+    assert (len(outer), len(inner)) == (2, 2)
+
+
 def test_norms_without_running_statistics_are_not_recorded():
     teacher, (images, _) = _teacher(), _images()
     teacher[1] = nn.BatchNorm2d(3, track_running_stats=False).double()

@@ -237,9 +237,13 @@ def test_what_is_not_finite_is_divergence(bad: float) -> None:
     with pytest.raises(DivergenceError, match="activations"), observe_ranges(quantizer):
         quantizer(torch.tensor([0.0, bad]))
     assert quantizer.range() == before
-    first, second = WeightQuantizer(4)(torch.tensor([[0.0, bad], [0.0, 1.0]])).isnan().any(1)
+    weight = torch.tensor([[0.0, bad], [0.0, 1.0]])
+    first, second = WeightQuantizer(4)(weight).isnan().any(1)
     assert first  # the loss will tell
     assert not second
+    for ranges in ("percentile", "mse"):
+        with pytest.raises(DivergenceError, match="weights"):
+            WeightQuantizer(4, ranges=ranges)(weight)
 
 
 # ---------------------------------------------------------------------------------------------------------- ranges

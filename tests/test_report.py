@@ -180,9 +180,22 @@ def test_random_generators_as_wide_as_different_genotypes_are_different_rows():
         run(90.0, seed=s, generator=f"random:{s}", genotype=f"{folder}/seed-{s}.json", width=width)
         for s in (0, 1) for folder, width in (("wide", None), ("narrow", None), ("any", 8))
     ]  # fmt: skip
-    rows = make_report([*runs, run(91.0, generator="gdfq", genotype="wide/seed-0.json")]).sections[0].tables[0].rows
-    assert {row[-1] for row in rows} == {"gdfq", "random"}
-    assert len(rows) == 4
+    table = make_report([*runs, run(91.0, generator="gdfq", genotype="wide/seed-0.json")]).sections[0].tables[0]
+    assert {row[-1] for row in table.rows} == {"gdfq", "random"}
+    assert len(table.rows) == 4
+    gains = [table.gain(row, table.columns[0]) for row in table.rows if row[-1] == "random"]
+    assert gains.count(None) == 1  # another width setting, for which GDFQ was not run
+    assert [gain for gain in gains if gain is not None] == [pytest.approx(-1.0)] * 2
+
+
+def test_a_design_at_the_macs_of_different_genotypes_is_different_rows():
+    runs = [run(90.0 + i, generator="gdfq-conditional@equal-macs", genotype=f"{i}.json") for i in range(2)]
+    assert len(make_report(runs).sections[0].tables[0].rows) == 2
+
+
+def test_the_csv_keeps_the_genotype_that_was_set():
+    runs = [run(90.0 + s, seed=s, generator="searched", genotype=f"d/seed-{s}.json") for s in (0, 1)]
+    assert make_report(runs).frame["genotype"].tolist() == ["d/seed-0.json", "d/seed-1.json"]
 
 
 def test_a_trial_of_which_only_nni_knows_joins_the_row_of_the_others():

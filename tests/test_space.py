@@ -41,6 +41,7 @@ def test_the_frozen_space_is_the_derived_generator_bit_for_bit(space, seed):
     choices = random_choices(seed)
     frozen = space.freeze(sample_of(choices))
     derived = derived_generator(choices, **GENERATOR)
+    assert frozen.generator.macs() == derived.macs()
     derived.load_state_dict(frozen.generator.state_dict())  # strict: the same names and shapes
     z, labels = torch.randn(6, 7), torch.arange(6) % 5
     for train in (True, False):
