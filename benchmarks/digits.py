@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 
 from nni_autorecon.cli import report_errors
-from nni_autorecon.compression import CompressionResult, run_compression
+from nni_autorecon.compression import run_compression
 from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.generator import GDFQGenerator, Generator, generator_from_spec
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.reconstruction import evaluate_generator
+from nni_autorecon.results import CompressionResult
 from nni_autorecon.runs import RunFolder, versions
 from nni_autorecon.search import search
 from nni_autorecon.teacher import load_teacher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,53 +22,15 @@ from .image_sources import configured_generator
 from .latent import LatentSource
 from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
+from .networks import parameter_count
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
+from .results import DistillationResult
 from .runs import RunFolder
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, architecture, configured_teacher
 
 EpochMetrics = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class DistillationResult:
-    """What was distilled. Accuracies are fractions of the held-out test images, None where there are none."""
-
-    student: str
-    generator: str
-    agreement: float
-    """Fraction of fresh synthetic images on which student and teacher decide alike: the data-free metric."""
-    teacher_accuracy: float | None
-    accuracy: float | None
-    """After the last epoch."""
-    teacher_parameters: int
-    student_parameters: int
-    loss: dict[str, float]
-    """The terms of the generator's objective and the student's loss, in the last epoch."""
-    generator_macs: int
-    generator_parameters: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def summary(self) -> str:
-        """What a person reads at the end."""
-        lines = [
-            f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
-            f"student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images",
-        ]
-        if self.accuracy is not None:
-            lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")
-        return "\n".join(lines)
-
-    def metrics(self) -> dict[str, Any]:
-        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
-        accuracies = {"accuracy": self.accuracy, "teacher_accuracy": self.teacher_accuracy}
-        known = {name: value for name, value in accuracies.items() if value is not None}
-        costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
-        return {"default": self.agreement, **known, **self.loss, **costs}
 
 
 @dataclass
@@ -224,11 +186,11 @@ def distill(
         agreement=metrics["agreement"],
         teacher_accuracy=teacher_accuracy,
         accuracy=distillation.teacher.accuracy(distillation.student, data),
-        teacher_parameters=_count_parameters(teacher),
-        student_parameters=_count_parameters(distillation.student),
+        teacher_parameters=parameter_count(teacher),
+        student_parameters=parameter_count(distillation.student),
         loss={part: metrics[part] for part in LOSSES},
         generator_macs=distillation.generator.macs(),
-        generator_parameters=_count_parameters(distillation.generator),
+        generator_parameters=parameter_count(distillation.generator),
         seconds=time.perf_counter() - started,
     )
 
@@ -268,10 +230,6 @@ def run_distillation(
     write_atomically(run / "student.pt", lambda file: torch.save(state, file))
     _draw(run, distillation)
     return result
-
-
-def _count_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _draw(run: RunFolder, distillation: Distillation) -> None:

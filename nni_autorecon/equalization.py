@@ -48,7 +48,7 @@ def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
     for node, layer, norm_node, norm in list(normed_layers(network)):
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        layer.weight, layer.bias = fuse_conv_bn_weights(  # the same for a Linear
+        layer.weight, layer.bias = fuse_conv_bn_weights(
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         outputs[str(node.target)] = Normal(*(value.to(layer.weight) for value in batchnorm_output(norm)))

@@ -16,6 +16,7 @@ from .errors import InputError
 from .generator import GDFQGenerator, Generator, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
+from .networks import parameter_count
 from .reconstruction import Objective, generator_step, images_per_class, weight_optimizer
 from .teacher import Teacher
 
@@ -72,7 +73,7 @@ class GeneratorImages:
 
     def cost(self) -> tuple[int | None, int | None]:
         """MACs for one image, and parameters."""
-        return self.generator.macs(), sum(parameter.numel() for parameter in self.generator.parameters())
+        return self.generator.macs(), parameter_count(self.generator)
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` images of each of the first classes, and their labels."""

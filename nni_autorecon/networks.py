@@ -1,4 +1,4 @@
-"""Networks for small images: MobileNetV2, and ResNets after He et al., "Deep Residual Learning" (2015).
+"""Networks for small images: MobileNetV2, and ResNets after He et al., "Deep Residual Learning" (2015); any one's size.
 
 The residual networks' state_dicts have the names that public checkpoints of the CIFAR kind use (``layer1.0.conv1``).
 """
@@ -201,3 +201,8 @@ def _thin_resnet(depth: int, num_classes: int) -> CifarResNet:
 
 def _wide_resnet(depths: Sequence[int], block: type[BasicBlock | Bottleneck], num_classes: int) -> CifarResNet:
     return CifarResNet(depths, (64, 128, 256, 512), num_classes=num_classes, block=block)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers ``network`` learns."""
+    return sum(parameter.numel() for parameter in network.parameters())

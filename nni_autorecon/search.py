@@ -27,6 +27,7 @@ from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
 from .latent import LatentSource
 from .losses import reconstruction_loss
+from .networks import parameter_count
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
 from .reconstruction import Objective, evaluate_generator, images_per_class
 from .runs import RunFolder
@@ -162,7 +163,7 @@ def _details(
         "num_classes": teacher.num_classes,
         "loss": dict(loss),
         "macs": generator_macs(choices, width=config.width, image=teacher.image, latent_dim=config.latent_dim),
-        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+        "parameters": parameter_count(generator),
         "repaired_edges": repaired,
         "seed": config.seed,
         "config": config.to_dict(),

@@ -16,7 +16,7 @@ LAYERS = [
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
     {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},
-    {"student", "image_sources", "comparison", "integers", "folding"},
+    {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
