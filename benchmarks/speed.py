@@ -15,40 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from nni.nas.strategy import GumbelDARTS
-from plain import plain_iteration
+from cases import PHASES, PLAIN, STOCK, cifar, compression_cases, digits, search_cases, teacher_of
 from timing import Timing, compare
-from torch import Tensor, nn
 
 from nni_autorecon.cli import report_errors
-from nni_autorecon.compression import Compression
 from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.generator import Generator, derived_generator
-from nni_autorecon.genotype import generator_macs, random_choices, uniform_choices
-from nni_autorecon.image_sources import GeneratorImages
-from nni_autorecon.latent import LatentSource
-from nni_autorecon.losses import reconstruction_loss
-from nni_autorecon.networks import digits_resnet, resnet20
-from nni_autorecon.operations import EdgeShape, make_operation
-from nni_autorecon.quantizers import observe_ranges
-from nni_autorecon.reconstruction import generator_step, weight_optimizer
+from nni_autorecon.networks import resnet20
 from nni_autorecon.runs import versions
-from nni_autorecon.space import CrossChoice, GeneratorSpace
-from nni_autorecon.strategy import AutoReConStrategy, MixedEdge
 from nni_autorecon.teacher import Teacher
-from nni_autorecon.topology import CROSS, Edge, ImageShape
+from nni_autorecon.topology import ImageShape
 
-Cases = dict[str, Callable[[], object]]
-PHASES = ("weights", "alpha")
 PARTS = ("search", "compress", "growth", "whole", "startup")
 
 
@@ -78,126 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(arguments.output.with_suffix(".json"), {"machine": name, "versions": versions(), **measured})
 
 
-# ------------------------------------------------------------------------------------------------------ what is timed
-
-
-def teacher_of(network: nn.Module, image: ImageShape, device: torch.device, num_classes: int = 10) -> Teacher:
-    """A network with random weights: they change no time."""
-    zeros, ones = (0.0,) * image.channels, (1.0,) * image.channels
-    return Teacher("benchmark", network.eval().requires_grad_(False).to(device), num_classes, image, zeros, ones)
-
-
-def digits(device: torch.device) -> Teacher:
-    return teacher_of(digits_resnet(), ImageShape(1, 16, 16), device)
-
-
-def cifar(device: torch.device) -> Teacher:
-    return teacher_of(resnet20(), ImageShape(3, 32, 32), device)
-
-
-def generator_training(generator: nn.Module, teacher: Teacher, config: SearchConfig) -> Callable[[], object]:
-    """One update of any generator's weights on L_r."""
-    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
-    generator = generator.to(teacher.device).train()
-    parameters = [parameter for name, parameter in generator.named_parameters() if "alpha" not in name]
-    for name, parameter in generator.named_parameters():
-        parameter.requires_grad_("alpha" not in name)
-    objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
-    optimizer = weight_optimizer(parameters, config)
-
-    def step() -> None:
-        z, labels = next(source.batches("search", 0, 1))
-        generator_step(generator, objective, optimizer, z, labels)
-
-    return step
-
-
-class StockSpace(ModelSpace):
-    """The same space as NNI's differentiable strategies take it: every candidate has its own norm and activation."""
-
-    def __init__(self, image: ImageShape, num_classes: int, width: int, latent_dim: int) -> None:
-        super().__init__()
-        self.generator = Generator(
-            stock_choice, image=image, num_classes=num_classes, width=width, latent_dim=latent_dim
-        )
-
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        return self.generator(z, labels)
-
-
-def stock_choice(edge: Edge, shape: EdgeShape) -> nn.Module:
-    candidates = {name: make_operation(name, shape) for name in edge.candidates}
-    return CrossChoice(candidates, edge.label) if edge.kind == CROSS else LayerChoice(candidates, label=edge.label)
-
-
-def supernet_step(
-    supernet: nn.Module, teacher: Teacher, config: SearchConfig, *, of_alpha: bool
-) -> Callable[[], object]:
-    """One update of the weights, or of alpha, as the two phases of a search make them."""
-    supernet.to(teacher.device).train()
-    objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
-    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
-    chosen = [parameter for name, parameter in supernet.named_parameters() if ("alpha" in name) == of_alpha]
-    optimizer = weight_optimizer(chosen, config)
-
-    def step() -> None:
-        for name, parameter in supernet.named_parameters():
-            parameter.requires_grad_(("alpha" in name) == of_alpha)
-        z, labels = next(source.batches("search", 0, 1))
-        generator_step(supernet, objective, optimizer, z, labels)
-
-    return step
-
-
-def search_cases(teacher: Teacher, config: SearchConfig) -> tuple[Cases, dict[str, int]]:
-    """Steps of the search and of three derived generators; and the MACs of these."""
-    size: dict[str, Any] = {"image": teacher.image, "width": config.width, "latent_dim": config.latent_dim}
-    shape, macs = {**size, "num_classes": teacher.num_classes}, partial(generator_macs, **size)
-    by_cost = sorted((random_choices(seed) for seed in range(501)), key=macs)
-    derived = {"cheapest": by_cost[0], "median": by_cost[250], "all dil_conv_5x5": uniform_choices("dil_conv_5x5")}
-
-    def ours(sampling: str) -> nn.Module:
-        supernet = AutoReConStrategy(replace(config, sampling=sampling)).mutate_model(GeneratorSpace(**shape))
-        if sampling == "hard":  # it then samples the median generator
-            for module in supernet.modules():
-                if isinstance(module, MixedEdge):
-                    index = module.edge.candidates.index(derived["median"][module.edge.label])
-                    module.alpha.data[index] = 50.0
-        return supernet
-
-    def stock() -> nn.Module:
-        return GumbelDARTS().mutate_model(StockSpace(**shape))
-
-    cases: Cases = {
-        f"{name}, {phase}": supernet_step(make(), teacher, config, of_alpha=phase == "alpha")
-        for name, make in (("NNI's mixtures", stock), ("soft", partial(ours, "soft")), ("hard", partial(ours, "hard")))
-        for phase in PHASES
-    }
-    for name, choices in derived.items():
-        cases[f"{name} generator"] = generator_training(derived_generator(choices, **shape), teacher, config)
-    return cases, {f"{name} generator": macs(choices) for name, choices in derived.items()}
-
-
-def compression_cases(teacher: Teacher, config: CompressConfig) -> Cases:
-    """An iteration of compression with GDFQ's generator, plain and the library's."""
-    plain = plain_iteration(
-        teacher.network, teacher.image, teacher.num_classes, batch_size=config.batch_size, bits=int(config.bits[1])
-    )
-    compression = Compression.start(config, teacher)
-    assert isinstance(compression.images, GeneratorImages)
-    with torch.no_grad(), observe_ranges(compression.student):
-        compression.student(torch.randn(8, *teacher.image, device=teacher.device))
-
-    def iteration() -> None:
-        for images, labels, loss in compression.images.batches(0, 1, learning_rate=1e-3):
-            compression._student_step(images, labels, loss.logits)
-
-    return {"plain": plain, "ours": iteration}
-
-
-# ---------------------------------------------------------------------------------------------------------- the parts
-
-
 def measure_search(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, teacher, config in (
@@ -206,7 +68,7 @@ def measure_search(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     ):
         cases, macs = search_cases(teacher, config)
         timings = compare(cases, rounds=rounds, device=device)
-        rows += as_rows(name, timings, {case: f"NNI's mixtures, {PHASES[case.endswith('alpha')]}" for case in cases})
+        rows += as_rows(name, timings, {case: f"{STOCK}, {PHASES[case.endswith('alpha')]}" for case in cases})
         for row in rows[-len(timings) :]:
             row["MMACs"] = round(macs[row["case"]] / 1e6, 1) if row["case"] in macs else None
     return rows
@@ -216,7 +78,7 @@ def measure_compress(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, teacher, batch in (("digits, batch 32", digits(device), 32), ("ResNet-20, batch 64", cifar(device), 64)):
         cases = compression_cases(teacher, CompressConfig(generator="gdfq", batch_size=batch))
-        rows += as_rows(name, compare(cases, rounds=rounds, device=device), dict.fromkeys(cases, "plain"))
+        rows += as_rows(name, compare(cases, rounds=rounds, device=device), dict.fromkeys(cases, PLAIN))
     return rows
 
 
@@ -228,8 +90,8 @@ def measure_growth(device: torch.device, rounds: int) -> list[dict[str, Any]]:
         search, _ = search_cases(teacher, SearchConfig(batch_size=batch, width=width))
         compress = compression_cases(teacher, CompressConfig(generator="gdfq", batch_size=batch))
         for cases in (
-            {"search, NNI's mixtures": search["NNI's mixtures, weights"], "search, soft": search["soft, weights"]},
-            {"compress, plain": compress["plain"], "compress, ours": compress["ours"]},
+            {f"search, {STOCK}": search[f"{STOCK}, weights"], "search, soft": search["soft, weights"]},
+            {"compress, plain": compress[PLAIN], "compress, ours": compress["ours"]},
         ):
             timings = compare(cases, rounds=max(3, rounds // 3), device=device)
             rows.extend(as_rows(name, timings, dict.fromkeys(cases, next(iter(cases)))))
@@ -288,7 +150,9 @@ def as_rows(sizes: str, timings: Mapping[str, Timing], references: Mapping[str, 
             "ms": round(timing.milliseconds, 1),
             "quartiles": " to ".join(f"{q:.1f}" for q in timing.quartiles),
             "times faster": round(timings[references[name]].milliseconds / timing.milliseconds, 2),
-            "kept for backward, MB": round(timing.saved_megabytes, 1),
+            "peak memory, MB": round(timing.peak_megabytes, 1),
+            "in convolutions, %": round(100 * timing.convolution_share),
+            "GFLOP/s there": round(timing.convolution_gflops),
         }
         for name, timing in timings.items()
     ]

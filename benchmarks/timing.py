@@ -6,60 +6,104 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+Case = Callable[[], object]
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call: median and quartiles over the rounds in milliseconds, and what is kept for the backward pass."""
+    """Of one call; median and quartiles over the rounds."""
 
     milliseconds: float
     quartiles: tuple[float, float]
-    saved_megabytes: float
+    peak_megabytes: float
+    """The most that it held at a time beyond what it began with, in 10^6 bytes."""
+    convolution_share: float
+    """The time of its convolutions, run by themselves, over its own."""
+    convolution_gflops: float
+    """10^9 operations a second in them."""
 
 
-def compare(cases: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Timing]:
-    """The timing of each case, after two rounds that do not count."""
-    saved = {name: saved_megabytes(run) for name, run in cases.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for round_ in range(rounds + 2):
-        for name, run in cases.items():
-            _wait(device)
-            start = time.perf_counter()
+def compare(cases: Mapping[str, Case], *, rounds: int, device: torch.device) -> dict[str, Timing]:
+    """The timing of each case, after three rounds that do not count."""
+    memory, convolutions, flops = {}, {}, {}
+    for name, run in cases.items():
+        for _ in range(WARM_UP):
             run()
-            _wait(device)
-            if round_ >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(times, saved[name]) for name, times in seconds.items()}
+        memory[name] = peak_megabytes(run, device)
+        convolutions[name] = Convolutions()
+        with convolutions[name]:
+            run()
+        with FlopCounterMode(display=False) as counter:
+            convolutions[name].again()
+        flops[name] = counter.get_total_flops()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    alone: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in range(rounds + 1):
+        for name, run in cases.items():
+            step, rest = _seconds(run, device), _seconds(convolutions[name].again, device)
+            if round_:
+                seconds[name].append(step)
+                alone[name].append(rest)
+    return {name: _timing(seconds[name], alone[name], memory[name], flops[name]) for name in cases}
 
 
-def saved_megabytes(run: Callable[[], object]) -> float:
-    """The most that one of the graphs in ``run`` keeps for its backward pass, parameters excluded, in 10^6 bytes."""
-    alive: dict[int, int] = {}
-    largest = 0
+class Convolutions(TorchDispatchMode):
+    """Remembers the convolutions that are run inside the block, forward and backward, to run them again."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal largest
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
-            alive[storage.data_ptr()] = storage.nbytes()
-            largest = max(largest, sum(alive.values()))
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
 
-    def unpack(tensor: Tensor) -> Tensor:
-        alive.clear()  # a backward pass has begun; what follows it is another graph
-        return tensor
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward):
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    def again(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs in self.calls:
+                func(*args, **kwargs)
+
+
+def peak_megabytes(run: Case, device: torch.device) -> float:
+    """What ``run`` holds at most, beyond what is held when it begins."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         run()
-    return largest / 1e6
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6
 
 
-def _timing(seconds: list[float], saved: float) -> Timing:
+def _seconds(run: Case, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float], alone: list[float], peak: float, flops: int) -> Timing:
     first, median, third = statistics.quantiles([1000 * s for s in seconds], n=4)
-    return Timing(median, (first, third), saved)
+    of_convolutions = 1000 * statistics.median(alone)
+    return Timing(median, (first, third), peak, of_convolutions / median, flops / of_convolutions / 1e6)
 
 
 def _wait(device: torch.device) -> None:

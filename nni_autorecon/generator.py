@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import LEAKY_SLOPE, activated_conv
 from .errors import InputError
 from .genotype import Genotype, generator_macs, published_genotype, random_choices, uniform_choices
-from .operations import LEAKY_SLOPE, ConditionalBatchNorm2d, EdgeShape, Preactivation, make_operation
+from .operations import ClassAffine, EdgeShape, Features, make_operation
 from .topology import (
     EDGES,
     NUM_BLOCKS,
@@ -30,7 +32,7 @@ EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
 class Generator(nn.Module):
     """The macro-architecture of Figure 2; ``make_edge`` decides what stands on its 33 edges.
 
-    An edge is a module that maps features [N, width, h, w] and labels [N] to features of its target node.
+    An edge is a module that maps the :class:`Features` of a node and labels [N] to a tensor for its target node.
 
     Images are standardized per channel by the last BatchNorm, that is, they are already what the teacher
     expects of a normalized input.
@@ -59,29 +61,30 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N]."""
         chunks = z.split(self.latent_split, dim=1)
-        nodes: dict[Node, Tensor] = {}
+        nodes: dict[Node, Features] = {}
         for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
-            features = stem(chunk).view(-1, self.width, *node_size(Node(block, 1), self.image))  # [N, width, h, w]
-            features = features.contiguous(memory_format=torch.channels_last)
-            nodes[Node(block, 1)] = features if block == 1 else nodes[Node(block - 1, 5)] + features
+            x = stem(chunk).view(-1, self.width, *node_size(Node(block, 1), self.image))  # [N, width, h, w]
+            x = x.contiguous(memory_format=torch.channels_last)
+            nodes[Node(block, 1)] = Features(x if block == 1 else nodes[Node(block - 1, 5)].x + x)
             for index in (2, 3, 4, 5):
                 node = Node(block, index)
-                arriving = [self.edges[edge.label](nodes[edge.source], labels) for edge in incoming(node)]
-                nodes[node] = sum(arriving[1:], arriving[0])
+                arriving = (self.edges[edge.label](nodes[edge.source], labels) for edge in incoming(node))
+                nodes[node] = Features(reduce(torch.add, arriving))
         return self.to_rgb(nodes[Node(NUM_BLOCKS, 5)], labels)
 
 
 class ToImage(nn.Module):
-    """Preactivation, 3×3 convolution, tanh, and a BatchNorm without affine parameters."""
+    """Class-conditional normalization, LeakyReLU, 3×3 convolution, tanh, and a normalization without affine map."""
 
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.preactivation = Preactivation(width, num_classes)
-        self.conv = nn.Conv2d(width, channels, 3, padding=1)
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.affine = ClassAffine(width, num_classes)
+        self.conv = nn.Conv2d(width, channels, 3)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.norm(torch.tanh(self.conv(self.preactivation(x, labels)))).contiguous()
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        kernels, bias = {1: self.conv.weight}, cast(Tensor, self.conv.bias)
+        x = torch.tanh(activated_conv(features.normalized, self.affine(labels), bias, kernels))
+        return Features(x).normalized.contiguous()
 
 
 GDFQ_WIDTH = 128
@@ -156,15 +159,14 @@ class _GDFQNorm(nn.Module):
 
     def __init__(self, channels: int, num_classes: int | None, eps: float) -> None:
         super().__init__()
-        self.conditional = num_classes is not None
-        self.norm: nn.Module = (
-            nn.BatchNorm2d(channels, eps=eps)
-            if num_classes is None
-            else ConditionalBatchNorm2d(channels, num_classes, eps=eps)
-        )
+        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=num_classes is None)
+        self.affine = None if num_classes is None else ClassAffine(channels, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.norm(x, labels) if self.conditional else self.norm(x)
+        if self.affine is None:
+            return self.norm(x)
+        scale, shift = self.affine(labels)  # both [N, C]
+        return torch.addcmul(shift[:, :, None, None], self.norm(x), scale[:, :, None, None])
 
 
 def derived_generator(

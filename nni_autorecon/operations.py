@@ -1,20 +1,21 @@
 """Candidate operations of the search space (Table 1) and their mixture on an edge (eq. 8).
 
-Every operation maps features [N, C, h, w] and labels [N] to features [N, C, *size].
+Every operation maps the :class:`Features` of a node and labels [N] to a tensor [N, C, *size]. Batch normalization uses
+the statistics of the batch, in every mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property, reduce
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import Affine, activated_conv
 from .topology import CONVOLUTIONS, IDENTITY, INTERPOLATIONS, NONE, NORMAL, Edge
-
-LEAKY_SLOPE = 0.2
 
 
 class EdgeShape(NamedTuple):
@@ -27,49 +28,57 @@ class EdgeShape(NamedTuple):
     num_classes: int
 
 
-class ConditionalBatchNorm2d(nn.Module):
-    """Batch normalization whose scale and shift are looked up by class (de Vries et al., 2017)."""
+class Features:
+    """What a node holds, [N, C, h, w], and what all edges that leave it share, computed once."""
 
-    def __init__(self, channels: int, num_classes: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._resized: dict[tuple[str, tuple[int, int]], Features] = {}
+
+    @cached_property
+    def normalized(self) -> Tensor:
+        """Zero mean and unit variance in every channel of this batch: batch normalization before its affine map."""
+        return F.batch_norm(self.x, None, None, training=True)
+
+    def resized(self, mode: str, size: tuple[int, int]) -> Features:
+        """Interpolated to ``size``, by "nearest" or "bilinear"."""
+        key = mode, size
+        if key not in self._resized:
+            align_corners = False if mode == "bilinear" else None
+            self._resized[key] = Features(F.interpolate(self.x, size, mode=mode, align_corners=align_corners))
+        return self._resized[key]
+
+
+class ClassAffine(nn.Module):
+    """Scale and shift by class: what makes a normalization class-conditional (de Vries et al., 2017)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
         self.scale = nn.Embedding(num_classes, channels)
         self.shift = nn.Embedding(num_classes, channels)
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        scale = self.scale(labels)[:, :, None, None]  # [N, C, 1, 1]
-        shift = self.shift(labels)[:, :, None, None]  # [N, C, 1, 1]
-        return torch.addcmul(shift, self.norm(x), scale)  # [N, C, h, w]
-
-
-class Preactivation(nn.Module):
-    """Class-conditional batch normalization, then LeakyReLU(0.2): what comes before every convolution."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.norm = ConditionalBatchNorm2d(channels, num_classes)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(x, labels), LEAKY_SLOPE)
+    def forward(self, labels: Tensor) -> Affine:
+        return self.scale(labels), self.shift(labels)
 
 
 class ConvOperation(nn.Module):
-    """Preactivation, then a size-keeping convolution."""
+    """Class-conditional batch normalization, LeakyReLU(0.2), then a size-keeping convolution."""
 
-    def __init__(self, width: int, kernel_size: int, dilation: int, preactivation: Preactivation) -> None:
+    def __init__(self, width: int, kernel_size: int, dilation: int, affine: ClassAffine) -> None:
         super().__init__()
-        self.preactivation = preactivation
-        padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(width, width, kernel_size, padding=padding, dilation=dilation)
+        self.affine = affine
+        self.dilation = dilation
+        self.conv = nn.Conv2d(width, width, kernel_size)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.conv(self.preactivation(x, labels))
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        kernels = {self.dilation: self.conv.weight}
+        return activated_conv(features.normalized, self.affine(labels), cast(Tensor, self.conv.bias), kernels)
 
 
 class UpOperation(nn.Module):
-    """Interpolation to the target's size, preactivation, 1×1 convolution.
+    """Interpolation to the target's size, class-conditional batch normalization, LeakyReLU(0.2), 1×1 convolution.
 
     Where every pixel is repeated equally often, the interpolation comes last: it changes neither batch statistics nor
     what is computed from single pixels.
@@ -78,26 +87,24 @@ class UpOperation(nn.Module):
     def __init__(self, mode: str, shape: EdgeShape) -> None:
         super().__init__()
         self.mode, self.size = mode, shape.size
-        self.preactivation = Preactivation(shape.width, shape.num_classes)
+        self.affine = ClassAffine(shape.width, shape.num_classes)
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        evenly = all(after % before == 0 for after, before in zip(self.size, x.shape[2:], strict=True))
-        if self.mode == "nearest" and evenly:
-            return self._interpolate(self.conv(self.preactivation(x, labels)))
-        return self.conv(self.preactivation(self._interpolate(x), labels))
-
-    def _interpolate(self, x: Tensor) -> Tensor:
-        """Features of the target's size."""
-        align_corners = False if self.mode == "bilinear" else None
-        return F.interpolate(x, self.size, mode=self.mode, align_corners=align_corners)
+    def forward(self, features: Features, labels: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+        """``factor`` times the operation's output."""
+        before = features.x.shape[2:]
+        last = self.mode == "nearest" and all(after % b == 0 for after, b in zip(self.size, before, strict=True))
+        source = features if last else features.resized(self.mode, self.size)
+        weight, bias = self.conv.weight * factor, cast(Tensor, self.conv.bias) * factor
+        y = activated_conv(source.normalized, self.affine(labels), bias, {1: weight})
+        return F.interpolate(y, self.size, mode=self.mode) if last else y
 
 
 class Identity(nn.Module):
     """The features themselves."""
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return x
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return features.x
 
 
 class NoConnection(nn.Module):
@@ -107,15 +114,15 @@ class NoConnection(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(x.shape[0], x.shape[1], *self.size)
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return features.x.new_zeros(()).expand(*features.x.shape[:2], *self.size)
 
 
-def make_operation(name: str, shape: EdgeShape, preactivation: Preactivation | None = None) -> nn.Module:
-    """The candidate called ``name``. Convolutions use the given preactivation, or one of their own."""
+def make_operation(name: str, shape: EdgeShape, affine: ClassAffine | None = None) -> nn.Module:
+    """The candidate called ``name``. Convolutions use the given affine map, or one of their own."""
     if name in CONVOLUTIONS:
-        preactivation = preactivation or Preactivation(shape.width, shape.num_classes)
-        return ConvOperation(shape.width, *CONVOLUTIONS[name], preactivation)
+        affine = affine or ClassAffine(shape.width, shape.num_classes)
+        return ConvOperation(shape.width, *CONVOLUTIONS[name], affine)
     if name in INTERPOLATIONS:
         return UpOperation(name, shape)
     if name == IDENTITY:
@@ -127,56 +134,51 @@ def make_operation(name: str, shape: EdgeShape, preactivation: Preactivation | N
 
 
 def make_candidates(edge: Edge, shape: EdgeShape) -> dict[str, nn.Module]:
-    """All candidates of an edge; its convolutions share one preactivation."""
-    shared = Preactivation(shape.width, shape.num_classes) if edge.kind == NORMAL else None
+    """All candidates of an edge; its convolutions share one affine map."""
+    shared = ClassAffine(shape.width, shape.num_classes) if edge.kind == NORMAL else None
     return {name: make_operation(name, shape, shared) for name in edge.candidates}
 
 
-def mixture(operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+def mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Tensor:
     """Eq. 8 as it stands: Σ_j m_j · O_j(x). ``weights`` [F] in the order of ``operations``."""
     terms = [
-        weight * operation(x, labels)
+        weight * operation(features, labels)
         for weight, (name, operation) in zip(weights, operations.items(), strict=True)
         if name != NONE
     ]
-    return sum(terms[1:], terms[0])
+    return reduce(torch.add, terms)
 
 
-def fused_mixture(operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 8 on a normal edge, with two convolutions instead of five.
+def fused_mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Tensor:
+    """Eq. 8 with the weights inside the kernels, and two convolutions instead of five on a normal edge.
 
-    The candidates' convolutions share their input a = preactivation(x), so Σ_j m_j · conv_j(a) is linear in
+    The candidates' convolutions on a normal edge share their input a, so Σ_j m_j · conv_j(a) is linear in
     the kernels: conv_1x1, conv_3x3 and conv_5x5 merge into one 5×5 kernel, the dilated ones into another of
     dilation 2. The values and gradients are those of :func:`mixture`, up to rounding.
     """
-    m = dict(zip(operations, weights, strict=True))
-    convs = {name: cast(ConvOperation, operations[name]) for name in CONVOLUTIONS}
-    a = convs["conv_1x1"].preactivation(x, labels)  # [N, C, h, w]
-    y = m[IDENTITY] * x
-    for dilation in (1, 2):
-        names = [name for name in CONVOLUTIONS if CONVOLUTIONS[name][1] == dilation]
-        kernel = torch.stack([m[name] * _centred(convs[name].conv.weight, 5) for name in names]).sum(0)
-        bias = torch.stack([m[name] * cast(Tensor, convs[name].conv.bias) for name in names]).sum(0)
-        y = y + F.conv2d(a, kernel, bias, padding=2 * dilation, dilation=dilation)
-    return y
+    m = dict(zip(operations, weights.unbind(), strict=True))
+    if IDENTITY not in m:
+        terms = [operation(features, labels, m[name]) for name, operation in operations.items() if name != NONE]
+        return reduce(torch.add, terms)
+    convs = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
+    kernels: dict[int, Tensor] = {}
+    for name, conv in zip(CONVOLUTIONS, convs, strict=True):  # of each dilation the smallest first
+        smaller = kernels.get(conv.dilation)
+        scaled = conv.conv.weight * m[name]
+        kernels[conv.dilation] = scaled if smaller is None else scaled + F.pad(smaller, [1] * 4)
+    biases = torch.stack([cast(Tensor, conv.conv.bias) for conv in convs])  # [5, C]
+    bias = weights[: len(convs)] @ biases
+    y = activated_conv(features.normalized, convs[0].affine(labels), bias, kernels)
+    return torch.addcmul(y, features.x, m[IDENTITY])
 
 
-def sampled_operation(operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+def sampled_operation(
+    operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor
+) -> Tensor:
     """Eq. 8 for one-hot weights [F], at the cost of the operation that they name.
 
     Of the weights only that of this operation receives a gradient (GDAS: Dong & Yang, CVPR 2019).
     """
     index = int(weights.argmax())
-    y = cast(Tensor, list(operations.values())[index](x, labels))
+    y = cast(Tensor, list(operations.values())[index](features, labels))
     return weights[index] * y if weights.requires_grad else y
-
-
-def mix_edge(edge_kind: str, operations: Mapping[str, nn.Module], weights: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-    """The output of an edge under mixture weights m [F], by the fastest exact form."""
-    mix = fused_mixture if edge_kind == NORMAL else mixture
-    return mix(operations, weights, x, labels)
-
-
-def _centred(kernel: Tensor, size: int) -> Tensor:
-    """A [C, C, k, k] kernel padded with zeros to [C, C, size, size]."""
-    return F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4)

@@ -10,7 +10,7 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableModu
 from torch import Tensor, nn
 
 from .generator import Generator
-from .operations import EdgeShape, make_candidates
+from .operations import EdgeShape, Features, make_candidates
 from .topology import CANDIDATES, CROSS, EDGE_BY_LABEL, EDGES, Edge, ImageShape
 
 Sample = dict[str, Any]
@@ -52,8 +52,8 @@ class CrossChoice(MutableModule):
     def candidates(self) -> dict[str, nn.Module]:
         return dict(self.operations.items())
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.choice([operation(x, labels) for operation in self.operations.values()])
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return self.choice([operation(features, labels) for operation in self.operations.values()])
 
     def freeze(self, sample: Sample) -> nn.Module:
         """The chosen operation alone, without the outputs that nobody uses."""

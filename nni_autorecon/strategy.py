@@ -22,7 +22,7 @@ from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss
-from .operations import mix_edge, sampled_operation
+from .operations import Features, fused_mixture, sampled_operation
 from .reconstruction import MeanLoss, Objective, weight_optimizer
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
 from .topology import CROSS, EDGE_BY_LABEL, Edge
@@ -108,11 +108,9 @@ class MixedEdge(BaseSuperNetModule):
         edge, candidates = EDGE_BY_LABEL[choice.label], cast("dict[str, nn.Module]", module.candidates)
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        operations, weights = dict(self.operations.items()), self.sample(self.alpha)
-        if self.sample.hard:
-            return sampled_operation(operations, weights, x, labels)
-        return mix_edge(self.edge.kind, operations, weights, x, labels)
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        mix = sampled_operation if self.sample.hard else fused_mixture
+        return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
 
     def freeze(self, sample: Sample) -> nn.Module:
         self.validate(sample)

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from nni_autorecon.convolution import plain_activated_conv
 from nni_autorecon.operations import (
-    ConditionalBatchNorm2d,
+    ClassAffine,
     EdgeShape,
+    Features,
     fused_mixture,
     make_candidates,
     make_operation,
@@ -29,7 +31,7 @@ def _inputs(height, width, channels=3, batch=5, classes=7):
 def test_normal_operations_keep_the_shape(name):
     x, labels = _inputs(5, 2)
     operation = make_operation(name, EdgeShape(3, (5, 2), 7)).double()
-    assert operation(x, labels).shape == x.shape
+    assert operation(Features(x), labels).shape == x.shape
 
 
 @pytest.mark.parametrize("name", CANDIDATES[CROSS])
@@ -37,7 +39,7 @@ def test_normal_operations_keep_the_shape(name):
 def test_cross_operations_reach_the_target_size(name, size):
     x, labels = _inputs(5, 2)
     operation = make_operation(name, EdgeShape(3, size, 7)).double()
-    assert operation(x, labels).shape == (5, 3, *size)
+    assert operation(Features(x), labels).shape == (5, 3, *size)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 4), (9, 12), (4, 6)])
@@ -46,7 +48,10 @@ def test_projecting_before_repeating_pixels_is_the_same_in_values_and_gradients(
     operation = make_operation("nearest", EdgeShape(3, size, 5)).double()
     x, labels = torch.randn(6, 3, 4, 6, dtype=torch.float64, requires_grad=True), torch.arange(6) % 5
     before = torch.nn.functional.interpolate(x, size, mode="nearest")
-    plain, fast = operation.conv(operation.preactivation(before, labels)), operation(x, labels)
+    plain = plain_activated_conv(
+        Features(before).normalized, operation.affine(labels), operation.conv.bias, {1: operation.conv.weight}
+    )
+    fast = operation(Features(x), labels)
     torch.testing.assert_close(fast, plain)
     weights, inputs = torch.randn_like(plain), (x, *operation.parameters())
     for got, expected in zip(
@@ -59,8 +64,8 @@ def test_projecting_before_repeating_pixels_is_the_same_in_values_and_gradients(
 def test_identity_is_bare_and_none_is_zero():
     x, labels = _inputs(5, 2)
     shape = EdgeShape(3, (5, 2), 7)
-    assert make_operation("identity", shape)(x, labels) is x
-    assert not make_operation("none", shape)(x, labels).any()
+    assert make_operation("identity", shape)(Features(x), labels) is x
+    assert not make_operation("none", shape)(Features(x), labels).any()
     assert not list(make_operation("none", shape).parameters())
 
 
@@ -69,44 +74,61 @@ def test_an_unknown_operation_is_named():
         make_operation("conv_7x7", EdgeShape(3, (5, 2), 7))
 
 
-def test_conditional_norm_scales_and_shifts_by_class():
+def test_features_are_normalized_and_then_scaled_and_shifted_by_class():
     x, labels = _inputs(5, 2)
-    norm = ConditionalBatchNorm2d(3, 7).double()
-    torch.nn.init.normal_(norm.scale.weight)
-    torch.nn.init.normal_(norm.shift.weight)
-    y = norm(x, labels)
+    operation = make_operation("conv_1x1", EdgeShape(3, (5, 2), 7)).double()
+    for table in (operation.affine.scale, operation.affine.shift):
+        torch.nn.init.normal_(table.weight)
     standard = F.batch_norm(x, None, None, training=True)
     for n, label in enumerate(labels):
-        expected = standard[n] * norm.scale.weight[label, :, None, None] + norm.shift.weight[label, :, None, None]
-        assert_close(y[n], expected)
+        scale, shift = operation.affine.scale.weight[label], operation.affine.shift.weight[label]
+        expected = operation.conv(F.leaky_relu(standard[n] * scale[:, None, None] + shift[:, None, None], 0.2))
+        assert_close(operation(Features(x), labels)[n], expected)
+
+
+def test_a_fresh_affine_map_changes_nothing():
+    scale, shift = ClassAffine(3, 7)(torch.arange(7))
+    assert scale.eq(1).all()
+    assert shift.eq(0).all()
+
+
+def test_what_edges_share_is_computed_once():
+    features = Features(_inputs(5, 2)[0])
+    assert features.normalized is features.normalized
+    assert features.resized("bilinear", (10, 4)) is features.resized("bilinear", (10, 4))
+    assert features.resized("bilinear", (10, 4)) is not features.resized("nearest", (10, 4))
 
 
 def test_a_dilated_convolution_sees_every_second_pixel():
     shape = EdgeShape(1, (9, 9), 2)
-    operation = make_operation("dil_conv_5x5", shape).double()
-    x = torch.randn(2, 1, 9, 9, dtype=torch.double, requires_grad=True)
-    operation.conv(x)[0, 0, 4, 4].backward()
-    touched = x.grad[0, 0].nonzero().tolist()
+    operation = make_operation("dil_conv_5x5", shape)
+    features = Features(torch.zeros(2, 1, 9, 9))
+    features.normalized = torch.randn(2, 1, 9, 9, requires_grad=True)
+    operation(features, torch.zeros(2, dtype=torch.long))[0, 0, 4, 4].backward()
+    touched = features.normalized.grad[0, 0].nonzero().tolist()
     assert touched == [[row, column] for row in (0, 2, 4, 6, 8) for column in (0, 2, 4, 6, 8)]
 
 
+@pytest.mark.parametrize("edge", [NORMAL_EDGE, CROSS_EDGE])
+@pytest.mark.parametrize("size", [(7, 5), (8, 10), (9, 12)])
 @pytest.mark.parametrize("weights", ["random", "one-hot"])
-def test_fused_mixture_is_the_mixture_in_values_and_gradients(weights):
-    x, labels = _inputs(7, 5)
-    operations = {k: op.double() for k, op in make_candidates(NORMAL_EDGE, EdgeShape(3, (7, 5), 7)).items()}
-    m = torch.rand(7, dtype=torch.double) if weights == "random" else torch.eye(7, dtype=torch.double)[3]
+def test_fused_mixture_is_the_mixture_in_values_and_gradients(edge, size, weights):
+    height, width = size if edge.kind == NORMAL else (4, 5)
+    x, labels = _inputs(height, width)
+    operations = {k: op.double() for k, op in make_candidates(edge, EdgeShape(3, size, 7)).items()}
+    count = len(operations)
+    m = torch.rand(count, dtype=torch.double) if weights == "random" else torch.eye(count, dtype=torch.double)[1]
     parameters = list(torch.nn.ModuleDict(operations).parameters())
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter)
     results = []
     for mix in (mixture, fused_mixture):
         x_, m_ = x.clone().requires_grad_(), m.clone().requires_grad_()
-        y = mix(operations, m_, x_, labels)
+        y = mix(operations, m_, Features(x_), labels)
         probe = torch.linspace(-1, 1, y.numel(), dtype=torch.double).view_as(y)
-        results.append((y, *torch.autograd.grad((y * probe).sum(), [x_, m_, *parameters], allow_unused=True)))
+        results.append((y, *torch.autograd.grad((y * probe).sum(), [x_, m_, *parameters])))
     for plain, fused in zip(*results, strict=True):
-        if plain is None:  # none's weight reaches no output
-            assert fused is None
-        else:
-            assert_close(plain, fused, rtol=1e-10, atol=1e-10)
+        assert_close(plain, fused, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("edge", [NORMAL_EDGE, CROSS_EDGE])
@@ -117,24 +139,19 @@ def test_a_sampled_operation_is_the_mixture_with_one_hot_weights(edge):
         weights = torch.zeros(len(edge.candidates), dtype=torch.double)
         weights[index] = 1.0
         weights.requires_grad_()
-        results = [form(dict(operations.items()), weights, x, labels) for form in (mixture, sampled_operation)]
+        results = [
+            form(dict(operations.items()), weights, Features(x), labels) for form in (mixture, sampled_operation)
+        ]
         assert_close(*results)
         plain, sampled = (torch.autograd.grad(result.square().sum(), weights)[0] for result in results)
         assert_close(sampled[index], plain[index])
         assert sampled.count_nonzero() <= 1
-        assert sampled_operation(dict(operations.items()), weights.detach(), x, labels).equal(results[1])
+        assert sampled_operation(dict(operations.items()), weights.detach(), Features(x), labels).equal(results[1])
 
 
 def test_mixture_of_a_cross_edge_is_the_weighted_sum():
     x, labels = _inputs(5, 2)
     operations = {k: op.double() for k, op in make_candidates(CROSS_EDGE, EdgeShape(3, (10, 4), 7)).items()}
     m = torch.tensor([0.2, 0.5, 0.3], dtype=torch.double)
-    expected = 0.2 * operations["nearest"](x, labels) + 0.5 * operations["bilinear"](x, labels)
-    assert_close(mixture(operations, m, x, labels), expected)
-
-
-def test_the_mixture_passes_gradcheck():
-    x, labels = _inputs(3, 2, channels=2, batch=3)
-    operations = {k: op.double() for k, op in make_candidates(NORMAL_EDGE, EdgeShape(2, (3, 2), 7)).items()}
-    m = torch.rand(7, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, m: fused_mixture(operations, m, x, labels), (x.requires_grad_(), m))
+    expected = 0.2 * operations["nearest"](Features(x), labels) + 0.5 * operations["bilinear"](Features(x), labels)
+    assert_close(mixture(operations, m, Features(x), labels), expected)

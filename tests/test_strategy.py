@@ -11,7 +11,7 @@ from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import check_choices, generator_macs
 from nni_autorecon.gumbel import temperature_at
-from nni_autorecon.operations import mixture
+from nni_autorecon.operations import Features, mixture
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, LatentLoader, ReconstructionModule
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NONE
@@ -214,8 +214,8 @@ def test_the_mixed_edge_is_eq_8():
     weights = torch.tensor([0.2, 0.3, 0.5])
     edge.sample = _Fixed(weights)
     x, labels = torch.randn(6, 3, 3, 3), torch.arange(6) % 5
-    expected = mixture(dict(edge.operations.items()), weights, x, labels)
-    torch.testing.assert_close(edge(x, labels), expected)
+    expected = mixture(dict(edge.operations.items()), weights, Features(x), labels)
+    torch.testing.assert_close(edge(Features(x), labels), expected)
 
 
 def test_expected_macs_of_a_decided_alpha_are_those_of_its_genotype():
