@@ -31,14 +31,12 @@ from nni_autorecon.runs import versions
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
 
-PARTS = ("search", "compress", "growth", "whole", "startup")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md and NAME.json")
     parser.add_argument("--force", action="store_true", help="replace them if they exist")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions that count (default: 15)")
@@ -49,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(arguments.device)
     measured: dict[str, Any] = {}
     for part in arguments.parts:
-        measured[part] = globals()[f"measure_{part}"](device, arguments.rounds)
+        measured[part] = PARTS[part](device, arguments.rounds)
         print("\n".join(as_table(part, measured[part])), flush=True)
     threads = f"{platform.machine()}, {arguments.threads} CPU thread(s)"
     name = torch.cuda.get_device_name() if device.type == "cuda" else threads
@@ -122,23 +120,62 @@ def measure_whole(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 
 
 def measure_startup(device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """The command line's first word, and a run that makes one step of each kind."""
-    smallest = ["--epochs", "1", "--weight-steps", "1", "--architecture-steps", "1", "--validation-steps", "1"]
-    smallest += ["--final-steps", "1", "--threads", str(torch.get_num_threads()), "--device", device.type]
-    times: dict[str, list[float]] = {"nni-autorecon --help": [], "a search of one step, figures included": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for index in range(5):
-            times["nni-autorecon --help"].append(_command("--help"))
-            run = _command("search", *smallest, "--output", f"{folder}/{index}")
-            times["a search of one step, figures included"].append(run)
+    """The command line's first word, and trials until their first step, beside what they cannot do without."""
+    flags = ["--threads", str(torch.get_num_threads()), "--device", device.type]
+    _command(
+        "search", *flags, "--epochs", "1", "--output", f"{tempfile.mkdtemp()}/run"
+    )  # trains the teacher if need be
+    cases = {
+        "nni-autorecon --help": ["-m", "nni_autorecon.cli", "--help"],
+        "import torch, and torch._dynamo, which its optimizers import": ["-c", "import torch, torch._dynamo"],
+        "the same, NNI, and Lightning, which NNI's search needs": [
+            "-c", "import torch, torch._dynamo, nni, pytorch_lightning"
+        ],
+        "a compression trial until its first step": [
+            "-c", first_step("compression.Compression.run_epoch"), "--generator", "gdfq"
+        ],
+        "a search trial until its first step": ["-c", first_step("strategy.AutoReConModule.training_step")],
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for index in range(6):
+        for name, arguments in cases.items():
+            with tempfile.TemporaryDirectory() as folder:
+                rest = [*flags, "--output", f"{folder}/run"] if "trial" in name else []
+                seconds = _seconds([*arguments, *rest])
+            if index:
+                times[name].append(seconds)
     return [{"case": name, "seconds": round(statistics.median(seconds), 2)} for name, seconds in times.items()]
 
 
+def first_step(method: str) -> str:
+    """The program of a trial that ends where ``method`` is called, as in compression.Compression.run_epoch."""
+    module, owner, name = method.split(".")
+    script = {"compression": "compress", "strategy": "search"}[module]
+    return (
+        f"import os, runpy, sys; from nni_autorecon.{module} import {owner}; "
+        f"{owner}.{name} = lambda *_: os._exit(0); "
+        f"runpy.run_path('trials/{script}.py', run_name='__main__')"
+    )
+
+
 def _command(*arguments: str) -> float:
-    """Seconds that a command takes."""
+    return _seconds(["-m", "nni_autorecon.cli", *arguments])
+
+
+def _seconds(arguments: Sequence[str]) -> float:
+    """That Python takes for them."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "nni_autorecon.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
+
+
+PARTS = {
+    "search": measure_search,
+    "compress": measure_compress,
+    "growth": measure_growth,
+    "whole": measure_whole,
+    "startup": measure_startup,
+}
 
 
 def as_rows(sizes: str, timings: Mapping[str, Timing], references: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -147,15 +184,20 @@ def as_rows(sizes: str, timings: Mapping[str, Timing], references: Mapping[str, 
         {
             "sizes": sizes,
             "case": name,
-            "ms": round(timing.milliseconds, 1),
-            "quartiles": " to ".join(f"{q:.1f}" for q in timing.quartiles),
-            "times faster": round(timings[references[name]].milliseconds / timing.milliseconds, 2),
+            "ms (quartiles)": spread(timing.milliseconds, 1),
+            "times faster (quartiles)": spread(timing.times_faster(timings[references[name]]), 2),
             "peak memory, MB": round(timing.peak_megabytes, 1),
             "in convolutions, %": round(100 * timing.convolution_share),
             "GFLOP/s there": round(timing.convolution_gflops),
         }
         for name, timing in timings.items()
     ]
+
+
+def spread(quartiles: Sequence[float], digits: int) -> str:
+    """As in 2.5 (2.4 to 2.7)."""
+    first, median, third = (f"{value:.{digits}f}" for value in quartiles)
+    return f"{median} ({first} to {third})"
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,16 +19,25 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call; median and quartiles over the rounds."""
+    """Of one call."""
 
-    milliseconds: float
-    quartiles: tuple[float, float]
+    seconds: tuple[float, ...]
+    """By round."""
     peak_megabytes: float
     """The most that it held at a time beyond what it began with, in 10^6 bytes."""
     convolution_share: float
     """The time of its convolutions, run by themselves, over its own."""
     convolution_gflops: float
     """10^9 operations a second in them."""
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """First quartile, median and third quartile."""
+        return statistics.quantiles([1000 * s for s in self.seconds], n=4)
+
+    def times_faster(self, than: Timing) -> list[float]:
+        """First quartile, median and third quartile of the ratios of the rounds."""
+        return statistics.quantiles([b / a for a, b in zip(self.seconds, than.seconds, strict=True)], n=4)
 
 
 def compare(cases: Mapping[str, Case], *, rounds: int, device: torch.device) -> dict[str, Timing]:
@@ -101,9 +110,8 @@ def _seconds(run: Case, device: torch.device) -> float:
 
 
 def _timing(seconds: list[float], alone: list[float], peak: float, flops: int) -> Timing:
-    first, median, third = statistics.quantiles([1000 * s for s in seconds], n=4)
-    of_convolutions = 1000 * statistics.median(alone)
-    return Timing(median, (first, third), peak, of_convolutions / median, flops / of_convolutions / 1e6)
+    convolutions = statistics.median(alone)
+    return Timing(tuple(seconds), peak, convolutions / statistics.median(seconds), flops / convolutions / 1e9)
 
 
 def _wait(device: torch.device) -> None:

@@ -65,6 +65,8 @@ def fit_image(images: Tensor, *, image: ImageShape, resize: int = 0) -> Tensor:
     ratio; it gives a square crop's picture a short side of ``resize``, or of the crop itself if that is longer.
     Worked example: for crops of 224 with ``resize`` 256, 640×480 becomes 341×256, then 224×224.
     """
+    if tuple(images.shape[-3:]) == image:
+        return images
     from torchvision.transforms import functional as tv  # slow to import
 
     if images.shape[-3] != image.channels:

@@ -137,7 +137,7 @@ class GDFQGenerator(nn.Module):
         x = self.norms[0](x, labels)
         for size, conv, norm in zip(self.sizes[1:], self.convs, list(self.norms)[1:], strict=False):
             x = upsampled_conv(x, size, cast(nn.Conv2d, conv))  # [N, width, *size]
-            x = F.leaky_relu(norm(x, labels), LEAKY_SLOPE)
+            x = F.leaky_relu_(norm(x, labels), LEAKY_SLOPE)
         return self.norm_out(torch.tanh(self.convs[2](x))).contiguous()
 
 
@@ -151,7 +151,8 @@ def upsampled_conv(x: Tensor, size: tuple[int, int], conv: nn.Conv2d) -> Tensor:
         return conv(F.interpolate(x, size, mode="nearest"))
     rows = F.pad(conv.weight, (0, 0, 0, 1)) + F.pad(conv.weight, (0, 0, 1, 0))  # [out, C, 4, 3]
     kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [out, C, 4, 4]
-    return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
+    kernel = kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 class _GDFQNorm(nn.Module):

@@ -23,10 +23,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.relu2 = nn.ReLU()  # not relu1 again: each has an activation range of its own once quantized
+        self.relu2 = nn.ReLU(inplace=True)  # not relu1 again: each has an activation range of its own once quantized
         self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu3 = nn.ReLU()
+        self.relu3 = nn.ReLU(inplace=True)
         self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class CifarResNet(nn.Module):
             raise ValueError(f"{len(depths)} depths and {len(widths)} widths; give one of each for every stage")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # the public checkpoints' names
         channels = widths[0]
         for name, depth, width in zip(self.stages, depths, widths, strict=True):

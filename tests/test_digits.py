@@ -17,7 +17,7 @@ from torch import nn
 
 from nni_autorecon import digits
 from nni_autorecon.data import accuracy
-from nni_autorecon.digits import CACHE_VARIABLE, digits_data, load_digits_teacher, train_digits_teacher
+from nni_autorecon.digits import CACHE_VARIABLE, _table, digits_data, load_digits_teacher, train_digits_teacher
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import CifarResNet, digits_resnet
 from nni_autorecon.teacher import Teacher
@@ -62,6 +62,14 @@ def test_split_is_stratified_and_covers_every_digit() -> None:
     assert test.labels.bincount().tolist() == (counts // 4).tolist()
     assert (train.labels.bincount() + test.labels.bincount()).tolist() == counts.tolist()
     assert train.images.shape[1:] == test.images.shape[1:] == digits.IMAGE
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_table_is_read_without_scikit_learn_or_asked_of_it(found, monkeypatch):
+    if not found:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    digits = load_digits()
+    assert np.array_equal(_table(), np.column_stack([digits.data, digits.target]))
 
 
 def test_images_are_the_digits_doubled_in_size() -> None:
