@@ -21,7 +21,8 @@ class LatentSource:
     """Batches of (z [N, latent_dim], labels [N]).
 
     The batches of an epoch depend on the seed, the stream and the epoch alone, not on what was drawn before:
-    a run resumed at an epoch sees what the uninterrupted one saw.
+    a run resumed at an epoch sees what the uninterrupted one saw. They are drawn on ``device``, each kind of which
+    has numbers of its own.
     """
 
     batch_size: int
@@ -32,8 +33,8 @@ class LatentSource:
 
     def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
         for _ in range(steps):
-            z = torch.randn(self.batch_size, self.latent_dim, generator=generator)
-            labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator)
-            yield z.to(self.device), labels.to(self.device)
+            z = torch.randn(self.batch_size, self.latent_dim, generator=generator, device=self.device)
+            labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator, device=self.device)
+            yield z, labels

@@ -158,6 +158,7 @@ class ActivationQuantizer(nn.Module):
         self.largest_code = _largest_code(bits)
         self.decay = decay
         self.observing = False
+        self._known: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
         self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
 
@@ -168,7 +169,14 @@ class ActivationQuantizer(nn.Module):
                 raise DivergenceError("activations of the student are no longer finite; lower the learning rate")
             self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
             self.observations += 1
-        return fake_quantize(activation, *self.qparams(), self.largest_code)
+        return fake_quantize(activation, *self._settled(), self.largest_code)
+
+    def _settled(self) -> tuple[Tensor, Tensor]:
+        """:meth:`qparams`, computed anew only where the averages have changed."""
+        now = self.averages, self.averages._version
+        if self._known is None or self._known[0] is not now[0] or self._known[1] != now[1]:
+            self._known = *now, self.qparams()
+        return self._known[2]
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -273,3 +274,20 @@ def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:
         torch.testing.assert_close((on_grid - values).square().mean(1), best, rtol=1e-4, atol=0)
     assert (mse_range(values, 2)[1] < 8).all()  # far below the outlier at 20
     assert torch.equal(mse_range(torch.zeros(2, 5), 4)[1], torch.zeros(2))
+
+
+def test_a_changed_range_is_seen_however_it_changed() -> None:
+    quantizer, other, x = ActivationQuantizer(2), ActivationQuantizer(2), torch.tensor([0.9, 5.0])
+    quantizer.set_range(0.0, 3.0)
+    assert quantizer(x).tolist() == [1.0, 3.0]
+    quantizer.set_range(0.0, 6.0)
+    assert quantizer(x).tolist() == [0.0, 4.0]
+    other.set_range(0.0, 3.0)
+    quantizer.load_state_dict(other.state_dict())
+    assert quantizer(x).tolist() == [1.0, 3.0]
+    twin = copy.deepcopy(quantizer)
+    twin.set_range(0.0, 6.0)
+    assert (quantizer(x).tolist(), twin(x).tolist()) == ([1.0, 3.0], [0.0, 4.0])
+    with observe_ranges(quantizer):
+        quantizer(torch.tensor([0.0, 600.0]))
+    assert quantizer(x).tolist() == [0.0, 0.0]
