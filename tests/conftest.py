@@ -8,9 +8,13 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: toys gain nothing from threads, which wait for each other
 
 import pytest
+import torch
+from torch import nn
 
 from nni_autorecon.digits import CACHE_VARIABLE
 from nni_autorecon.teacher import Teacher, load_teacher
+
+from .toys import SmallResNet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +30,21 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def digits_teacher(cache_folder: None) -> Teacher:
     """The default teacher on the CPU; leave it as it is."""
     return load_teacher("digits")
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    """A network with BatchNorm statistics and affine parameters that are not 0 and 1; in training mode."""
+    network = SmallResNet()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features) / 5
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    return network.train()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test begins with the same random numbers."""
+    torch.manual_seed(0)

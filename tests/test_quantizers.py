@@ -27,11 +27,6 @@ from nni_autorecon.quantizers import (
 BITS = range(1, 9)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def reference(x: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(clamp(round(x / s) + z, 0, n) - z) * s and its clip mask, in float64."""
     x, n = x.double(), 2**bits - 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
+from nni_autorecon.quantizers import ActivationQuantizer
 from nni_autorecon.reconstruction import Objective
 from nni_autorecon.topology import ImageShape
 
@@ -53,3 +55,41 @@ def toy_source(seed: int = 0) -> LatentSource:
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+class Residual(nn.Module):
+    """A block of a CIFAR ResNet with functional activations, and a projected shortcut if the width changes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
+
+
+class SmallResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(Residual(5, 5), nn.MaxPool2d(2), Residual(5, 7))
+        self.dropout, self.fc = nn.Dropout(), nn.Linear(7, 11)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        if scale is not None:  # a default that tracing must keep
+            x = self.missing(x)
+        x = self.blocks(self.stem(x))
+        return self.fc(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+
+def quantizers(network: nn.Module) -> list[ActivationQuantizer]:
+    return [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).detach().norm() / expected.detach().norm())
