@@ -24,7 +24,7 @@ from nni_autorecon.cli import report_errors
 from nni_autorecon.compression import run_compression
 from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.generator import GDFQGenerator, Generator, generator_from_spec
+from nni_autorecon.generator import generator_from_spec
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.reconstruction import evaluate_generator
@@ -70,43 +70,33 @@ def measure(seed: int, folder: Path) -> tuple[list[CompressionResult], Generator
     config = SearchConfig(seed=seed, threads=1)
     run = RunFolder(folder / f"search-{seed}")
     found = search(config, run)
-    macs = found.genotype.details["macs"]
+    genotype = str(run / "genotype.json")
     generators = {
-        "searched": (found.loss["loss"], macs),
-        "random": control(f"random:{seed}", config, width=config.width),
-        "all dil_conv_5x5": control("all:dil_conv_5x5", config, width=config.width),
-        "GDFQ": control("gdfq", config, width=None),
-        "GDFQ at equal MACs": control("gdfq", config, width=gdfq_width(macs, config)),
+        "searched": (found.loss["loss"], found.genotype.details["macs"]),
+        "random": control(f"random:{seed}", config, genotype),
+        "all dil_conv_5x5": control("all:dil_conv_5x5", config, genotype),
+        "GDFQ": control("gdfq", config, genotype),
+        "GDFQ at equal MACs": control("gdfq@equal-macs", config, genotype),
     }
     print(f"seed {seed}: L_r " + ", ".join(f"{name} {loss:.4f}" for name, (loss, _) in generators.items()), flush=True)
     students = []
     for bits in BITS:
-        compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{run / 'genotype.json'}", threads=1)
+        compress = CompressConfig(seed=seed, bits=bits, generator=f"searched:{genotype}", threads=1)
         students.append(run_compression(compress, RunFolder(folder / f"{bits}-{seed}")))
         print(f"seed {seed}, {bits}: accuracy {students[-1].accuracy:.2%}", flush=True)
     return students, generators
 
 
-def control(spec: str, config: SearchConfig, *, width: int | None) -> tuple[float, int]:
-    """L_r and MACs of another generator, trained and measured exactly as the searched one is."""
+def control(spec: str, config: SearchConfig, genotype: str) -> tuple[float, int]:
+    """L_r and MACs of another generator, trained and measured exactly as the one searched, in file ``genotype``, is."""
     teacher = load_teacher(config.teacher)
     torch.manual_seed(config.seed)
-    generator = make(spec, config, width)
+    generator = generator_from_spec(
+        spec, image=teacher.image, num_classes=teacher.num_classes, latent_dim=config.latent_dim, genotype=genotype
+    )
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed)
     return evaluate_generator(generator, objective, source, config)["loss"], generator.macs()
-
-
-def make(spec: str, config: SearchConfig, width: int | None) -> Generator | GDFQGenerator:
-    teacher = load_teacher(config.teacher)
-    return generator_from_spec(
-        spec, image=teacher.image, num_classes=teacher.num_classes, width=width, latent_dim=config.latent_dim
-    )
-
-
-def gdfq_width(macs: int, config: SearchConfig) -> int:
-    """The width at which GDFQ's generator comes closest to ``macs``."""
-    return min(range(2, 257, 2), key=lambda width: abs(make("gdfq", config, width).macs() - macs))
 
 
 def table(students: Sequence[CompressionResult], generators: Sequence[Generators]) -> str:

@@ -69,17 +69,18 @@ class Settings:
             values = _read_json_or_yaml(text)
         except yaml.YAMLError as error:
             raise InputError(f"config file {path} is neither JSON nor YAML: {_one_line(error)}") from error
-        if isinstance(values, dict):  # YAML takes 1e-3 for text, and a grey mean of 0.5 for a number
-            kinds = {name: cls.field_type(name) for name in values if name in cls.__dataclass_fields__}
-            values = {
-                name: _parse(float, v)
-                if kinds.get(name) is float and isinstance(v, str)
-                else str(v)
-                if name in ("mean", "std") and isinstance(v, (int, float))
-                else v
-                for name, v in values.items()
-            }
+        if isinstance(values, dict):
+            values = {name: cls._as_meant(name, value) for name, value in values.items()}
         return cls().override({} if values is None else values, source=f"config file {path}")
+
+    @classmethod
+    def _as_meant(cls, name: Any, value: Any) -> Any:
+        """YAML takes 1e-3 for text, and a grey mean of 0.5 for a number."""
+        if name in ("mean", "std") and isinstance(value, (int, float)):
+            return str(value)
+        if isinstance(value, str) and name in cls.__dataclass_fields__ and cls.field_type(name) is float:
+            return _parse(float, value)
+        return value
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
