@@ -111,6 +111,7 @@ def add_stage(
     parser.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags override it")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the folder")
     config.add_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -122,10 +123,15 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
 
     config = _configure(SearchConfig, arguments, trial)
     run = _run_folder("search", arguments, trial)
+
+    def on_epoch(row: dict[str, float]) -> None:
+        if trial:
+            trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
+
     result = search(
         config,
         run,
-        on_epoch=(lambda row: trial.report_intermediate(_for_nni(row, default="loss"))) if trial else _ignore,
+        on_epoch=on_epoch,
         progress=sys.stderr.isatty() and trial is None,
     )
     loss, details = result.loss, result.genotype.details
@@ -134,6 +140,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
     print(f"genotype: {run / 'genotype.json'}")
     if trial:
         trial.report_final(result.metrics())
+    run.finish()
 
 
 def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
@@ -157,7 +164,8 @@ def _run_student(
 
     def on_epoch(row: dict[str, Any]) -> None:
         if trial and "agreement" in row:  # there is no student to speak of during the warm-up
-            trial.report_intermediate(_for_nni(row, default="agreement"))
+            sequence = sum("agreement" in earlier for earlier in run.rows) - 1
+            trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
 
     run = _run_folder(stage, arguments, trial)
     result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
@@ -165,6 +173,7 @@ def _run_student(
     print(f"result: {run / 'result.json'}")
     if trial:
         trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
+    run.finish()
 
 
 def run_start(arguments: argparse.Namespace) -> None:
@@ -280,18 +289,16 @@ def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) 
     from .runs import RunFolder, new_folder
 
     if arguments.output or not (trial and trial.output):
-        return RunFolder(arguments.output or new_folder(stage), force=arguments.force)
-    return RunFolder(trial.output, force=True)
+        if arguments.resume and not arguments.output:
+            raise InputError("--resume needs the folder of the unfinished run; give it with --output")
+        return RunFolder(arguments.output or new_folder(stage), force=arguments.force, resume=arguments.resume)
+    return RunFolder(trial.output, force=True, resume=True)
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
     """A row of metrics as NNI wants it: what its curve and tuner follow is called ``default``."""
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
     return {"default": numbers.pop(default), **numbers}
-
-
-def _ignore(row: Mapping[str, Any]) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from .reconstruction import MeanLoss, require_finite
 from .results import CompressionResult
 from .runs import RunFolder
 from .saving import Description, float_size, save_network
+from .snapshots import State
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, configured_teacher
 
@@ -49,10 +50,18 @@ class Compression:
     student: nn.Module
     coverage: Coverage
     started: float
+    epoch: int = 0
+    """How many are over."""
+    ranges_only_accuracy: float | None = None
+    """Measured when the ranges were set, before any training of the student."""
+    metrics: EpochMetrics = field(default_factory=dict)
+    """Of the last epoch."""
 
     @classmethod
-    def start(cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None) -> Compression:
-        """Everything at its initial state, images distilled. Seeds torch.
+    def start(
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
+    ) -> Compression:
+        """Everything at its initial state, images distilled, or where ``state`` says. Seeds torch.
 
         Raises InputError if the settings do not go together.
         """
@@ -65,13 +74,32 @@ class Compression:
             )
         else:
             student, coverage = quantize_network(teacher.network, **config.quantization)
-        images: GeneratorImages | FixedImages
-        if config.generator_spec is not None:
-            images = GeneratorImages.start(config, teacher)
-        else:
-            images = FixedImages.distil(config, teacher, on_step)
+        source = FixedImages if config.generator_spec is None else GeneratorImages
+        images = source.start(config, teacher, on_step, state and state["images"])
         student = student.to(teacher.device).to(memory_format=teacher.memory_format)
-        return cls(config, teacher, images, student, coverage, started)
+        compression = cls(config, teacher, images, student, coverage, started)
+        if state is not None:
+            compression._load(state)
+        return compression
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {
+            "epoch": self.epoch,
+            "seconds": time.perf_counter() - self.started,
+            "ranges_only_accuracy": self.ranges_only_accuracy,
+            "metrics": self.metrics,
+            "images": self.images.state(),
+            "student": self.student.state_dict(),
+            "student_optimizer": self.student_optimizer.state_dict(),
+        }
+
+    def _load(self, state: State) -> None:
+        self.epoch, self.metrics = state["epoch"], state["metrics"]
+        self.ranges_only_accuracy = state["ranges_only_accuracy"]
+        self.started -= state["seconds"]
+        self.student.load_state_dict(state["student"])
+        self.student_optimizer.load_state_dict(state["student_optimizer"])
 
     def __post_init__(self) -> None:
         config = self.config
@@ -150,22 +178,22 @@ def compress(
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
 ) -> CompressionResult:
-    """Run all epochs of stage 2, measuring on ``data`` before the student's training and after the last epoch.
+    """Run what is left of stage 2, measuring on ``data`` before the student's training and after the last epoch.
 
     ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
     """
     config = compression.config
-    metrics: EpochMetrics = {}
-    ranges_only = None
     last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == RANGES), default=None)
-    for epoch in range(len(compression.phases)):
-        metrics = compression.run_epoch(epoch, on_step)
+    for epoch in range(compression.epoch, len(compression.phases)):
+        compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
-            ranges_only = compression.teacher.accuracy(compression.student, data)
-        on_epoch(metrics)
+            compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
+        compression.epoch = epoch + 1
+        on_epoch(compression.metrics)
     in_usual_layout(compression.student)  # as it will be loaded, so that it is measured bit for bit
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
+    metrics = compression.metrics
     return CompressionResult(
         bits=config.bits,
         protocol=config.protocol,
@@ -173,7 +201,7 @@ def compress(
         generator=config.generator_spec,
         agreement=metrics["agreement"] if metrics else compression.agreement(),
         teacher_accuracy=teacher_accuracy,
-        ranges_only_accuracy=ranges_only if compression.phases else accuracy,
+        ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
         accuracy=accuracy,
         loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
         generator_macs=macs,
@@ -190,23 +218,26 @@ def run_compression(
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     progress: bool = False,
 ) -> CompressionResult:
-    """Stage 2 for the configured teacher; leaves result, student and figures in ``run``.
+    """Stage 2 for the configured teacher, or what an earlier run left of it; result, student and figures in ``run``.
 
     The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
     """
     config.require_consistent()
+    state = run.earlier("compress", config)
     teacher = configured_teacher(config)
     data = evaluation_data(config, teacher)
     teacher_accuracy = teacher.accuracy(
         teacher.network, data
     )  # now: data that do not fit are refused before the training
-    before = 0 if config.generator_spec else distillation_steps(config)
+    before = 0 if config.generator_spec or state else distillation_steps(config)
     with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
-        compression = Compression.start(config, teacher, bar.update)
+        compression = Compression.start(config, teacher, bar.update, state)
+        bar.update(compression.epoch * config.steps)
         run.start("compress", config)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
+            run.save("compress", config, compression.state())
             on_epoch(metrics)
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
 from .results import DistillationResult
 from .runs import RunFolder
+from .snapshots import State, random_state, set_random_state
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, architecture, configured_teacher
 
@@ -48,10 +49,19 @@ class Distillation:
     student: nn.Module
     objective: Objective
     source: LatentSource
+    started: float
+    epoch: int = 0
+    """How many are over."""
+    metrics: EpochMetrics = field(default_factory=dict)
+    """Of the last epoch."""
 
     @classmethod
-    def start(cls, config: DistillConfig, teacher: Teacher) -> Distillation:
-        """Everything at its initial state. Seeds torch. Raises InputError if the settings do not go together."""
+    def start(cls, config: DistillConfig, teacher: Teacher, state: State | None = None) -> Distillation:
+        """Everything at its initial state, or where ``state`` says. Seeds torch.
+
+        Raises InputError if the settings do not go together.
+        """
+        started = time.perf_counter()
         config.require_consistent()
         torch.manual_seed(config.seed)
         student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
@@ -59,7 +69,29 @@ class Distillation:
         generator = configured_generator(config, teacher)
         objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
-        return cls(config, teacher, generator, student, objective, source)
+        distillation = cls(config, teacher, generator, student, objective, source, started)
+        if state is not None:
+            distillation._load(state)
+        return distillation
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "seconds": time.perf_counter() - self.started,
+            "random": random_state(self.teacher.device),  # a student may have dropout
+            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+        }
+
+    def _load(self, state: State) -> None:
+        self.epoch, self.metrics = state["epoch"], state["metrics"]
+        self.started -= state["seconds"]
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        set_random_state(state["random"], self.teacher.device)
+
+    _PARTS = ("generator", "student", "generator_optimizer", "student_optimizer")
 
     def __post_init__(self) -> None:
         config = self.config
@@ -173,12 +205,13 @@ def distill(
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
 ) -> DistillationResult:
-    """Run all epochs, measuring on ``data`` after the last one; ``teacher_accuracy`` only goes into the result."""
-    started = time.perf_counter()
+    """Run the epochs left, measuring on ``data`` after the last one; ``teacher_accuracy`` only goes into the result."""
     config, teacher = distillation.config, distillation.teacher.network
-    for epoch in range(config.epochs):
-        metrics = distillation.run_epoch(epoch, on_step)
-        on_epoch(metrics)
+    for epoch in range(distillation.epoch, config.epochs):
+        distillation.metrics = distillation.run_epoch(epoch, on_step)
+        distillation.epoch = epoch + 1
+        on_epoch(distillation.metrics)
+    metrics = distillation.metrics
     in_usual_layout(distillation.student)
     return DistillationResult(
         student=config.student,
@@ -191,7 +224,7 @@ def distill(
         loss={part: metrics[part] for part in LOSSES},
         generator_macs=distillation.generator.macs(),
         generator_parameters=parameter_count(distillation.generator),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - distillation.started,
     )
 
 
@@ -208,19 +241,23 @@ def run_distillation(
 ) -> DistillationResult:
     """Distil the configured teacher into the configured student; leaves result, student and figures in ``run``.
 
-    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. An
+    unfinished run goes on.
     """
+    state = run.earlier("distill", config)
     teacher = configured_teacher(config)
-    distillation = Distillation.start(config, teacher)
+    distillation = Distillation.start(config, teacher, state)
     data = evaluation_data(config, teacher)
     teacher_accuracy = teacher.accuracy(
         teacher.network, data
     )  # now: data that do not fit are refused before the training
     run.start("distill", config)
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
+        bar.update(distillation.epoch * config.steps)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
+            run.save("distill", config, distillation.state())
             on_epoch(metrics)
             bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
 

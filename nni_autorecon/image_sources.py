@@ -18,6 +18,7 @@ from .latent import LatentSource
 from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
 from .networks import parameter_count
 from .reconstruction import Objective, generator_step, images_per_class, weight_optimizer
+from .snapshots import State
 from .teacher import Teacher
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
@@ -45,11 +46,22 @@ class GeneratorImages:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def start(cls, config: CompressConfig, teacher: Teacher) -> GeneratorImages:
+    def start(
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
+    ) -> GeneratorImages:
+        """The configured generator; ``state`` is where an earlier run left it. ``on_step`` has nothing to count."""
         generator = configured_generator(config, teacher)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
         objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
-        return cls(generator, objective, source, weight_optimizer(generator.parameters(), config))
+        optimizer = weight_optimizer(generator.parameters(), config)
+        if state is not None:
+            generator.load_state_dict(state["generator"])
+            optimizer.load_state_dict(state["optimizer"])
+        return cls(generator, objective, source, optimizer)
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def batches(self, epoch: int, steps: int, *, learning_rate: float | None) -> Iterator[Batch]:
         """The epoch's batches, each from before the generator's update at ``learning_rate``; None: it rests."""
@@ -92,21 +104,31 @@ class FixedImages:
     source: LatentSource  # whose labels are the indices of a batch
 
     @classmethod
-    def distil(cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None) -> FixedImages:
+    def start(
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
+    ) -> FixedImages:
         """DFC's images of classes for method ``dfc``, ZeroQ's, labelled by the teacher, for the others.
 
-        Method ``dfq`` uses none but those held out, which come from other noise.
+        Method ``dfq`` uses none but those held out, which come from other noise. ``state`` are images that an earlier
+        run distilled.
         """
         norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
         if config.method != "dfc" and next(norms, None) is None:
             raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
         count = 0 if config.method == "dfq" else config.image_count
+        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+        indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
+        if state is not None:
+            images, labels, aside, aside_labels = (state[name].to(teacher.device) for name in _IMAGES)
+            return cls(images, labels, aside, aside_labels, objective, indices)
         seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
         images, labels = distilled(config, teacher, count, next(seeds), on_step)
         aside, aside_labels = distilled(config, teacher, held_out_count(config), next(seeds), on_step)
-        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
-        indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
         return cls(images, labels, aside, aside_labels, objective, indices)
+
+    def state(self) -> State:
+        """The images, for :meth:`start`."""
+        return {name: getattr(self, name) for name in _IMAGES}
 
     @torch.no_grad()
     def batches(self, epoch: int, steps: int, *, learning_rate: float | None = None) -> Iterator[Batch]:
@@ -126,6 +148,9 @@ class FixedImages:
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
         """Images held out, and their labels: all, of which a figure shows up to ``count`` for a class."""
         return self.aside, self.aside_labels
+
+
+_IMAGES = ("images", "labels", "aside", "aside_labels")
 
 
 def held_out_count(config: CompressConfig) -> int:

@@ -9,17 +9,19 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from .config import Config
 from .errors import InputError
 from .files import read_text, require_absent, write_json, write_text
+from .snapshots import State, load_snapshot, save_snapshot
 from .version import __version__
 
+SNAPSHOT = "snapshot.bin"
 RESULTS = (
-    "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
+    SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
 )  # fmt: skip
 PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
@@ -28,22 +30,57 @@ PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
 class RunFolder:
     """``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row, the rest by the caller.
 
-    Raises InputError if the folder holds something already, unless ``force``, or is a file.
+    With ``resume`` an unfinished run in the folder goes on; with ``force``, too, another begins where there is none.
+    Raises InputError if the folder holds something already, unless ``force`` or ``resume``, or is a file.
     """
 
-    def __init__(self, path: str | Path, *, force: bool = False) -> None:
-        self.path, self.force = Path(path), force
-        require_absent(self.path, force=force)
+    def __init__(self, path: str | Path, *, force: bool = False, resume: bool = False) -> None:
+        self.path, self.force, self.resume = Path(path), force, resume
+        require_absent(self.path, force=force or resume)
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
         self.rows: list[dict[str, Any]] = []
+        self._going_on = False
+
+    def earlier(self, command: str, config: Config) -> State | None:
+        """What :meth:`save` left of an unfinished run of the same command and settings, its rows read; None without.
+
+        Raises InputError, unless ``force``, if it is to be resumed and cannot.
+        """
+        if not self.resume:
+            return None
+        snapshot = load_snapshot(self / SNAPSHOT)
+        if snapshot is None:
+            fault = f"{self.path} holds no unfinished run"
+        elif snapshot["command"] != command:
+            fault = f"{self.path} holds a run of {snapshot['command']}, not of {command}"
+        elif changed := _changes(snapshot["config"], config.to_dict()):
+            fault = f"{self.path} was started with other settings ({', '.join(changed)})"
+        else:
+            self.rows, self._going_on = snapshot["rows"], True
+            return cast(State, snapshot["state"])
+        if self.force:
+            return None
+        raise InputError(f"{fault}; leave out --resume and choose another folder")
+
+    def save(self, command: str, config: Config, state: State) -> None:
+        """Remember where the run stands, after the row of the epoch was logged."""
+        here = {"command": command, "config": config.to_dict(), "rows": self.rows, "state": state}
+        save_snapshot(self / SNAPSHOT, here)
+
+    def finish(self) -> None:
+        """Forget it: all results are written."""
+        (self / SNAPSHOT).unlink(missing_ok=True)
 
     def start(self, command: str, config: Config) -> None:
         """Write the resolved settings: what was asked for has proved usable, and work begins.
 
         With ``force``, results of an earlier run of the same command go. Raises InputError if the folder holds those
-        of another, which this one may need, or if another run took it meanwhile.
+        of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps its rows.
         """
+        if self._going_on:
+            self._write_rows()
+            return
         require_absent(self.path, force=self.force)
         if (self / "config.json").exists() and (earlier := self._earlier_command()) != command:
             raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
@@ -63,7 +100,15 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row of metrics; the file on disk is always whole."""
         self.rows.append(dict(row))
+        self._write_rows()
+
+    def _write_rows(self) -> None:
         write_text(self / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of settings that differ, but for those on which no result depends."""
+    return sorted(name for name in {*before, *now} - {"threads", "device"} if before.get(name) != now.get(name))
 
 
 def versions() -> dict[str, str]:

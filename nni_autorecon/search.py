@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning
@@ -64,26 +63,30 @@ def search(
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
     progress: bool = False,
 ) -> SearchResult:
-    """Search a generator for the configured teacher and leave everything in ``run``.
+    """Search a generator for the configured teacher, or go on with it, and leave everything in ``run``.
 
     ``on_epoch`` receives each epoch's metrics. Raises InputError for what the person can mend, DivergenceError
     if a loss is no longer finite.
     """
+    state = run.earlier("search", config)
     teacher = configured_teacher(config)
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     run.start("search", config)
     torch.manual_seed(config.seed)
 
+    strategy = AutoReConStrategy(config, on_epoch=lambda metrics: report(metrics), state=state)
     with _progress_bar(config, progress) as bar:
+        bar.update(len(run.rows))
 
         def report(metrics: dict[str, float]) -> None:
             run.log(metrics)
+            run.save("search", config, strategy.state())
             on_epoch(metrics)
             bar.set_postfix_str(f"L_r {metrics['loss']:.3f}, tau {metrics['temperature']:.2f}", refresh=False)
             bar.update()
 
-        strategy = run_strategy(config, teacher, objective, source, report, run.path)
+        run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator")
         choices, repaired = strategy.derive()
         generator = _found_generator(config, teacher, strategy, choices)
@@ -100,25 +103,25 @@ def search(
 
 
 def run_strategy(
+    strategy: AutoReConStrategy,
     config: SearchConfig,
     teacher: Teacher,
     objective: Objective,
     source: LatentSource,
-    on_epoch: Callable[[dict[str, float]], None],
-    folder: Path,
-) -> AutoReConStrategy:
-    """Run :class:`AutoReConStrategy` on NNI's sequential engine. Returns it after the last epoch."""
+    run: RunFolder,
+) -> None:
+    """Run ``strategy`` on NNI's sequential engine for the epochs of which ``run`` has no row yet."""
     space = GeneratorSpace(
         image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
     )
-    strategy = AutoReConStrategy(config, on_epoch=on_epoch)
+    first = len(run.rows)
     with _quiet():
         trainer = Trainer(
-            max_epochs=config.epochs, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
+            max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, default_root_dir=folder,
+            num_sanity_val_steps=0, default_root_dir=run.path,
         )  # fmt: skip
-        epoch = lambda: trainer.current_epoch  # noqa: E731
+        epoch = lambda: first + trainer.current_epoch  # noqa: E731
         evaluator = Lightning(
             ReconstructionModule(config, objective), trainer,
             LatentLoader(source, "search", config.weight_steps + config.architecture_steps, epoch),
@@ -130,8 +133,7 @@ def run_strategy(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from stop
-            raise AutoReConError("the search was terminated by a signal; start it again") from stop
-    return strategy
+            raise AutoReConError("the search was terminated by a signal; go on with --resume") from stop
 
 
 def _found_generator(

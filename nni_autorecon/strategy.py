@@ -24,6 +24,7 @@ from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss
 from .operations import Features, fused_mixture, sampled_operation
 from .reconstruction import MeanLoss, Objective, weight_optimizer
+from .snapshots import State, random_state, set_random_state
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
 from .topology import CROSS, EDGE_BY_LABEL, Edge
 
@@ -35,19 +36,23 @@ class AutoReConStrategy(GumbelDARTS):
 
     Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
     :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
-    ``on_epoch`` receives the metrics of each epoch.
+    ``on_epoch`` receives the metrics of each epoch. With the ``state`` after some epoch, those after it are run; the
+    evaluator's trainer must be told their number.
     """
 
-    def __init__(self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None) -> None:
+    def __init__(
+        self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None, state: State | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.on_epoch = on_epoch
+        self.initial_state = state
 
     def configure_softmax(self) -> nn.Module:
         return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
 
     def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
-        return AutoReConModule(training_module, self.config, self.on_epoch)
+        return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state)
 
     def default_mutation_hooks(self) -> list[Any]:
         return [MixedEdge.mutate, *super().default_mutation_hooks()]
@@ -63,6 +68,10 @@ class AutoReConStrategy(GumbelDARTS):
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
         return val_dataloader_fn()
+
+    def state(self) -> State:
+        """Where the search stands, at the end of an epoch."""
+        return cast(AutoReConModule, self.oneshot_module).state()
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
         """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
@@ -155,11 +164,36 @@ class ReconstructionModule(LightningModule):
 class AutoReConModule(GumbelDartsLightningModule):
     """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
 
-    def __init__(self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback) -> None:
-        super().__init__(training_module, TemperatureSchedule(config))
+    def __init__(
+        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
+        state: State | None = None,
+    ) -> None:  # fmt: skip
+        first = state["epoch"] if state else 0
+        super().__init__(training_module, TemperatureSchedule(config, first))
         self.config = config
         self.on_epoch = on_epoch
+        self.initial_state = state
+        self.epoch = first
+        """How many are over."""
         self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
+
+    def state(self) -> State:
+        """What :meth:`on_fit_start` takes up again."""
+        return {
+            "epoch": self.epoch,
+            "random": random_state(self.device),
+            "supernet": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.trainer.optimizers],
+        }
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.initial_state is None:
+            return
+        self.model.load_state_dict(self.initial_state["supernet"])
+        for optimizer, state in zip(self.trainer.optimizers, self.initial_state["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        set_random_state(self.initial_state["random"], self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         weights, architecture = self.optimizers()
@@ -184,16 +218,16 @@ class AutoReConModule(GumbelDartsLightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report the epoch; DivergenceError if a loss is no longer finite."""
-        epoch = self.trainer.current_epoch
-        train = self._train_loss.result(f"training L_r in epoch {epoch + 1}")
-        validation = self._validation_loss.result(f"validation L_r in epoch {epoch + 1}")
+        self.epoch += 1
+        train = self._train_loss.result(f"training L_r in epoch {self.epoch}")
+        validation = self._validation_loss.result(f"validation L_r in epoch {self.epoch}")
         self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
         self.on_epoch(
             {
-                "epoch": epoch + 1,
+                "epoch": self.epoch,
                 **validation,
                 "train_loss": train["loss"],
-                "temperature": self.temperature_scheduler.step(epoch, self.trainer.max_epochs),
+                "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
                 "confidence": self.confidence(),
                 "expected_macs": self.expected_macs().item(),
             }
@@ -240,15 +274,16 @@ class AutoReConModule(GumbelDartsLightningModule):
 
 
 class TemperatureSchedule:
-    """τ by epoch, in the form NNI's Gumbel module asks for it."""
+    """τ by epoch, in the form NNI's Gumbel module asks for it: of ``current``, counted from the ``first`` of a run."""
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, first: int = 0) -> None:
         self.config = config
+        self.first = first
 
     def step(self, current: int, total: int) -> float:
         config = self.config
         return temperature_at(
-            current, total,
+            self.first + current, config.epochs,
             start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
         )  # fmt: skip
 

@@ -30,7 +30,6 @@ class Trial:
         self.parameters = plain_parameters(nni.get_next_parameter() or {})
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
-        self._sequence = 0
 
     @property
     def output(self) -> Path | None:
@@ -38,13 +37,16 @@ class Trial:
         folder = os.environ.get("NNI_OUTPUT_DIR")
         return Path(folder) if folder else None
 
-    def report_intermediate(self, metrics: Mapping[str, Any]) -> None:
-        """Send one point of the curve. A manager that is gone costs the point, not the run."""
+    def report_intermediate(self, metrics: Mapping[str, Any], sequence: int) -> None:
+        """Send a point of the curve, counted from 0. Raises AutoReConError if there is no manager any more."""
         try:
-            self._send("PERIODICAL", self._sequence, metrics)
+            self._send("PERIODICAL", sequence, metrics)
+        except requests.ConnectionError as error:
+            raise AutoReConError(
+                f"NNI's manager is gone; nnictl resume, or --resume --output {self.output}, goes on from here"
+            ) from error
         except requests.RequestException as error:
             log.warning("NNI's manager does not answer (%s); this epoch is in metrics.csv only", type(error).__name__)
-        self._sequence += 1
 
     def report_final(self, metrics: Mapping[str, Any]) -> None:
         """Send the result. Must hold ``default``, or NNI's dispatcher dies without a word."""

@@ -211,7 +211,7 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
 
         def __init__(self):
             self.parameters, self.curve = {"seed": 3, "width": 4, "generator": "gdfq"}, []
-            self.report_intermediate = self.curve.append
+            self.report_intermediate = lambda metrics, sequence: self.curve.append(sequence)
 
         def report_final(self, metrics):
             self.final = metrics
@@ -222,6 +222,8 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
     assert json.loads(trial.final["config"]) == written["config"]
     assert written["config"]["seed"] == 3
     assert trial.final["default"] == result["agreement"]
+    assert trial.curve == list(range(len(trial.curve))) != []
+    assert not (tmp_path / "snapshot.bin").exists()  # nothing is left to resume
     for name in ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "generator_macs", "generator_parameters"):
         assert trial.final[name] == result[name]
 

@@ -1,0 +1,57 @@
+"""Where a run stands at the end of an epoch: what a killed run goes on from, to the same end as if nothing had been."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import write_atomically
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, Any]
+"""Tensors, numbers, strings, and lists and dicts of them."""
+
+
+def save_snapshot(path: Path, state: State) -> None:
+    """Write ``state`` after its checksum, whole or not at all. Raises InputError if the folder cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
+
+
+def load_snapshot(path: Path) -> dict[str, Any] | None:
+    """What was saved, its tensors on the CPU; None if there is nothing, or, with a line in the log, nothing whole."""
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s cannot be read (%s); starting from the beginning", path, error.strerror)
+        return None
+    checksum, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() != checksum:
+        log.warning("%s is damaged; starting from the beginning", path)
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the generators from which a run on ``device`` draws."""
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Draw what would have come after :func:`random_state` was called."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,176 @@
+"""Runs that are interrupted and go on: the same end as if nothing had been."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from nni_autorecon import cli
+from nni_autorecon.config import CompressConfig
+from nni_autorecon.errors import InputError
+from nni_autorecon.runs import SNAPSHOT, RunFolder
+from nni_autorecon.snapshots import load_snapshot, save_snapshot
+
+SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
+STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps", "1", "--final-steps", "2"]
+STUDENT = ["--steps", "2", "--agreement-steps", "1", "--width", "3"]
+PHASES = ["--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
+IMAGES = ["--image-count", "12", "--image-steps", "2"]
+RUNS = {
+    "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
+    "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard"],
+    "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
+    "zeroq-kd": ["compress", *SMALL, *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method", "zeroq-kd"],
+    "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
+}  # fmt: skip
+DROPOUT = """
+from torch import nn
+
+
+def make(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(12, num_classes),
+    )
+"""
+
+
+class KilledError(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.fixture
+def arguments(request, tmp_path):
+    (tmp_path / "small.py").write_text(DROPOUT)
+    return [part.format(student=f"{tmp_path}/small.py:make") for part in RUNS[request.param]]
+
+
+def _results(folder):
+    """All that a run leaves, but for the time it took and pictures."""
+    results = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".json", ".safetensors")
+    }
+    if "result.json" in results:
+        results["result.json"] = {**json.loads(results["result.json"]), "seconds": None}
+    return results
+
+
+@pytest.mark.parametrize("arguments", RUNS, indirect=True)
+@pytest.mark.parametrize("moment", ["between the epochs", "within an epoch", "after the last epoch"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(arguments, moment, digits_teacher, tmp_path, monkeypatch):
+    assert cli.main([*arguments, "-o", str(tmp_path / "whole")]) == 0
+    rows = (tmp_path / "whole" / "metrics.csv").read_text().count("\n") - 1
+    last = rows if moment == "after the last epoch" else 3
+    save, log = RunFolder.save, RunFolder.log
+
+    def save_and_die(run, *rest):
+        save(run, *rest)
+        if len(run.rows) == last:
+            raise KilledError
+
+    def log_and_die(run, row):
+        log(run, row)
+        if len(run.rows) == last:
+            raise KilledError  # the row is written, the snapshot is the last epoch's
+
+    with monkeypatch.context() as patch:
+        if moment == "within an epoch":
+            patch.setattr(RunFolder, "log", log_and_die)
+        else:
+            patch.setattr(RunFolder, "save", save_and_die)
+        with pytest.raises(KilledError):
+            cli.main([*arguments, "-o", str(tmp_path / "killed")])
+    torch.manual_seed(7)  # another process would have other random numbers
+    assert cli.main([*arguments, "-o", str(tmp_path / "killed"), "--resume"]) == 0
+    assert _results(tmp_path / "killed") == _results(tmp_path / "whole")
+    assert not (tmp_path / "killed" / SNAPSHOT).exists()
+
+
+@pytest.fixture
+def unfinished(tmp_path, digits_teacher, monkeypatch):
+    """The folder of a compression that was killed after its second epoch."""
+    save = RunFolder.save
+
+    def save_and_die(run, *rest):
+        save(run, *rest)
+        if len(run.rows) == 2:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", save_and_die)
+        with pytest.raises(KilledError):
+            cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run")])
+    return tmp_path / "run"
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed", "3"], "was started with other settings (seed)"),
+        (["--bits", "w3a3", "--seed", "3"], "was started with other settings (bits, seed)"),
+    ],
+)
+def test_another_run_is_not_resumed(unfinished, change, message, capsys):
+    before = _bytes(unfinished)
+    assert cli.main([*RUNS["gdfq"], *change, "-o", str(unfinished), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert _bytes(unfinished) == before
+
+
+def test_neither_threads_nor_device_make_another_run(unfinished):
+    assert cli.main([*RUNS["gdfq"], "--threads", "2", "--device", "cpu", "-o", str(unfinished), "--resume"]) == 0
+    assert (unfinished / "result.json").exists()
+
+
+def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):
+    assert cli.main([*RUNS["search"], "-o", str(unfinished), "--resume"]) == 2
+    assert "holds a run of compress, not of search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["nothing", "finished"])
+def test_where_nothing_is_unfinished_nothing_is_resumed(folder, unfinished, tmp_path, capsys):
+    if folder == "finished":
+        assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 0
+        shutil.move(unfinished, tmp_path / "finished")
+    capsys.readouterr()
+    assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / folder), "--resume"]) == 2
+    assert "holds no unfinished run" in capsys.readouterr().err
+
+
+def test_resume_needs_a_folder(capsys):
+    assert cli.main([*RUNS["gdfq"], "--resume"]) == 2
+    assert "give it with --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_snapshot_is_said_to_be_one(damage, unfinished, capsys, caplog):
+    path = unfinished / SNAPSHOT
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 2
+    assert f"{SNAPSHOT} is damaged" in caplog.text
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume", "--force"]) == 0  # as a trial does
+
+
+def test_a_trial_starts_anew_where_it_cannot_go_on(unfinished):
+    run = RunFolder(unfinished, force=True, resume=True)
+    assert run.earlier("compress", CompressConfig(seed=5)) is None
+    assert run.rows == []
+
+
+def test_what_is_saved_is_data_only(tmp_path):
+    save_snapshot(tmp_path / "s", {"x": torch.ones(2), "n": [1, {"a": "b"}]})
+    assert load_snapshot(tmp_path / "s")["n"] == [1, {"a": "b"}]
+    assert load_snapshot(tmp_path / "absent") is None
+    with pytest.raises(InputError, match="cannot write"):
+        save_snapshot(tmp_path / "s" / "below", {})
