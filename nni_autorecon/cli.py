@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ def report_errors(run: Callable[[], object]) -> int:
     """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
     # NNI 3.0 says this of classes that torch has added since; nobody can act on it.
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         run()
     except AutoReConError as error:
@@ -50,7 +52,13 @@ def report_errors(run: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise AutoReConError("terminated by a signal; --resume goes on from the last epoch")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,25 +130,20 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
     from .search import search
 
     config = _configure(SearchConfig, arguments, trial)
-    run = _run_folder("search", arguments, trial)
+    with _run_folder("search", arguments, trial) as run:
 
-    def on_epoch(row: dict[str, float]) -> None:
+        def on_epoch(row: dict[str, float]) -> None:
+            if trial:
+                trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
+
+        result = search(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+        loss, details = result.loss, result.genotype.details
+        print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
+        print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
+        print(f"genotype: {run / 'genotype.json'}")
         if trial:
-            trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
-
-    result = search(
-        config,
-        run,
-        on_epoch=on_epoch,
-        progress=sys.stderr.isatty() and trial is None,
-    )
-    loss, details = result.loss, result.genotype.details
-    print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
-    print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
-    print(f"genotype: {run / 'genotype.json'}")
-    if trial:
-        trial.report_final(result.metrics())
-    run.finish()
+            trial.report_final(result.metrics())
+        run.finish()
 
 
 def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
@@ -162,18 +165,19 @@ def _run_student(
 ) -> None:
     """Train a student by ``run_stage``, print what came of it, report to NNI inside a trial."""
 
-    def on_epoch(row: dict[str, Any]) -> None:
-        if trial and "agreement" in row:  # there is no student to speak of during the warm-up
-            sequence = sum("agreement" in earlier for earlier in run.rows) - 1
-            trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
+    with _run_folder(stage, arguments, trial) as run:
 
-    run = _run_folder(stage, arguments, trial)
-    result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
-    print(result.summary())
-    print(f"result: {run / 'result.json'}")
-    if trial:
-        trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
-    run.finish()
+        def on_epoch(row: dict[str, Any]) -> None:
+            if trial and "agreement" in row:  # there is no student to speak of during the warm-up
+                sequence = sum("agreement" in earlier for earlier in run.rows) - 1
+                trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
+
+        result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+        print(result.summary())
+        print(f"result: {run / 'result.json'}")
+        if trial:
+            trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
+        run.finish()
 
 
 def run_start(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from .config import Config
 from .errors import InputError
@@ -19,7 +21,9 @@ from .files import read_text, require_absent, write_json, write_text
 from .snapshots import State, load_snapshot, save_snapshot
 from .version import __version__
 
-SNAPSHOT = "snapshot.bin"
+log = logging.getLogger(__name__)
+
+SNAPSHOT, LOCK = "snapshot.bin", ".lock"
 RESULTS = (
     SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
@@ -31,6 +35,7 @@ class RunFolder:
     """``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row, the rest by the caller.
 
     With ``resume`` an unfinished run in the folder goes on; with ``force``, too, another begins where there is none.
+    As a context it leaves the folder to others at the end, which it kept from them while the run was under way.
     Raises InputError if the folder holds something already, unless ``force`` or ``resume``, or is a file.
     """
 
@@ -41,6 +46,7 @@ class RunFolder:
             raise InputError(f"{path} is a file; name a folder for the results")
         self.rows: list[dict[str, Any]] = []
         self._going_on = False
+        self._lock = FileLock(self / LOCK)
 
     def earlier(self, command: str, config: Config) -> State | None:
         """What :meth:`save` left of an unfinished run of the same command and settings, its rows read; None without.
@@ -49,6 +55,8 @@ class RunFolder:
         """
         if not self.resume:
             return None
+        if (self / SNAPSHOT).exists():
+            self._take()
         snapshot = load_snapshot(self / SNAPSHOT)
         if snapshot is None:
             fault = f"{self.path} holds no unfinished run"
@@ -71,6 +79,27 @@ class RunFolder:
     def finish(self) -> None:
         """Forget it: all results are written."""
         (self / SNAPSHOT).unlink(missing_ok=True)
+        (self / LOCK).unlink(missing_ok=True)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def _take(self) -> None:
+        """Be the only process that works in the folder. A trial waits for what may be an earlier attempt of its own."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            if not (self.force and self.resume):
+                fault = f"another process works in {self.path}"
+                raise InputError(f"{fault}; wait for it, or choose another folder") from None
+            log.warning("another process works in %s; waiting for it to end", self.path)
+            self._lock.acquire()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; choose a writable place") from error
 
     def start(self, command: str, config: Config) -> None:
         """Write the resolved settings: what was asked for has proved usable, and work begins.
@@ -84,6 +113,7 @@ class RunFolder:
         require_absent(self.path, force=self.force)
         if (self / "config.json").exists() and (earlier := self._earlier_command()) != command:
             raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
+        self._take()
         write_json(self / "config.json", {"command": command, "config": config.to_dict(), "versions": versions()})
         for name in RESULTS:
             (self / name).unlink(missing_ok=True)

@@ -20,7 +20,6 @@ from nni.nas.space import RawFormatModelSpace
 from tqdm import tqdm
 
 from .config import SearchConfig
-from .errors import AutoReConError
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
@@ -129,11 +128,11 @@ def run_strategy(
         )  # fmt: skip
         try:
             strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-        except SystemExit as stop:  # Lightning's answer to SIGINT and SIGTERM, with exit codes that say nothing
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, with an exit code that says nothing
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from stop
-            raise AutoReConError("the search was terminated by a signal; go on with --resume") from stop
+            raise KeyboardInterrupt from stop
 
 
 def _found_generator(

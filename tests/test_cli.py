@@ -19,6 +19,7 @@ from nni_autorecon.config import CompressConfig, DistillConfig, SearchConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.genotype import Genotype, random_choices
+from nni_autorecon.snapshots import load_snapshot
 from nni_autorecon.teacher import architecture
 
 SEARCH = (
@@ -243,21 +244,33 @@ def _heed_ctrl_c():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
-def test_a_stopped_search_says_so_and_fails(number, code, digits_teacher, tmp_path):
-    command = [sys.executable, "-m", "nni_autorecon.cli", "search", "--epochs", "1000", "-o", str(tmp_path / "run")]
-    command += SEARCH[:6]
+@pytest.mark.parametrize("stage", ["search", "compress", "distill"])
+def test_a_stopped_run_says_so_and_fails_within_4_seconds(number, code, stage, digits_teacher, tmp_path):
+    flags = {"search": [*SEARCH], "compress": [*COMPRESS, *GDFQ], "distill": [*DISTILL, *GDFQ]}[stage]
+    command = [
+        sys.executable,
+        "-m",
+        "nni_autorecon.cli",
+        stage,
+        *flags,
+        "--epochs",
+        "1000",
+        "-o",
+        str(tmp_path / "run"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c) as process:
         try:
-            while not (tmp_path / "run" / "metrics.csv").exists():
+            while not (tmp_path / "run" / "snapshot.bin").exists():
                 assert process.poll() is None
                 time.sleep(0.1)
             process.send_signal(number)
-            error = process.communicate(timeout=60)[1]
+            error = process.communicate(timeout=4)[1]
         finally:
             process.kill()
     assert process.returncode == code
     assert error.startswith("nni-autorecon: ")
     assert error.count("\n") == 1
+    assert load_snapshot(tmp_path / "run" / "snapshot.bin")["rows"]
 
 
 def test_weights_may_be_inherited(digits_teacher, tmp_path):

@@ -1,15 +1,17 @@
 """Runs that are interrupted and go on: the same end as if nothing had been."""
 
+import fcntl
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 
-from nni_autorecon import cli
+from nni_autorecon import cli, compression, distillation, search
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.runs import SNAPSHOT, RunFolder
+from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import load_snapshot, save_snapshot
 
 SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
@@ -36,8 +38,20 @@ def make(num_classes):
 """
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """They take most of the time and are drawn from what is compared."""
+    for stage in (search, compression, distillation):
+        monkeypatch.setattr(stage, "_draw", lambda *arguments: None)
+
+
 class KilledError(BaseException):
     """As sudden as a signal."""
+
+
+def _killed(*arguments):
+    with pytest.raises(KilledError):
+        cli.main([*arguments])
 
 
 @pytest.fixture
@@ -79,8 +93,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(arguments, moment, digits
             patch.setattr(RunFolder, "log", log_and_die)
         else:
             patch.setattr(RunFolder, "save", save_and_die)
-        with pytest.raises(KilledError):
-            cli.main([*arguments, "-o", str(tmp_path / "killed")])
+        _killed(*arguments, "-o", str(tmp_path / "killed"))
     torch.manual_seed(7)  # another process would have other random numbers
     assert cli.main([*arguments, "-o", str(tmp_path / "killed"), "--resume"]) == 0
     assert _results(tmp_path / "killed") == _results(tmp_path / "whole")
@@ -99,8 +112,7 @@ def unfinished(tmp_path, digits_teacher, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", save_and_die)
-        with pytest.raises(KilledError):
-            cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run")])
+        _killed(*RUNS["gdfq"], "-o", str(tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -147,6 +159,20 @@ def test_where_nothing_is_unfinished_nothing_is_resumed(folder, unfinished, tmp_
 def test_resume_needs_a_folder(capsys):
     assert cli.main([*RUNS["gdfq"], "--resume"]) == 2
     assert "give it with --output" in capsys.readouterr().err
+
+
+def test_a_folder_is_for_one_process_at_a_time(unfinished, capsys, caplog):
+    with (unfinished / LOCK).open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        before = _bytes(unfinished)
+        for flags in (["--resume"], ["--force"]):
+            assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), *flags]) == 2
+            assert "another process works in" in capsys.readouterr().err
+        assert _bytes(unfinished) == before
+        threading.Timer(0.5, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+        run = RunFolder(unfinished, force=True, resume=True)  # a trial's: it waits
+        assert run.earlier("compress", CompressConfig(seed=5)) is None
+    assert "waiting for it to end" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
