@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import commands
 from .config import CompressConfig, Config, DistillConfig, SearchConfig
 from .errors import AutoReConError, InputError
 from .version import __version__
@@ -66,47 +67,57 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Search a generator for a frozen classifier, then quantize it without data."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    add_stage(commands.add_parser("search", help="search a generator architecture (stage 1)"), SearchConfig, run_search)
+    add_stage(kinds.add_parser("search", help="search a generator architecture (stage 1)"), SearchConfig, run_search)
 
-    compress = commands.add_parser("compress", help="quantize and distil the teacher (stage 2)")
+    compress = kinds.add_parser("compress", help="quantize and distil the teacher (stage 2)")
     add_stage(compress, CompressConfig, run_compress)
 
-    distill = commands.add_parser("distill", help="distil the teacher into another, smaller network")
+    distill = kinds.add_parser("distill", help="distil the teacher into another, smaller network")
     add_stage(distill, DistillConfig, run_distill)
 
-    start = commands.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
+    start = kinds.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
     start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
-    start.set_defaults(run=run_start)
+    start.set_defaults(run=commands.start)
 
-    export = commands.add_parser("export", help="write the best genotype of an NNI experiment")
+    export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
     export.add_argument(
         "-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s"
     )
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
-    export.set_defaults(run=run_export)
+    export.set_defaults(run=commands.export)
 
-    report = commands.add_parser("report", help="tables and a figure from an experiment or folders of results")
+    report = kinds.add_parser("report", help="tables and a figure from an experiment or folders of results")
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
     report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv and .png")
     report.add_argument("--force", action="store_true", help="replace them if they exist")
-    report.set_defaults(run=run_report)
+    report.set_defaults(run=commands.report)
 
-    model = commands.add_parser("export-model", help="write a saved student as ONNX, checked in onnxruntime")
+    show = kinds.add_parser("show", help="print a genotype, node by node, and draw it")
+    show.add_argument("file", metavar="GENOTYPE", help="a file, or published:NAME")
+    show.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="draw it into this file")
+    show.add_argument("--force", action="store_true", help="replace the file if it exists")
+    show.set_defaults(run=commands.show)
+
+    compare = kinds.add_parser("compare", help="print where two genotypes differ")
+    compare.add_argument("files", metavar="GENOTYPE", nargs=2, help="a file, or published:NAME")
+    compare.set_defaults(run=commands.compare)
+
+    model = kinds.add_parser("export-model", help="write a saved student as ONNX, checked in onnxruntime")
     model.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
     model.add_argument("-o", "--output", type=Path, metavar="FILE.onnx", help="default: beside it")
     model.add_argument("--force", action="store_true", help="replace the file if it exists")
-    model.set_defaults(run=run_export_model)
+    model.set_defaults(run=commands.export_model)
 
-    evaluate = commands.add_parser("evaluate", help="measure a saved student, .safetensors or .onnx")
+    evaluate = kinds.add_parser("evaluate", help="measure a saved student, .safetensors or .onnx")
     evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
     evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
     evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
-    evaluate.set_defaults(run=run_evaluate)
+    evaluate.set_defaults(run=commands.evaluate)
     for command in (model, evaluate):
         command.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
     return parser
@@ -178,90 +189,6 @@ def _run_student(
         if trial:
             trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
         run.finish()
-
-
-def run_start(arguments: argparse.Namespace) -> None:
-    from .experiment import start_experiment
-
-    start_experiment(arguments.file, arguments.port)
-
-
-def run_export(arguments: argparse.Namespace) -> None:
-    from .experiment import best_genotype
-    from .files import require_absent
-
-    require_absent(arguments.output, force=arguments.force)
-    genotype, trial_id = best_genotype(arguments.experiment)
-    genotype.save(arguments.output)
-    loss = genotype.details["loss"]["loss"]
-    print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
-
-
-def run_report(arguments: argparse.Namespace) -> None:
-    """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
-    if bool(arguments.folders) == bool(arguments.experiment):
-        raise InputError("report takes either folders or --experiment ID; give one of them")
-    from .files import require_absent, write_text
-    from .plots import save_figure
-    from .records import read_folders
-    from .report import make_report
-    from .report_plots import plot_report
-
-    if arguments.output.suffix in (".md", ".csv", ".png") or not arguments.output.name:
-        raise InputError(f"-o {arguments.output} must be a name for three files, such as table2")
-    markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
-    for path in (markdown, csv, png):
-        require_absent(path, force=arguments.force)
-    if arguments.experiment:
-        from .experiment import read_runs
-
-        runs = read_runs(arguments.experiment)
-    else:
-        runs = read_folders(arguments.folders)
-    report = make_report(runs)
-    write_text(markdown, report.to_markdown())
-    write_text(csv, report.frame.to_csv(index=False))
-    save_figure(plot_report(report), png)
-    print(report.to_markdown(), end="")
-
-
-def run_export_model(arguments: argparse.Namespace) -> None:
-    from .export import export_onnx
-    from .files import require_absent
-    from .runtime import load_onnx
-    from .saving import load_network
-
-    if arguments.file.suffix == ".onnx":
-        raise InputError(f"{arguments.file} is ONNX already; give the student.safetensors of a compression")
-    output = arguments.output or arguments.file.with_suffix(".onnx")
-    require_absent(output, force=arguments.force)
-    agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
-    print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
-
-
-def run_evaluate(arguments: argparse.Namespace) -> None:
-    """Measure a saved student again, from its file alone."""
-    from .data import accuracy
-    from .evaluation import load_evaluation_data
-    from .runtime import load_onnx
-    from .saving import load_network
-
-    if arguments.file.suffix == ".onnx":
-        if arguments.teacher:
-            raise InputError("an ONNX file holds its own structure; leave out --teacher")
-        saved = load_onnx(arguments.file)
-    else:
-        saved = load_network(arguments.file, teacher=arguments.teacher)
-    known = saved.description
-    spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
-    if spec is None:
-        raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
-    data = load_evaluation_data(
-        spec, num_classes=known.num_classes, image=known.image, resize=known.resize, download=arguments.download
-    )
-    right = accuracy(saved.network, data, mean=known.mean, std=known.std, device="cpu")
-    count = len(data)  # type: ignore[arg-type] # every data set here has a length
-    print(f"test accuracy {right:.2%} on {count} images\n{arguments.file}: {saved.size()}")
 
 
 def run_as_trial(

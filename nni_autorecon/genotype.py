@@ -58,6 +58,15 @@ class Genotype:
     def save(self, path: Path) -> None:
         write_text(path, self.to_json() + "\n")
 
+    def equations(self) -> str:
+        """A line for each node that edges enter, as in ``B1-N4 = conv_3x3(B1-N2) + identity(B1-N3)``."""
+        lines = []
+        for node in dict.fromkeys(edge.target for edge in EDGES):
+            chosen = {edge.source: self.choices[edge.label] for edge in incoming(node)}
+            terms = [f"{name}({source})" for source, name in chosen.items() if name != NONE]
+            lines.append(f"{node} = {' + '.join(terms)}")
+        return "\n".join(lines)
+
     @classmethod
     def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
         """Read and check what :meth:`to_json` writes. Raises InputError naming ``source``, the edge and the remedy."""

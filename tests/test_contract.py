@@ -20,7 +20,7 @@ LAYERS = [
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
-    {"cli", "__init__"},
+    {"commands", "cli", "__init__"},
 ]
 NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
@@ -29,7 +29,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
-    ("experiment", "trial"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("experiment", "trial"), ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
 
