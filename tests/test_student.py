@@ -21,7 +21,7 @@ def test_student_schedules(schedule, expected):
 def test_agreement_is_the_fraction_of_equal_decisions():
     teacher, student = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
     nn.init.eye_(student[1].weight)
-    images = torch.randn(7, 3, 1, 1)
+    images = torch.randn(97, 3, 1, 1)
     assert agreement(student, teacher, iter([images, 2 * images])) == 1
     with torch.no_grad():
         student[1].weight[2] = -100 * student[1].weight[2]  # it now decides for class 2 where that logit is negative
