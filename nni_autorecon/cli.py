@@ -59,7 +59,7 @@ def report_errors(run: Callable[[], object]) -> int:
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
-    raise AutoReConError("terminated by a signal; --resume goes on from the last epoch")
+    raise AutoReConError("terminated by a signal; an unfinished run goes on with --resume")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--force", action="store_true", help="replace them if they exist")
     report.set_defaults(run=commands.report)
 
-    show = kinds.add_parser("show", help="print a genotype, node by node, and draw it")
+    show = kinds.add_parser("show", help="print a genotype, node by node, or draw it")
     show.add_argument("file", metavar="GENOTYPE", help="a file, or published:NAME")
     show.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="draw it into this file")
     show.add_argument("--force", action="store_true", help="replace the file if it exists")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,3 +38,16 @@ class LatentSource:
             z = torch.randn(self.batch_size, self.latent_dim, generator=generator, device=self.device)
             labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator, device=self.device)
             yield z, labels
+
+
+class LatentLoader:
+    """A data-free "loader": ``steps`` fresh batches of (z, labels) for the epoch that ``epoch()`` names."""
+
+    def __init__(self, source: LatentSource, stream: Stream, steps: int, epoch: Callable[[], int]) -> None:
+        self.source, self.stream, self.steps, self.epoch = source, stream, steps, epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.source.batches(self.stream, self.epoch(), self.steps)

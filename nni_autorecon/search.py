@@ -23,14 +23,14 @@ from .config import SearchConfig
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
-from .latent import LatentSource
+from .latent import LatentLoader, LatentSource
 from .losses import reconstruction_loss
 from .networks import parameter_count
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
 from .reconstruction import Objective, evaluate_generator, images_per_class
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
-from .strategy import AutoReConStrategy, LatentLoader, ReconstructionModule
+from .strategy import AutoReConStrategy, ReconstructionModule
 from .teacher import Teacher, configured_teacher
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from .config import SearchConfig
 from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
-from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss
 from .operations import Features, fused_mixture, sampled_operation
 from .reconstruction import MeanLoss, Objective, weight_optimizer
@@ -286,16 +285,3 @@ class TemperatureSchedule:
             self.first + current, config.epochs,
             start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
         )  # fmt: skip
-
-
-class LatentLoader:
-    """A data-free "loader": ``steps`` fresh batches of (z, labels) for the epoch that ``epoch()`` names."""
-
-    def __init__(self, source: LatentSource, stream: Stream, steps: int, epoch: Callable[[], int]) -> None:
-        self.source, self.stream, self.steps, self.epoch = source, stream, steps, epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.source.batches(self.stream, self.epoch(), self.steps)

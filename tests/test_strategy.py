@@ -11,9 +11,10 @@ from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import check_choices, generator_macs
 from nni_autorecon.gumbel import temperature_at
+from nni_autorecon.latent import LatentLoader
 from nni_autorecon.operations import Features, mixture
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
-from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, LatentLoader, ReconstructionModule
+from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, ReconstructionModule
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NONE
 
 from .toys import GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
