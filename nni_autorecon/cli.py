@@ -44,6 +44,10 @@ def report_errors(run: Callable[[], object]) -> int:
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, as head does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except AutoReConError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -1,5 +1,9 @@
 """Genotypes shown and compared."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from nni_autorecon import cli
@@ -57,3 +61,12 @@ def test_published_genotypes_are_compared(capsys):
 def test_what_is_no_genotype_is_one_line(arguments, capsys):
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "nni_autorecon.cli", "show", "published:cifar10-resnet20"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
