@@ -27,7 +27,7 @@ from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
 from .results import DistillationResult
 from .runs import RunFolder
-from .snapshots import State, random_state, set_random_state
+from .snapshots import State, random_state, set_random_state, tensor_bytes
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, architecture, configured_teacher
 
@@ -263,8 +263,8 @@ def run_distillation(
 
         result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
     write_json(run / "result.json", result.to_dict())
-    state = {name: value.cpu() for name, value in distillation.student.state_dict().items()}
-    write_atomically(run / "student.pt", lambda file: torch.save(state, file))
+    content = tensor_bytes({name: value.cpu() for name, value in distillation.student.state_dict().items()})
+    write_atomically(run / "student.pt", lambda file: file.write(content))
     _draw(run, distillation)
     return result
 
