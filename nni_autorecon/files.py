@@ -14,6 +14,7 @@ from .errors import InputError, shown
 
 LARGEST_TEXT = 2**20
 """Bytes. No settings, genotype or record of a run come near."""
+DEEPEST = 32
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -80,12 +81,21 @@ def parse_json(text: str) -> Any:
     """What ``text`` says in JSON.
 
     Raises ValueError, with a message for a person, for all else: also for NaN, for a name that stands twice in one
-    object, and for nesting deeper than Python can follow.
+    object, and for values nested deeper than any of this package's.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_named_once)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_named_once)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if _is_nested(value, DEEPEST):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _is_nested(value: Any, levels: int) -> bool:
+    """Whether ``value`` has more than ``levels`` of lists and objects within each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_nested(each, levels - 1) for each in inner)
 
 
 def _refuse_constant(name: str) -> None:

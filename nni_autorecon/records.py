@@ -68,7 +68,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
     values = _read_json(path)
     command, versions = values.get("command"), values.get("versions", {})
-    if command not in STAGES or not isinstance(versions, dict):
+    if not isinstance(command, str) or command not in STAGES or not isinstance(versions, dict):
         raise InputError(f"{path} names no command of {', '.join(STAGES)}, so it is not a run's; leave its folder out")
     return command, checked_settings(values.get("config"), command, source=str(path)), versions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -113,13 +114,18 @@ class Settings:
     @classmethod
     def field_type(cls, name: str) -> type:
         """The plain type of a setting: int, float, bool or str (``None`` may be allowed beside it)."""
-        annotation = typing.get_type_hints(cls)[name]
+        annotation = _annotations(typing.cast(Any, cls))[name]
         if isinstance(annotation, types.UnionType):
             annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
         return typing.cast(type, annotation)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _read_json_or_yaml(text: str) -> Any:
