@@ -58,7 +58,7 @@ def report_errors(run: Callable[[], object]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"{PROGRAM}: error: out of memory; lower --batch-size or --width", file=sys.stderr)
+        print(f"{PROGRAM}: error: out of memory; lower --batch-size, --width or --image-count", file=sys.stderr)
         return 1
     except Terminated as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)

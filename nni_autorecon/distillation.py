@@ -24,7 +24,14 @@ from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
 from .networks import parameter_count
 from .plots import plot_images, plot_loss_curves, save_figure
-from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
+from .reconstruction import (
+    MeanLoss,
+    Objective,
+    images_per_class,
+    require_finite,
+    require_finite_weights,
+    weight_optimizer,
+)
 from .results import DistillationResult
 from .runs import RunFolder
 from .snapshots import State, random_state, set_random_state, tensor_bytes
@@ -119,6 +126,7 @@ class Distillation:
         student_loss = torch.stack(student_losses).mean().item()
         for value, what in ((student_loss, "the student's loss"), (adversarial, "the discrepancy L1(t, s)")):
             require_finite(value, f"{what} in epoch {epoch + 1}")
+        require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
         return {
             "epoch": epoch + 1,
             **reconstruction.result(f"L_r in epoch {epoch + 1}"),

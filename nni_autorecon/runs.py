@@ -148,4 +148,6 @@ def versions() -> dict[str, str]:
 
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
     """A folder name for a run that was given none: stage, time and process, e.g. ``runs/search-20210819-143000-77``."""
-    return root / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))  # as a second one of the same second and process
+    return next(path for each in names if not (path := root / each).exists())
