@@ -111,7 +111,7 @@ def test_a_run_that_fills_the_disk_keeps_what_it_has(
         capsys.readouterr()
 
         def on_a_full_disk(prefix: str, name: str = name, **rest: Any) -> Any:
-            full = 9000 if name == "student.pt" else 20  # there PyTorch's own writer would lose the reason
+            full = 20_000 if name == "student.pt" else 20  # where PyTorch's own writer loses the reason
             resource.setrlimit(resource.RLIMIT_FSIZE, (full if name in prefix else 2**30, resource.RLIM_INFINITY))
             return make(prefix=prefix, **rest)
 
