@@ -49,7 +49,7 @@ def _read_checkpoint(path: Path) -> object:
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
     except Exception as error:  # damaged bytes can make the reader raise anything
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        refused = re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
         fault = f"holds {refused[1]}, which could run code" if refused else "is damaged or no PyTorch checkpoint"
         raise InputError(f"checkpoint {path} {fault}; give torch.save(network.state_dict(), FILE)") from error
 

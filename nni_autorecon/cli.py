@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -41,6 +42,9 @@ def report_errors(run: Callable[[], object]) -> int:
     """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
     # NNI 3.0 says this of classes that torch has added since; nobody can act on it.
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         run()
@@ -51,8 +55,13 @@ def report_errors(run: Callable[[], object]) -> int:
     except AutoReConError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    except MemoryError:
-        print(f"{PROGRAM}: error: out of memory; lower --batch-size or --width", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"{PROGRAM}: error: out of memory; lower --batch-size, --width or --image-count", file=sys.stderr)
+        return 1
+    except Terminated as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -62,8 +71,20 @@ def report_errors(run: Callable[[], object]) -> int:
     return 0
 
 
+class Terminated(BaseException):  # no Exception: what handles errors must not handle it
+    """SIGTERM."""
+
+
 def _terminated(number: int, frame: object) -> NoReturn:
-    raise AutoReConError("terminated by a signal; an unfinished run goes on with --resume")
+    raise Terminated("terminated by a signal; an unfinished run goes on with --resume")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that there is no memory: PyTorch has no class for it on the CPU."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -100,12 +100,13 @@ def show(arguments: argparse.Namespace) -> None:
     from .files import require_absent
 
     genotype = _genotype(arguments.file)
-    print(f"{arguments.file}: {_summary(genotype)}\n{genotype.equations()}")
     if arguments.output:
         from .plots import plot_genotype, save_figure
 
         require_absent(arguments.output, force=arguments.force)
         save_figure(plot_genotype(genotype.choices, title=arguments.file), arguments.output)
+    print(f"{arguments.file}: {_summary(genotype)}\n{genotype.equations()}")
+    if arguments.output:
         print(f"drawn: {arguments.output}")
 
 

@@ -22,7 +22,7 @@ from .losses import compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
 from .quantizers import observe_ranges
-from .reconstruction import MeanLoss, require_finite
+from .reconstruction import MeanLoss, require_finite, require_finite_weights
 from .results import CompressionResult
 from .runs import RunFolder
 from .saving import Description, float_size, save_network
@@ -129,8 +129,7 @@ class Compression:
         if phase == TRAINING:
             student_loss = torch.stack(student_losses).mean().item()
             require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
-            norm = nn.utils.get_total_norm(parameter.detach() for parameter in self.student.parameters())
-            require_finite(norm.item(), f"the norm of the student's weights in epoch {epoch + 1}")
+            require_finite_weights(self.student, "the student's")
             metrics["student_loss"] = student_loss
             metrics["student_lr"] = self.student_optimizer.param_groups[0]["lr"]
         if phase != WARM_UP:

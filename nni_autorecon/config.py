@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import InputError
 from .settings import Settings, setting
+from .topology import LARGEST_SIZE
 
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
@@ -44,8 +45,10 @@ class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
     weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
-    latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3)
-    width: int = setting(16, "channels of every node (the paper's generators: 64)", symbol="C", low=1)
+    latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
+    width: int = setting(
+        16, "channels of every node (the paper's generators: 64)", symbol="C", low=1, high=LARGEST_SIZE
+    )
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
     architecture_steps: int = setting(8, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
@@ -92,8 +95,12 @@ class StudentConfig(Config):
         symbol="M_g",
     )
     generator_scale: float = setting(1.0, "factor of the generator's channels (Table 3)", symbol="s", low=0.01)
-    width: int | None = setting(None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1)
-    latent_dim: int | None = setting(None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3)
+    width: int | None = setting(
+        None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1, high=LARGEST_SIZE
+    )
+    latent_dim: int | None = setting(
+        None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3, high=LARGEST_SIZE
+    )
     weight_schedule: str = setting(
         "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
         choices=SCHEDULES,

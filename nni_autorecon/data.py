@@ -117,7 +117,7 @@ def load_images(path: str | Path) -> LabelledImages:
     Raises InputError if the file is missing, damaged or holds anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
             return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64, casting="safe")))
     except FileNotFoundError as error:

@@ -22,6 +22,7 @@ from .data import LabelledImages, normalize
 from .errors import InputError
 from .files import write_atomically
 from .networks import CifarResNet, digits_resnet
+from .snapshots import tensor_bytes
 from .topology import ImageShape
 
 IMAGE = ImageShape(1, 16, 16)
@@ -157,8 +158,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _store(network: nn.Module, path: Path) -> None:
     state = network.state_dict()
+    content = tensor_bytes({"state_dict": state, "sha256": _checksum(state)})
     try:
-        write_atomically(path, lambda file: torch.save({"state_dict": state, "sha256": _checksum(state)}, file))
+        write_atomically(path, lambda file: file.write(content))
     except InputError as error:  # the lock could be written, the file could not: a full disk
         raise InputError(f"{error} with {CACHE_VARIABLE}") from error
 

@@ -24,10 +24,17 @@ from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
 from .networks import parameter_count
 from .plots import plot_images, plot_loss_curves, save_figure
-from .reconstruction import MeanLoss, Objective, images_per_class, require_finite, weight_optimizer
+from .reconstruction import (
+    MeanLoss,
+    Objective,
+    images_per_class,
+    require_finite,
+    require_finite_weights,
+    weight_optimizer,
+)
 from .results import DistillationResult
 from .runs import RunFolder
-from .snapshots import State, random_state, set_random_state
+from .snapshots import State, random_state, set_random_state, tensor_bytes
 from .student import SCHEDULES, agreement, evaluation_data
 from .teacher import Teacher, architecture, configured_teacher
 
@@ -119,6 +126,7 @@ class Distillation:
         student_loss = torch.stack(student_losses).mean().item()
         for value, what in ((student_loss, "the student's loss"), (adversarial, "the discrepancy L1(t, s)")):
             require_finite(value, f"{what} in epoch {epoch + 1}")
+        require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
         return {
             "epoch": epoch + 1,
             **reconstruction.result(f"L_r in epoch {epoch + 1}"),
@@ -263,8 +271,8 @@ def run_distillation(
 
         result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
     write_json(run / "result.json", result.to_dict())
-    state = {name: value.cpu() for name, value in distillation.student.state_dict().items()}
-    write_atomically(run / "student.pt", lambda file: torch.save(state, file))
+    content = tensor_bytes({name: value.cpu() for name, value in distillation.student.state_dict().items()})
+    write_atomically(run / "student.pt", lambda file: file.write(content))
     _draw(run, distillation)
     return result
 

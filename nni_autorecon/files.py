@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -9,7 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError
+from .errors import InputError, shown
+
+LARGEST_TEXT = 2**20
+"""Bytes. No settings, genotype or record of a run come near."""
+DEEPEST = 32
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -17,14 +23,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     A reader never sees half a file, and a failed write leaves what stood at ``path`` as it was.
 
-    Raises InputError if the folder cannot be written.
+    Raises InputError if the folder cannot be written, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a writable place") from error
+        raise unwritable(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -33,14 +39,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a writable place") from error
+        raise unwritable(path, error) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to say where ``path`` could not be written."""
+    remedy = "free some space or choose another place" if error.errno in _FULL else "choose a writable place"
+    return InputError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write ``text`` as UTF-8, atomically. What UTF-8 cannot hold, half of a name's bytes, becomes ``\\udc80``."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,14 +61,53 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of ``path``; InputError names ``what`` it should have been."""
+    """The text of ``path``, with or without a byte order mark; InputError names ``what`` it should have been."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+        if len(content) <= LARGEST_TEXT:
+            return content.decode("utf-8-sig")
+        reason = f"it is larger than {LARGEST_TEXT >> 20} MiB"
     except FileNotFoundError as error:
         raise InputError(f"{what} {path} does not exist; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise InputError(f"cannot read {what} {path}: {reason}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror or error}; check the path") from error
+    except UnicodeDecodeError:
+        reason = "it is not a text file"
+    raise InputError(f"cannot read {what} {path}: {reason}; give text in UTF-8")
+
+
+def parse_json(text: str) -> Any:
+    """What ``text`` says in JSON.
+
+    Raises ValueError, with a message for a person, for all else: also for NaN, for a name that stands twice in one
+    object, and for values nested deeper than any of this package's.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_named_once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if _is_nested(value, DEEPEST):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _is_nested(value: Any, levels: int) -> bool:
+    """Whether ``value`` has more than ``levels`` of lists and objects within each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_nested(each, levels - 1) for each in inner)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return values
 
 
 def require_absent(path: Path, *, force: bool = False) -> None:

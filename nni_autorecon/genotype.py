@@ -10,14 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import InputError
-from .files import read_text, write_text
+from .errors import InputError, shown
+from .files import parse_json, read_text, write_text
 from .topology import (
     CONVOLUTIONS,
     EDGE_BY_LABEL,
     EDGES,
     IDENTITY,
     INTERPOLATIONS,
+    LARGEST_SIZE,
     NONE,
     NORMAL,
     NUM_BLOCKS,
@@ -71,22 +72,23 @@ class Genotype:
     def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
         """Read and check what :meth:`to_json` writes. Raises InputError naming ``source``, the edge and the remedy."""
         try:
-            document = json.loads(text, parse_constant=_reject_constant)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(text)
+        except ValueError as error:
             raise InputError(f"{source} is not JSON ({error}); export it again") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; use nni-autorecon export')
-        if document.get("version") != VERSION or isinstance(document["version"], bool):
-            raise InputError(f"{source} has version {document.get('version')!r}; this release reads version {VERSION}")
+        if (version := document.get("version")) != VERSION or isinstance(version, bool):
+            raise InputError(f"{source} has version {shown(version)}; this release reads version {VERSION}")
         sizes: dict[str, int] = {}
         for name, least in (("width", 1), ("latent_dim", NUM_BLOCKS)):
             value = document.get(name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{source}: {name} = {value!r} is not a whole number from {least} up")
+            if type(value) is not int or not least <= value <= LARGEST_SIZE:
+                fault = f"{name} = {shown(value)} is not a whole number from {least} to {LARGEST_SIZE}"
+                raise InputError(f"{source}: {fault}; correct it")
             sizes[name] = value
         edges = document.get("edges")
         if not isinstance(edges, dict):
-            raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation name")
+            raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
         details = {k: v for k, v in document.items() if k not in ("format", "version", "edges", *sizes)}
         try:
             return cls(edges, **sizes, details=details)
@@ -112,13 +114,13 @@ def check_choices(choices: Mapping[str, str]) -> None:
     """Raise InputError unless ``choices`` gives every edge one of its operations and leaves no node dead."""
     for label in choices:
         if label not in EDGE_BY_LABEL:
-            raise InputError(f"unknown edge {label!r}; edges are named like {EDGES[0].label!r}")
+            raise InputError(f"unknown edge {shown(label)}; edges are named like {EDGES[0].label!r}")
     for edge in EDGES:
         allowed = ", ".join(edge.candidates)
         if edge.label not in choices:
             raise InputError(f"edge {edge.label!r} is missing; give it one of {allowed}")
-        if choices[edge.label] not in edge.candidates:
-            raise InputError(f"edge {edge.label!r}: unknown operation {choices[edge.label]!r}; use one of {allowed}")
+        if (name := choices[edge.label]) not in edge.candidates:
+            raise InputError(f"edge {edge.label!r}: unknown operation {shown(name)}; use one of {allowed}")
     for node in dead_nodes(choices):
         edges = _reviving_edges(node, choices)
         labels, allowed = " or ".join(repr(edge.label) for edge in edges), ", ".join(edges[0].candidates[:-1])
@@ -198,7 +200,3 @@ def _reviving_edges(node: Node, choices: Mapping[str, str]) -> tuple[Edge, ...]:
         if edges and all(choices[edge.label] == NONE for edge in edges):
             return edges
     return ()
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")

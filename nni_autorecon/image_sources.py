@@ -17,7 +17,7 @@ from .generator import GDFQGenerator, Generator, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
 from .networks import parameter_count
-from .reconstruction import Objective, generator_step, images_per_class, weight_optimizer
+from .reconstruction import Objective, generator_step, images_per_class, require_finite_weights, weight_optimizer
 from .snapshots import State
 from .teacher import Teacher
 
@@ -76,6 +76,7 @@ class GeneratorImages:
                     images = self.generator(z, labels)  # [N, C, H, W]
                     loss = self.objective(images, labels)
             yield images, labels, loss
+        require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:

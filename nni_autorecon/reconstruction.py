@@ -78,6 +78,12 @@ def require_finite(value: float, what: str) -> None:
         raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
 
 
+def require_finite_weights(network: nn.Module, whose: str) -> None:
+    """Raise DivergenceError, naming ``whose`` they are, if weights of ``network`` are NaN or infinite."""
+    norm = nn.utils.get_total_norm(parameter.detach() for parameter in network.parameters())
+    require_finite(norm.item(), f"the norm of {whose} weights")
+
+
 @torch.no_grad()
 def measure_generator(
     generator: nn.Module, objective: Objective, source: LatentSource, *, stream: Stream, steps: int

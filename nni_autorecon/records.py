@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .config import CompressConfig, Config, DistillConfig, SearchConfig
-from .errors import InputError
-from .files import read_text
+from .errors import InputError, shown
+from .files import parse_json, read_text
 
 FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",
@@ -69,7 +68,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
     values = _read_json(path)
     command, versions = values.get("command"), values.get("versions", {})
-    if command not in STAGES or not isinstance(versions, dict):
+    if not isinstance(command, str) or command not in STAGES or not isinstance(versions, dict):
         raise InputError(f"{path} names no command of {', '.join(STAGES)}, so it is not a run's; leave its folder out")
     return command, checked_settings(values.get("config"), command, source=str(path)), versions
 
@@ -89,16 +88,17 @@ def checked_metrics(values: Mapping[str, Any], *, source: str) -> dict[str, floa
     metrics = {name: values[name] for name in METRICS if name in values}
     for name, value in metrics.items():
         if not (value is None or isinstance(value, (int, float))):
-            raise InputError(f"{source} is damaged: {name} = {value!r} is not a number; run it again or leave it out")
+            fault = f"{name} = {shown(value)} is not a number"
+            raise InputError(f"{source} is damaged: {fault}; run it again or leave it out")
     return metrics
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(read_text(path, "run file"))
+        values = parse_json(read_text(path, "run file"))
+    except InputError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is damaged ({error}); run it again or leave its folder out") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged (no names and values); run it again or leave its folder out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from .config import Config
 from .errors import InputError
-from .files import read_text, require_absent, write_json, write_text
+from .files import parse_json, read_text, require_absent, unwritable, write_json, write_text
 from .snapshots import State, load_snapshot, save_snapshot
 from .version import __version__
 
@@ -99,7 +98,7 @@ class RunFolder:
             log.warning("another process works in %s; waiting for it to end", self.path)
             self._lock.acquire()
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}; choose a writable place") from error
+            raise unwritable(self.path, error) from error
 
     def start(self, command: str, config: Config) -> None:
         """Write the resolved settings: what was asked for has proved usable, and work begins.
@@ -120,8 +119,8 @@ class RunFolder:
 
     def _earlier_command(self) -> str:
         try:
-            return str(json.loads(read_text(self / "config.json", "settings of an earlier run"))["command"])
-        except (InputError, ValueError, KeyError, TypeError):
+            return str(parse_json(read_text(self / "config.json", "settings of an earlier run"))["command"])
+        except (ValueError, KeyError, TypeError):
             return "something else"
 
     def __truediv__(self, name: str) -> Path:
@@ -149,4 +148,6 @@ def versions() -> dict[str, str]:
 
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
     """A folder name for a run that was given none: stage, time and process, e.g. ``runs/search-20210819-143000-77``."""
-    return root / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))  # as a second one of the same second and process
+    return next(path for each in names if not (path := root / each).exists())

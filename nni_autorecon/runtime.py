@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, one_line
+from .files import parse_json
 from .saving import Description, SavedNetwork
 
 INPUT, OUTPUT = "images", "logits"
@@ -35,7 +35,8 @@ class OnnxNetwork(nn.Module):
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class of their own
             reason = " ".join(str(error).split())
-            raise InputError(f"onnxruntime {onnxruntime.__version__} refuses {what}: {reason}") from error
+            fault = f"onnxruntime {onnxruntime.__version__} refuses {what}: {reason.rstrip('.')}"
+            raise InputError(f"{fault}; give a file of export-model") from error
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.eval()
 
@@ -56,5 +57,9 @@ def load_onnx(path: str | Path) -> SavedNetwork:
     network = OnnxNetwork(content, str(path))
     if METADATA not in network.metadata:
         raise InputError(f"{path} was not written by nni-autorecon; give a file of export-model")
-    known = json.loads(network.metadata[METADATA])
-    return SavedNetwork(network, Description.from_dict(known["description"]), known["float_bytes"], len(content))
+    try:
+        known = parse_json(network.metadata[METADATA])
+        description, float_bytes = Description.from_dict(known["description"]), int(known["float_bytes"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} says wrongly what it is ({one_line(error)}); export it again") from error
+    return SavedNetwork(network, description, float_bytes, len(content))

@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .equalization import folded
-from .errors import InputError, one_line
-from .files import write_atomically
+from .errors import InputError, one_line, shown
+from .files import parse_json, write_atomically
 from .integers import IntegerWeight, activation_quantizers, pack, quantized_layers, to_inference_form, unpack
 from .quantization import quantize_network
 from .teacher import Teacher, architecture
@@ -51,6 +51,18 @@ class Description:
     """Pixels of the shorter side before pictures are cropped to ``image``; 0 is the crop's own."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything JSON can hold: the generator, the accuracy."""
+
+    def __post_init__(self) -> None:
+        sizes, numbers = (self.num_classes, *self.image), (*self.mean, *self.std)
+        if not (
+            isinstance(self.teacher, str)
+            and all(type(size) is int and size > 0 for size in sizes)
+            and all(isinstance(number, (int, float)) for number in numbers)
+            and len(self.mean) == len(self.std) == self.image.channels
+            and isinstance(self.folded, bool)
+            and type(self.resize) is int
+        ):
+            raise ValueError("its description holds a value that cannot be")
 
     @classmethod
     def of(
@@ -140,7 +152,8 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
     size, header, tensors = _read(Path(path))
     try:
         description = Description.from_dict(header["description"])
-    except (TypeError, KeyError) as error:
+        stored = {str(name): (int(each["bits"]), tuple(each["shape"])) for name, each in header["weights"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise _other_version(path, header, error) from error
     spec = teacher or description.teacher
     if teacher is None and names_code(spec):
@@ -154,17 +167,22 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
             structure = folded(structure)[0]
         try:
             network, _ = quantize_network(structure, **description.quantization)
-        except (TypeError, ValueError) as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError, KeyError) as error:
             raise _other_version(path, header, error) from error
     built = {f"{name}.weight": layer.parametrizations.weight[0].bits for name, layer in quantized_layers(network)}
-    saved = {f"{name}.weight": each["bits"] for name, each in header["weights"].items()}
+    saved = {f"{name}.weight": bits for name, (bits, _) in stored.items()}
     _require_equal(f"{path} does not fit {spec}: bits", saved, built)
     to_inference_form(network)
     for name, layer in network.named_modules():  # bias correction gives one to layers that had none
         if isinstance(layer, QUANTIZED) and layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:
             layer.bias = nn.Parameter(torch.empty_like(bias), requires_grad=False)
-    weights = {name: _take_weight(tensors, f"{name}.weight", **each) for name, each in header["weights"].items()}
-    tensors |= {f"{name}.weight": weight.values() for name, weight in weights.items()}
+    try:
+        weights = {name: _take_weight(tensors, f"{name}.weight", *each) for name, each in stored.items()}
+        tensors |= {f"{name}.weight": weight.values() for name, weight in weights.items()}
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: shapes that do not fit
+        raise _other_version(path, header, error) from error
     targets = _tensors(network)
     _require_equal(f"{path} does not fit {spec}: shape", _shapes(tensors), _shapes(targets))
     for name, target in targets.items():
@@ -173,8 +191,10 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
 
 
 def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
-    theirs = header["versions"]["nni-autorecon"]
-    return InputError(f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}")
+    versions = header.get("versions")
+    theirs = versions.get("nni-autorecon", "?") if isinstance(versions, dict) else "?"
+    fault = f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}"
+    return InputError(f"{fault}; compress the network again")
 
 
 def float_size(network: nn.Module) -> int:
@@ -199,18 +219,18 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        known = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+        known = parse_json(header.get("__metadata__", {}).get(_METADATA, "{}"))
     except OSError as error:
         raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(
             f"saved network {path} is damaged or no safetensors file; give the student.safetensors of a compression"
         ) from error
-    if not known.keys() >= {"format", "sha256"}:
+    if not isinstance(known, dict) or not known.keys() >= {"format", "sha256"}:
         raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
     if (found := known.pop("format")) != FORMAT:
-        raise InputError(f"{path} has format {found}, this version reads {FORMAT}; update nni-autorecon")
+        raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
     if known.pop("sha256") != _digest(known, tensors):
         raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")
     return len(content), known, tensors
@@ -222,7 +242,7 @@ def _json(header: Mapping[str, Any]) -> str:
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the header and of all tensors with their names, types and shapes."""
-    digest = hashlib.sha256(_json(header).encode())
+    digest = hashlib.sha256(_json(header).encode(errors="surrogatepass"))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

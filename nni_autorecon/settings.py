@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
+import functools
 import math
+import os
 import re
 import types
 import typing
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .errors import InputError
-from .files import read_text
+from .errors import InputError, one_line, shown
+from .files import parse_json, read_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,7 +56,7 @@ class Settings:
         checked = {}
         for name, value in values.items():
             if name not in fields:
-                raise InputError(f"{source}: unknown setting {name!r}{_suggestion(name, fields)}")
+                raise InputError(f"{source}: unknown setting {shown(name)}{_suggestion(name, fields)}")
             checked[name] = _check(fields[name], type(self).field_type(name), value, source)
         return dataclasses.replace(self, **checked)
 
@@ -67,8 +68,9 @@ class Settings:
         text = read_text(Path(path), "config file")
         try:
             values = _read_json_or_yaml(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"config file {path} is neither JSON nor YAML: {_one_line(error)}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
+            fault = f"config file {path} is neither JSON nor YAML: {one_line(error)}"
+            raise InputError(f"{fault}; give a line for each setting, such as epochs: 3") from error
         if isinstance(values, dict):
             values = {name: cls._as_meant(name, value) for name, value in values.items()}
         return cls().override({} if values is None else values, source=f"config file {path}")
@@ -112,7 +114,7 @@ class Settings:
     @classmethod
     def field_type(cls, name: str) -> type:
         """The plain type of a setting: int, float, bool or str (``None`` may be allowed beside it)."""
-        annotation = typing.get_type_hints(cls)[name]
+        annotation = _annotations(typing.cast(Any, cls))[name]
         if isinstance(annotation, types.UnionType):
             annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
         return typing.cast(type, annotation)
@@ -121,12 +123,34 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _read_json_or_yaml(text: str) -> Any:
     """JSON is read as JSON: YAML 1.1 takes its 1e-05 for text."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
-        return yaml.safe_load(text)
+        return yaml.load(text, _PlainLoader)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads data only, as ``yaml.safe_load``, but no aliases, which can stand for endless text, and no name twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*) are not read", self.get_mark())
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{shown(key.value)} stands twice", key.start_mark)
+            names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -> Any:
@@ -137,20 +161,34 @@ def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if value.bit_length() < 1024 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where} = {value!r} is not {_ARTICLE[kind]}; give {_ARTICLE[kind]}")
+        raise InputError(f"{where} = {shown(value)} is not {_ARTICLE[kind]}; give {_ARTICLE[kind]}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} = {value!r} is not finite; give an ordinary number")
     if meta["choices"] and value not in meta["choices"]:
-        raise InputError(f"{where} = {value!r} is not one of {', '.join(meta['choices'])}")
+        raise InputError(f"{where} = {shown(value)} is not one of {', '.join(meta['choices'])}; choose one of them")
     if meta["pattern"] and not re.fullmatch(meta["pattern"], str(value)):
-        raise InputError(f"{where} = {value!r} does not look like {field.default} (bits from 2 to 8)")
+        raise InputError(f"{where} = {shown(value)} does not look like {field.default} (bits from 2 to 8); correct it")
+    if isinstance(value, str) and not _can_be_a_name(value):
+        raise InputError(f"{where} = {shown(value)} holds characters that no file name has; leave them out")
     if meta["low"] is not None and value < meta["low"]:
-        raise InputError(f"{where} = {value} is too small; the least is {meta['low']:g}")
-    if meta["high"] is not None and value > meta["high"]:
-        raise InputError(f"{where} = {value} is too large; the most is {meta['high']:g}")
+        raise InputError(f"{where} = {shown(value)} is too small; the least is {meta['low']:g}")
+    high: Any = meta["high"] or (_LARGEST_INT if kind is int else None)
+    if high is not None and value > high:
+        raise InputError(f"{where} = {shown(value)} is too large; the most is {high:.10g}")
     return value
+
+
+_LARGEST_INT = 2**31 - 1
+
+
+def _can_be_a_name(text: str) -> bool:
+    """Whether the system can be asked for a file of this name: most text settings are one."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a character that JSON spells in two
+        return False
 
 
 _ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -174,7 +212,3 @@ _METAVARS = {"checkpoint": "FILE", "genotype": "FILE", "bits": "wNaN", "mean": "
 def _suggestion(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known settings: {', '.join(known)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -21,10 +21,15 @@ State = Mapping[str, Any]
 
 def save_snapshot(path: Path, state: State) -> None:
     """Write ``state`` after its checksum, whole or not at all. Raises InputError if the folder cannot be written."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getvalue()
+    content = tensor_bytes(dict(state))
     write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
+
+
+def tensor_bytes(value: Any) -> bytes:
+    """What ``torch.save`` writes of ``value``. Onto a full disk it would write with an error of its own making."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def load_snapshot(path: Path) -> dict[str, Any] | None:

@@ -82,9 +82,9 @@ def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
 
 
 def names_code(spec: str) -> bool:
-    """Whether the network would be made by a module or file that is neither a library's nor this package's."""
+    """Whether the network would be made by a module or file that is neither a library's nor this package's own."""
     place = spec.rpartition(":")[0]
-    return spec != "digits" and place not in LIBRARIES and not place.startswith("nni_autorecon.")
+    return spec != "digits" and place not in LIBRARIES and place != "nni_autorecon.networks"
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -205,7 +205,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses in the file look their module up
     try:
         found.loader.exec_module(module)
-    except Exception as error:  # the person's code may raise anything
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
         del sys.modules[name]
         raise InputError(f"network {spec}: importing {path} raised {named(error)}; repair the file") from error
     return module
@@ -214,7 +214,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
 def _import_module(name: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the person's code may raise anything
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
@@ -226,7 +226,7 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -
     arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
     try:
         network = factory(**arguments)
-    except Exception as error:  # the person's code may raise anything
+    except (Exception, SystemExit) as error:  # the person's code may raise anything
         raise InputError(
             f"network {spec}: the factory raised {named(error)}; it must work without arguments"
         ) from error

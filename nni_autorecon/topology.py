@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 NUM_BLOCKS = 3
+LARGEST_SIZE = 2**16
+"""Of channels of a node and of dimensions of a latent vector: more is a slip of the pen."""
 
 NORMAL = "normal"
 UP = "up"

@@ -57,12 +57,6 @@ def test_published_genotypes_are_compared(capsys):
     assert "0 of 33 edges differ" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["show", "absent.json"], ["compare", "published:none", "published:none"]])
-def test_what_is_no_genotype_is_one_line(arguments, capsys):
-    assert cli.main(arguments) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 def test_a_reader_that_has_read_enough_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)

@@ -114,23 +114,6 @@ def test_files_may_be_json_or_yaml(tmp_path, text):
     assert (config.epochs, config.teacher) == (3, "x.py:f")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "neither JSON nor YAML"), ("3", "expected names and values"), ("a: 1", "'a'")]
-)
-def test_bad_files_are_named(tmp_path, text, message):
-    path = tmp_path / "bad.yml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=message) as caught:
-        SearchConfig.load(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="config file .* does not exist"):
-        SearchConfig.load(tmp_path / "none.yml")
-
-
 def _parse(kind, *argv):
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")

@@ -210,15 +210,6 @@ def test_unwritable_cache(tmp_path: Path, trainer: CountedTrainer, monkeypatch: 
     assert trainer.calls == 0
 
 
-def test_full_disk(trainer: CountedTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(InputError, match=f"No space left on device; choose a writable place with {CACHE_VARIABLE}"):
-        load_digits_teacher()
-
-
 RACER = """
 import sys, time
 from pathlib import Path

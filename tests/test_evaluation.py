@@ -13,13 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from nni_autorecon import compression
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages, accuracy
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.evaluation import Pictures, fit_image, load_evaluation_data
-from nni_autorecon.runs import RunFolder
 from nni_autorecon.student import evaluation_data
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
@@ -124,31 +122,6 @@ def test_a_batch_is_read_in_order(folder: Path) -> None:
     assert all(torch.equal(image, data[i][0]) for (image, _), i in zip(batch, (4, 0, 2), strict=True))
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n and no more", None])
-def test_a_damaged_picture_is_named(folder: Path, content: bytes | None) -> None:
-    path = folder / "b" / "1.png"
-    path.write_bytes(path.read_bytes()[:50] if content is None else content)
-    with pytest.raises(InputError, match=rf"cannot read picture {path} .*; repair or remove it") as caught:
-        accuracy(BrightestChannel().eval(), load(folder), mean=(0.0,) * 3, std=(1.0,) * 3, device="cpu")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_of_other_classes(folder: Path) -> None:
-    assert "pictures have 3 classes, the teacher 10; measure on" in refusal(folder, num_classes=10)
-
-
-@pytest.mark.parametrize("names", [[], ["a", "b"]])
-def test_a_folder_without_pictures(tmp_path: Path, names: list[str]) -> None:
-    for name in names:
-        (tmp_path / name).mkdir()
-    assert "give a folder of pictures for every class" in refusal(tmp_path)
-
-
-def test_what_is_not_there(tmp_path: Path) -> None:
-    for spec in (tmp_path / "none", "cifar10", "imagenet:", "cifar:x"):
-        assert "do not exist; give digits, FILE.npz, a folder of class folders" in refusal(spec)
-
-
 # Arrays and digits
 
 
@@ -239,11 +212,6 @@ def test_imagenet_must_be_fetched_by_the_person(tmp_path: Path) -> None:
     assert f"{remedy} and leave out --download" in refusal(f"imagenet:{tmp_path}", download=True)
 
 
-@pytest.mark.parametrize("spec", ["digits", "some.npz", "some/folder"])
-def test_download_where_there_is_nothing_to_download(spec: str) -> None:
-    assert f"test data {spec} are not downloaded from anywhere; leave out --download" in refusal(spec, download=True)
-
-
 # In stage 2
 
 
@@ -257,10 +225,3 @@ def test_stage_2_takes_data_as_its_teacher_does(folder: Path) -> None:
     assert evaluation_data(CompressConfig(teacher="toy.py:net"), teacher) is None
     digits = Teacher("digits", network, 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
     assert isinstance(evaluation_data(CompressConfig(), digits), LabelledImages)
-
-
-def test_data_that_do_not_fit_stop_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    with pytest.raises(InputError, match="have 3 classes, the teacher 10"):
-        compression.run_compression(CompressConfig(generator="gdfq", test_data=str(folder)), run)
-    assert not (tmp_path / "run" / "config.json").exists()

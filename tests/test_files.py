@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.files import read_text, require_absent, write_atomically, write_json, write_text
+from nni_autorecon.files import parse_json, read_text, require_absent, write_atomically, write_json, write_text
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -61,3 +61,16 @@ def test_only_an_empty_folder_or_nothing_counts_as_absent(tmp_path):
         with pytest.raises(InputError, match="already exists"):
             require_absent(path)
         require_absent(path, force=True)
+
+
+def test_a_name_that_is_no_text_survives_json(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"test_data": name, "symbol": "τ"})
+    assert "τ" in (tmp_path / "a.json").read_text()
+    assert parse_json(read_text(tmp_path / "a.json", "settings"))["test_data"] == name
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 40 + "]" * 40, '{"a": 1, "a": 1}', "[Infinity]", "9" * 5000, ""])
+def test_json_that_is_not_ours_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        parse_json(text)

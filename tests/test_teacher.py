@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import runpy
-import sys
-import urllib.error
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from nni_autorecon import digits
-from nni_autorecon.checkpoint import load_checkpoint
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
@@ -55,18 +49,6 @@ class Plain(Net):
         super().__init__()
         self.bn = nn.BatchNorm2d(3, track_running_stats=False)
 
-class Tuple(Net):
-    def forward(self, images):
-        return super().forward(images), images
-
-class Map(Net):
-    def forward(self, images):
-        return images
-
-class OneLogit(Net):
-    def forward(self, images):
-        return super().forward(images)[:, :1]
-
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()
@@ -77,13 +59,9 @@ def net_of(num_classes=7): return Net(num_classes=num_classes)
 def rgb(): return Net(3)
 def square(): return Net(image_size=5)
 def oblong(): return Net(input_size=(5, 11))
-def tall(): return Net(image_size="tall")
 def normal(): return Net(mean=(0.25, 0.5), std=[0.5, 2.0])
 def by_itself(): return Net(mean=torch.ones(2), std=torch.ones(2))
 def short(): return Net(mean=(0.25,), std=(0.5,))
-def fails(): raise RuntimeError("no such\\nweights")
-def number(): return 3
-answer = 42
 """
 
 
@@ -246,98 +224,6 @@ def test_network_without_batchnorm_where_none_is_needed(file: Path, checkpoint: 
     assert "--bns-weight 0" in refusal(spec, checkpoint=plain, image_size=5)
 
 
-# Checkpoints
-
-WRAPS: dict[str, Callable[[dict[str, Tensor]], object]] = {
-    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
-    "model": lambda state: {"model": state, "optimizer": {}},
-    "nested": lambda state: {"model": {"state_dict": state, "best": 0.5}},
-    "DataParallel": lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
-    "Lightning": lambda state: {"state_dict": {f"model.{key}": tensor for key, tensor in state.items()}},
-    "both": lambda state: {"model": {f"module.model.module.{key}": tensor for key, tensor in state.items()}},
-}
-
-
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
-def test_wrapped_checkpoint(
-    wrap: Callable[[dict[str, Tensor]], object], file: Path, toy: nn.Module, tmp_path: Path
-) -> None:
-    teacher = load_teacher(f"{file}:net", checkpoint=save(wrap(toy.state_dict()), tmp_path), image_size=5)
-    assert equal_states(teacher.network, toy)
-
-
-def test_prefix_that_the_network_has_too_stays(toy: nn.Module, tmp_path: Path) -> None:
-    wrapped = nn.DataParallel(toy)
-    before = {key: tensor.clone() for key, tensor in wrapped.state_dict().items()}
-    path = save(before, tmp_path)
-    for parameter in toy.parameters():
-        nn.init.zeros_(parameter)
-    load_checkpoint(wrapped, path, "wrapped")
-    assert all(torch.equal(tensor, before[key]) for key, tensor in wrapped.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: state.pop("bn.running_var"), "weights.pt does not fit {spec}: missing: bn.running_var; give"),
-        (lambda state: state.update({"fc.bias": torch.ones(2)}), "{spec}: unexpected: fc.bias; give"),
-        (
-            lambda state: state.update({"linear.bias": torch.ones(5)}),
-            "{spec}: wrong shape: linear.bias ([5] for [7]); give",
-        ),
-        (
-            lambda state: [state.update({f"x{i}": torch.ones(1)}) for i in range(5)],
-            "{spec}: unexpected: x0, x1, x2, x3, x4; give",
-        ),
-        (
-            lambda state: [state.update({f"x{i}": torch.ones(1)}) for i in range(7)],
-            "{spec}: unexpected: x0, x1, x2, x3, x4 and 2 more; give",
-        ),
-        (
-            lambda state: (state.pop("conv.bias"), state.update({"a": torch.ones(1), "bn.bias": torch.ones(2)})),
-            "{spec}: missing: conv.bias; unexpected: a; wrong shape: bn.bias ([2] for [3]); give",
-        ),
-    ],
-)
-def test_checkpoint_of_another_network(
-    change: Callable[[dict[str, Tensor]], object], message: str, file: Path, toy: nn.Module, tmp_path: Path
-) -> None:
-    state, spec = dict(toy.state_dict()), f"{file}:net"
-    change(state)
-    assert message.format(spec=spec) in refusal(spec, checkpoint=save(state, tmp_path), image_size=5)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"epoch": 3, "net": {"conv.weight": torch.ones(1)}}, "no state_dict but epoch, net; give one, alone or"),
-        ({}, "no state_dict but nothing"),
-        ([torch.ones(1)], "no state_dict but list"),
-        ({"state_dict": {}}, "no state_dict but nothing"),
-        ({"args": argparse.Namespace(lr=1), "state_dict": {}}, "holds argparse.Namespace, which could run code"),
-        (nn.Linear(2, 3), "holds torch.nn.modules.linear.Linear, which could run code; give torch.save"),
-    ],
-)
-def test_checkpoint_without_a_state_dict(content: object, message: str, file: Path, tmp_path: Path) -> None:
-    assert message in refusal(f"{file}:net", checkpoint=save(content, tmp_path), image_size=5)
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"PK\x03\x04 and no more", b"\x80\x02X\x01\x00\x00\x00\xff."])
-def test_file_that_is_no_checkpoint(content: bytes, file: Path, tmp_path: Path) -> None:
-    (tmp_path / "w.pt").write_bytes(content)
-    assert "w.pt is damaged or no PyTorch" in refusal(f"{file}:net", checkpoint=tmp_path / "w.pt", image_size=5)
-
-
-def test_truncated_checkpoint(file: Path, checkpoint: Path) -> None:
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
-    assert "is damaged or no PyTorch" in refusal(f"{file}:net", checkpoint=checkpoint, image_size=5)
-
-
-@pytest.mark.parametrize(("name", "message"), [("none.pt", "none.pt: No such file"), (".", "Is a directory")])
-def test_checkpoint_that_cannot_be_read(name: str, message: str, file: Path, tmp_path: Path) -> None:
-    assert message in refusal(f"{file}:net", checkpoint=tmp_path / name, image_size=5)
-
-
 # Refusals
 
 
@@ -347,57 +233,9 @@ def test_unknown_form(spec: str) -> None:
     assert all(form in message for form in (repr(spec), "digits", "torchvision:NAME", "path/to/file.py:factory"))
 
 
-@pytest.mark.parametrize(
-    ("factory", "settings", "message"),
-    [
-        ("nets", {}, "has no function or class 'nets'; did you mean net or"),
-        ("zzz", {}, "has no function or class 'zzz'; check the spelling"),
-        ("answer", {}, "has no function or class 'answer'"),
-        ("fails", {}, "the factory raised RuntimeError: no such weights"),
-        ("number", {}, "the factory returned int; it must return an nn.Module"),
-        ("net", {}, "does not tell the size of its images; give --image-size"),
-        ("tall", {}, "does not tell the size of its images; give --image-size"),
-        ("net", {"image_size": 2}, "fails on a 2×2×2 image: RuntimeError:"),
-        ("net", {"image_size": -2}, "fails on a 2×-2×-2 image"),
-        ("net", {"image_size": 5, "num_classes": 5}, "has 7 classes, not 5; correct --num-classes"),
-        ("Tuple", {"image_size": 5}, "returns a tuple for one image"),
-        ("OneLogit", {"image_size": 5}, "returns shape [1, 1] for one image"),
-        ("Map", {"image_size": 5}, "returns shape [1, 2, 5, 5] for one image"),
-    ],
-)
-def test_factory_that_does_not_do(
-    factory: str, settings: dict[str, Any], message: str, file: Path, checkpoint: Path
-) -> None:
-    assert message in refusal(f"{file}:{factory}", checkpoint=checkpoint, **settings)
-
-
-def test_factory_needs_a_checkpoint(file: Path) -> None:
-    assert "give its state_dict with --checkpoint" in refusal(f"{file}:net")
-
-
 def test_network_without_convolution(file: Path, tmp_path: Path) -> None:
     path = save(nn.ModuleDict({"bn": nn.BatchNorm2d(3)}).state_dict(), tmp_path)
     assert "has no Conv2d" in refusal(f"{file}:Flat", checkpoint=path)
-
-
-def test_weights_that_are_not_finite(file: Path, toy: nn.Module, tmp_path: Path) -> None:
-    state = toy.state_dict() | {"conv.bias": torch.full((3,), torch.nan)}
-    assert "NaN or infinity" in refusal(f"{file}:net", checkpoint=save(state, tmp_path), image_size=5)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (None, "does not exist; check the path"),
-        ("def net(:", "raised SyntaxError: "),
-        ("import no_such_module", "raised ModuleNotFoundError: No module named 'no_such_module'"),
-    ],
-)
-def test_file_that_cannot_be_imported(source: str | None, message: str, tmp_path: Path) -> None:
-    if source is not None:
-        (tmp_path / "nets.py").write_text(source)
-    assert message in refusal(f"{tmp_path / 'nets.py'}:net", checkpoint="unused.pt")
-    assert not [name for name in sys.modules if name.endswith("teacher_nets")]
 
 
 @pytest.mark.parametrize(
@@ -414,75 +252,6 @@ def test_module_that_cannot_be_imported(
     (tmp_path / "broken_module.py").write_text("import missing_part")
     monkeypatch.syspath_prepend(tmp_path)
     assert message in refusal(f"{module}:net", checkpoint="unused.pt")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"checkpoint": "w.pt"}, "leave out --checkpoint"),
-        ({"num_classes": 7}, "has 10 classes, not 7"),
-        ({"device": "gpu"}, "device 'gpu' is unknown; choose auto, cpu or cuda"),
-    ],
-)
-def test_settings_that_digits_refuses(settings: dict[str, Any], message: str) -> None:
-    assert message in refusal("digits", **settings)
-
-
-# torchvision
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet19", "did you mean resnet1"),
-        ("RESNET50", "did you mean resnet50"),
-        ("fcn_resnet50", "has no classifier 'fcn_resnet50'"),
-        ("", "check the spelling"),
-    ],
-)
-def test_unknown_torchvision_name(name: str, message: str) -> None:
-    assert message in refusal(f"torchvision:{name}")
-
-
-def test_torchvision_with_a_checkpoint(tmp_path: Path) -> None:
-    network = torchvision.models.shufflenet_v2_x0_5(num_classes=5)
-    path = save(network.state_dict(), tmp_path)
-    teacher = load_teacher("torchvision:shufflenet_v2_x0_5", checkpoint=path, num_classes=5)
-    assert equal_states(teacher.network, network)
-    assert (teacher.num_classes, teacher.image) == (5, (3, 224, 224))
-    assert (teacher.mean, teacher.std, teacher.resize) == (IMAGENET_MEAN, IMAGENET_STD, 256)
-    message = refusal("torchvision:shufflenet_v2_x0_5", checkpoint=path)
-    assert "wrong shape: fc.weight ([5, 1024] for [1000, 1024]), fc.bias ([5] for [1000])" in message
-
-
-def test_torchvision_weights_bring_size_and_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """inception_v3 was trained on 299 × 299 images; its weights' own normalization must be taken, whatever it is."""
-    weights = torchvision.models.get_model_weights("inception_v3").DEFAULT
-    network = nn.Sequential(nn.Conv2d(3, 2, 7), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    built = []
-    monkeypatch.setattr(
-        torchvision.models, "get_model", lambda name, *, weights: built.append((name, weights)) or network
-    )
-    expects = weights.transforms()
-    expects.mean, expects.std, expects.resize_size = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [333]
-    monkeypatch.setattr(type(weights), "transforms", lambda self: expects, raising=False)
-    teacher = load_teacher("torchvision:inception_v3")
-    assert built == [("inception_v3", weights)]
-    assert (teacher.image, teacher.mean, teacher.std) == ((3, 299, 299), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    assert teacher.resize == 333
-    assert load_teacher("torchvision:inception_v3", image_size=56).resize == 56  # the weights' 333 was for 299
-
-
-def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **settings: object) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    message = refusal("torchvision:shufflenet_v2_x0_5")
-    assert "cannot download the weights of torchvision:shufflenet_v2_x0_5" in message
-    assert "Name or service not known" in message
-    assert message.endswith("give a file with --checkpoint")
 
 
 # Devices

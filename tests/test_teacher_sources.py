@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+import urllib.error
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from nni_autorecon import digits
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher import architecture, load_teacher
 from nni_autorecon.teacher_sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+
+from .test_teacher import equal_states, refusal, save
 
 
 def net(num_classes: int, **attributes: Any) -> nn.Module:
@@ -184,3 +188,60 @@ def test_an_architecture_is_fresh_and_needs_no_weights(
 def test_no_architecture_without_a_known_form() -> None:
     with pytest.raises(InputError, match="'resnet18' is not understood; give digits, torchvision:NAME, timm:NAME"):
         architecture("resnet18")
+
+
+# torchvision
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet19", "did you mean resnet1"),
+        ("RESNET50", "did you mean resnet50"),
+        ("fcn_resnet50", "has no classifier 'fcn_resnet50'"),
+        ("", "check the spelling"),
+    ],
+)
+def test_unknown_torchvision_name(name: str, message: str) -> None:
+    assert message in refusal(f"torchvision:{name}")
+
+
+def test_torchvision_with_a_checkpoint(tmp_path: Path) -> None:
+    network = torchvision.models.shufflenet_v2_x0_5(num_classes=5)
+    path = save(network.state_dict(), tmp_path)
+    teacher = load_teacher("torchvision:shufflenet_v2_x0_5", checkpoint=path, num_classes=5)
+    assert equal_states(teacher.network, network)
+    assert (teacher.num_classes, teacher.image) == (5, (3, 224, 224))
+    assert (teacher.mean, teacher.std, teacher.resize) == (IMAGENET_MEAN, IMAGENET_STD, 256)
+    message = refusal("torchvision:shufflenet_v2_x0_5", checkpoint=path)
+    assert "wrong shape: fc.weight ([5, 1024] for [1000, 1024]), fc.bias ([5] for [1000])" in message
+
+
+def test_torchvision_weights_bring_size_and_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """inception_v3 was trained on 299 × 299 images; its weights' own normalization must be taken, whatever it is."""
+    weights = torchvision.models.get_model_weights("inception_v3").DEFAULT
+    network = nn.Sequential(nn.Conv2d(3, 2, 7), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    built = []
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, *, weights: built.append((name, weights)) or network
+    )
+    expects = weights.transforms()
+    expects.mean, expects.std, expects.resize_size = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [333]
+    monkeypatch.setattr(type(weights), "transforms", lambda self: expects, raising=False)
+    teacher = load_teacher("torchvision:inception_v3")
+    assert built == [("inception_v3", weights)]
+    assert (teacher.image, teacher.mean, teacher.std) == ((3, 299, 299), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert teacher.resize == 333
+    assert load_teacher("torchvision:inception_v3", image_size=56).resize == 56  # the weights' 333 was for 299
+
+
+def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    message = refusal("torchvision:shufflenet_v2_x0_5")
+    assert "cannot download the weights of torchvision:shufflenet_v2_x0_5" in message
+    assert "Name or service not known" in message
+    assert message.endswith("give a file with --checkpoint")
