@@ -54,8 +54,8 @@ def report_errors(run: Callable[[], object]) -> int:
     except MemoryError:
         print(f"{PROGRAM}: error: out of memory; lower --batch-size or --width", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -81,9 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     distill = kinds.add_parser("distill", help="distil the teacher into another, smaller network")
     add_stage(distill, DistillConfig, run_distill)
 
-    start = kinds.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
+    start = kinds.add_parser(
+        "start", help="start an NNI experiment that only this machine can reach, and see that it runs"
+    )
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
     start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
+    start.add_argument("--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does")
     start.set_defaults(run=commands.start)
 
     export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
