@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .trial import Trial
 
 PROGRAM = "nni-autorecon"
+INTERRUPTED = 130  # as a shell says it of Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +57,7 @@ def report_errors(run: Callable[[], object]) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
-        return 130
+        return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -203,7 +204,8 @@ def run_as_trial(
 ) -> int:
     """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI.
 
-    Started by hand, outside an experiment, it is the stage's command.
+    Started by hand, outside an experiment, it is the stage's command. A trial that NNI stops by SIGINT ends by that
+    signal: an exit code, NNI takes for a failure.
     """
     arguments = add_stage(Parser(), config).parse_args(argv)
 
@@ -214,7 +216,11 @@ def run_as_trial(
 
         return run(arguments, Trial())
 
-    return report_errors(start)
+    code = report_errors(start)
+    if code == INTERRUPTED and "NNI_PLATFORM" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return code
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:

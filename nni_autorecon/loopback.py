@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from .errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SCRIPT = Path(__file__).with_suffix(".js")
-SECONDS = 0.1  # to connect to an address of this very machine
+ADDRESSES, SECONDS = 5, 0.1  # how many to try, and how long each: a trial waits for it
 
 
 def node_options() -> str:
@@ -42,13 +41,12 @@ def require_loopback_suffices(config: ExperimentConfig, port: int) -> None:
         )
 
 
-def open_addresses(port: int, addresses: Iterable[str] | None = None) -> list[str]:
-    """Those of this machine's addresses, but for loopback, at which something answers on ``port``."""
-    found = []
-    for address in _own_addresses() if addresses is None else addresses:
+def open_address(port: int) -> str | None:
+    """One of this machine's addresses, other than loopback, at which something answers on ``port``, if there is one."""
+    for address in _own_addresses()[:ADDRESSES]:
         with suppress(OSError), socket.create_connection((address, port), timeout=SECONDS):
-            found.append(address)
-    return found
+            return address
+    return None
 
 
 def _own_addresses() -> list[str]:

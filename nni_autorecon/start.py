@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
     """
     content = read_experiment(file)
     silence_stdout()
+    logging.getLogger("nni").addHandler(logging.NullHandler())  # or its warnings go to stderr
     config = check_experiment(content, file)
     # The place for more checks of what the file asks for, such as GPUs that this machine does not have.
     _require_free(port)
