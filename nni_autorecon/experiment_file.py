@@ -43,6 +43,8 @@ def check_experiment(content: Mapping[str, Any], file: Path) -> ExperimentConfig
     try:
         config = ExperimentConfig(**content)
         space, source = _search_space(config, file)
+        if isinstance(config.training_service, list) and config.nni_manager_ip is None:
+            raise InputError(f"{file} has several training services, so NNI needs nniManagerIp; 127.0.0.1 may do")
         config = config.canonical_copy()
     except InputError:
         raise
@@ -55,10 +57,14 @@ def check_experiment(content: Mapping[str, Any], file: Path) -> ExperimentConfig
     _check_algorithm("assessor", config.assessor)
     if config.tuner.name:  # a tuner of one's own may have types of its own
         _check_space(space, source)
-    services = config.training_service if isinstance(config.training_service, list) else [config.training_service]
-    for service in services:
+    for service in training_services(config):
         _check_command(service.trial_command, Path(service.trial_code_directory), file)
     return config
+
+
+def training_services(config: ExperimentConfig) -> list[Any]:
+    """Where the trials run."""
+    return config.training_service if isinstance(config.training_service, list) else [config.training_service]
 
 
 def _search_space(config: ExperimentConfig, file: Path) -> tuple[Any, Path]:

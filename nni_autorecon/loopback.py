@@ -12,6 +12,7 @@ import psutil
 from nni.experiment.config import ExperimentConfig
 
 from .errors import InputError
+from .experiment_file import training_services
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SCRIPT = Path(__file__).with_suffix(".js")
@@ -26,13 +27,11 @@ def node_options() -> str:
 
 def require_loopback_suffices(config: ExperimentConfig, port: int) -> None:
     """Raise InputError if machines of the experiment call this one at an address other than 127.0.0.1."""
-    several = isinstance(config.training_service, list)
-    for service in config.training_service if several else [config.training_service]:
+    for service in training_services(config):
         if service.platform == "local" or service.nni_manager_ip in LOOPBACK:
             continue
         hosts = [machine.host for machine in getattr(service, "machine_list", [])]
-        # Of remote machines alone, NNI asks to call localhost unless it is told otherwise; of a mixture, never.
-        if hosts and not service.nni_manager_ip and not several and set(hosts) <= set(LOOPBACK):
+        if hosts and not service.nni_manager_ip and set(hosts) <= set(LOOPBACK):  # NNI then has them call localhost
             continue
         tunnel = f"ssh -R {port}:127.0.0.1:{port} {hosts[0] if hosts else 'HOST'}"
         raise InputError(

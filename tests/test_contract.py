@@ -29,7 +29,8 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
-    ("experiment", "trial"), ("trial", "loopback"), ("start", "experiment_file"), ("start", "loopback"),
+    ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
+    ("start", "experiment_file"), ("start", "loopback"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
