@@ -101,7 +101,8 @@ def _wait(experiment: Experiment, file: Path) -> None:
                 raise AutoReConError(_why_it_ended(experiment, file)) from error
             time.sleep(POLL)  # it is only busy
             continue
-        if status["status"] == "ERROR":
+        # The dispatcher's thread may die of its tuner without NNI noticing; its log tells, and there is no first trial.
+        if status["status"] == "ERROR" or (not trials and _last_words(_log(experiment, "dispatcher.log"))):
             raise AutoReConError(_why_it_failed(experiment, file, status["errors"]))
         for trial in trials:
             if trial["status"] == "RUNNING":

@@ -272,7 +272,7 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((address, port), timeout=5)
         with urllib.request.urlopen(f"http://localhost:{port}/") as page:
-            assert b"NNI" in page.read()
+            assert b'<div id="root">' in page.read()
         trial = wait_until(lambda: get(port, "trial-jobs"), "no trial")[0]
         assert (Path(trial["logPath"]) / "trial.stderr").read_text() == ""
     finally:
