@@ -141,10 +141,8 @@ def _why_trials_fail(experiment: Experiment, trials: Sequence[Mapping[str, Any]]
 def _why_it_failed(experiment: Experiment, file: Path, errors: Sequence[str]) -> str:
     """NNI's status is ERROR: mostly its dispatcher, the process of the tuner, has died."""
     log = _log(experiment, "dispatcher.log")
-    if re.search("tuner", " ".join(errors), re.IGNORECASE):
-        return (
-            f"NNI's tuner failed: {_last_words(log) or 'no reason given'}; mend tuner or search space in {file} ({log})"
-        )
+    if words := _last_words(log):
+        return f"NNI's tuner failed: {words}; mend tuner or search space in {file} (log: {log})"
     return f"NNI failed: {' '.join(errors)} (log: {_log(experiment, 'nnimanager.log')})"
 
 
