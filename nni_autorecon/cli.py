@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .trial import Trial
 
 PROGRAM = "nni-autorecon"
+INTERRUPTED = 130  # as a shell says it of Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,9 +64,9 @@ def report_errors(run: Callable[[], object]) -> int:
     except Terminated as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
+        return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -102,9 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     distill = kinds.add_parser("distill", help="distil the teacher into another, smaller network")
     add_stage(distill, DistillConfig, run_distill)
 
-    start = kinds.add_parser("start", help="start an NNI experiment: nnictl create, with checks before it")
+    start = kinds.add_parser(
+        "start", help="start an NNI experiment that only this machine can reach, and see that it runs"
+    )
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
     start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
+    start.add_argument("--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does")
     start.set_defaults(run=commands.start)
 
     export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
@@ -221,7 +225,8 @@ def run_as_trial(
 ) -> int:
     """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI.
 
-    Started by hand, outside an experiment, it is the stage's command.
+    Started by hand, outside an experiment, it is the stage's command. A trial that NNI stops by SIGINT ends by that
+    signal: an exit code, NNI takes for a failure.
     """
     arguments = add_stage(Parser(), config).parse_args(argv)
 
@@ -232,7 +237,11 @@ def run_as_trial(
 
         return run(arguments, Trial())
 
-    return report_errors(start)
+    code = report_errors(start)
+    if code == INTERRUPTED and "NNI_PLATFORM" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return code
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:

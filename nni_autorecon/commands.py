@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def start(arguments: argparse.Namespace) -> None:
-    from .experiment import start_experiment
+    from .start import start_experiment
 
-    start_experiment(arguments.file, arguments.port)
+    start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
 def export(arguments: argparse.Namespace) -> None:

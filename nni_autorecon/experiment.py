@@ -1,14 +1,10 @@
-"""NNI experiments from outside: starting one, and reading one from its database, whatever became of its manager."""
+"""NNI experiments from outside, read from their database, whatever became of their manager."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -53,38 +49,6 @@ class TrialRecord:
     final: dict[str, Any] | None
     parameters: dict[str, Any]
     folder: Path | None
-
-
-def start_experiment(file: Path, port: int) -> None:
-    """``nnictl create`` with this Python for the trials, whether or not its environment is active.
-
-    Raises InputError if the file is missing, the port is taken, or NNI refuses the experiment.
-    """
-    if not file.is_file():
-        raise InputError(f"experiment file {file} does not exist; check the path")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port {port} cannot be used for the web UI ({error}); choose another with --port"
-            ) from error
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    quiet = ["-W", "ignore:pkg_resources is deprecated"]  # said of NNI; nobody here can act on it
-    command = [
-        sys.executable,
-        *quiet,
-        "-m",
-        "nni.tools.nnictl.nnictl",
-        "create",
-        "--config",
-        str(file),
-        "--port",
-        str(port),
-    ]
-    if subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode:
-        raise InputError(f"NNI did not start {file}; mend what it says above")
 
 
 def read_trials(experiment_id: str) -> list[TrialRecord]:

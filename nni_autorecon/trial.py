@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import nni
 import nni.trial
@@ -14,6 +16,7 @@ import requests
 from nni.runtime.trial_command_channel import get_default_trial_command_channel
 
 from .errors import AutoReConError
+from .loopback import open_address
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +26,15 @@ class Trial:
 
     NNI's sequential engine, on which a one-shot search runs, replaces the process-wide channel and parameter
     record while it works and restores only the channel. This object keeps both as they were at the start and
-    sends every report through them.
+    sends every report through them.  Raises AutoReConError if there is no manager any more.
     """
 
     def __init__(self) -> None:
-        self.parameters = plain_parameters(nni.get_next_parameter() or {})
+        _warn_of_an_open_port()
+        try:
+            self.parameters = plain_parameters(nni.get_next_parameter() or {})
+        except requests.ConnectionError as error:
+            raise AutoReConError("NNI's manager is gone; nnictl resume starts this trial again") from error
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
 
@@ -66,6 +73,19 @@ class Trial:
             trial_job_id=nni.get_trial_id(),
             sequence=sequence,
             value=dict(metrics),
+        )
+
+
+def _warn_of_an_open_port() -> None:
+    """Say on stderr, in the first trial of an experiment on this machine, if others can reach NNI's manager."""
+    port = urlsplit(os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", "")).port
+    if port is None or (os.environ.get("NNI_PLATFORM"), os.environ.get("NNI_TRIAL_SEQ_ID")) != ("local", "0"):
+        return
+    if address := open_address(port):
+        print(
+            f"nni-autorecon: warning: NNI listens on {address}:{port} without a login, and whoever reaches it can run "
+            "code as you; nni-autorecon start lets only this machine reach it",
+            file=sys.stderr,
         )
 
 

@@ -19,17 +19,19 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"trial", "experiment", "space", "strategy", "search"},
+    {"loopback", "experiment_file", "trial", "experiment", "start", "space", "strategy", "search"},
     {"commands", "cli", "__init__"},
 ]
-NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
+NNI_MODULES = {"loopback", "experiment_file", "start", "trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("config", "topology"), ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
-    ("experiment", "trial"), ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
+    ("start", "experiment_file"), ("start", "loopback"),
+    ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
 
