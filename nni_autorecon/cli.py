@@ -155,7 +155,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
         loss, details = result.loss, result.genotype.details
         print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
-        print(f"genotype: {run / 'genotype.json'}")
+        print(f"genotype: {run / 'genotype.json'}\ndevice: {run.device}")
         if trial:
             trial.report_final(result.metrics())
         run.finish()
@@ -189,7 +189,7 @@ def _run_student(
 
         result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
         print(result.summary())
-        print(f"result: {run / 'result.json'}")
+        print(f"result: {run / 'result.json'}\ndevice: {run.device}")
         if trial:
             trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
         run.finish()
