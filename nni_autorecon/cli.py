@@ -86,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
     start.set_defaults(run=commands.start)
 
+    doctor = kinds.add_parser("doctor", help="say what is wrong with this machine, or with an experiment file")
+    doctor.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="an experiment, to check its GPU request too"
+    )
+    doctor.set_defaults(run=commands.doctor)
+
     export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
     export.add_argument(

@@ -53,7 +53,9 @@ def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:
     if asked == 0:
         return
     if gpus == 0:
-        raise InputError(f"trialGpuNumber: {asked}, but this machine has no GPU that NNI can see; leave it out")
+        raise InputError(
+            f"trialGpuNumber: {asked}, but NNI can see no GPU on this machine; leave out it and maxTrialNumberPerGpu"
+        )
     if service.get("useactivegpu") is None:
         raise InputError("useActiveGpu is missing beside trialGpuNumber; add useActiveGpu: true to trainingService")
     share = asked / _whole(service, "maxTrialNumberPerGpu", default=1)

@@ -20,6 +20,7 @@ LAYERS = [
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"trial", "experiment", "space", "strategy", "search"},
+    {"doctor"},
     {"commands", "cli", "__init__"},
 ]
 NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}

@@ -85,7 +85,7 @@ def test_as_nnis_own_scheduler(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "gpus", "message"),
     [
-        (_settings(trialGpuNumber=1, useActiveGpu=True), 0, "trialGpuNumber: 1, but this machine has no GPU"),
+        (_settings(trialGpuNumber=1, useActiveGpu=True), 0, "trialGpuNumber: 1, but NNI can see no GPU"),
         (_settings(trialGpuNumber=1), 2, "useActiveGpu is missing beside trialGpuNumber; add useActiveGpu: true"),
         (_settings(trialGpuNumber=1, useActiveGpu=True), 1, "write trialGpuNumber: 1 and maxTrialNumberPerGpu: 2"),
         (_settings(trialGpuNumber=4, useActiveGpu=True), 4, "write trialGpuNumber: 7 and maxTrialNumberPerGpu: 2"),

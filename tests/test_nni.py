@@ -13,7 +13,7 @@ import pytest
 import requests
 import yaml
 
-from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.genotype import Genotype
 
 pytestmark = pytest.mark.slow
