@@ -262,3 +262,10 @@ def _alive(pid: object) -> bool:
 
 def _nni_home() -> Path:
     return Path.home() / "nni-experiments"
+
+
+if __name__ == "__main__":  # for a Python too old for the command line
+    try:
+        doctor(Path(sys.argv[1]) if sys.argv[1:] else None)
+    except AutoReConError as error:
+        sys.exit(f"nni-autorecon: error: {error}")
