@@ -111,6 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does")
     start.set_defaults(run=commands.start)
 
+    doctor = kinds.add_parser("doctor", help="say what is wrong with this machine, or with an experiment file")
+    doctor.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="an experiment, to check its GPU request too"
+    )
+    doctor.set_defaults(run=commands.doctor)
+
     export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
     export.add_argument(
@@ -180,7 +186,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
         loss, details = result.loss, result.genotype.details
         print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
-        print(f"genotype: {run / 'genotype.json'}")
+        print(f"genotype: {run / 'genotype.json'}\ndevice: {run.device}")
         if trial:
             trial.report_final(result.metrics())
         run.finish()
@@ -214,7 +220,7 @@ def _run_student(
 
         result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
         print(result.summary())
-        print(f"result: {run / 'result.json'}")
+        print(f"result: {run / 'result.json'}\ndevice: {run.device}")
         if trial:
             trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
         run.finish()

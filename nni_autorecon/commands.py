@@ -17,6 +17,12 @@ def start(arguments: argparse.Namespace) -> None:
     start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
+def doctor(arguments: argparse.Namespace) -> None:
+    from .doctor import doctor
+
+    doctor(arguments.file)
+
+
 def export(arguments: argparse.Namespace) -> None:
     from .experiment import best_genotype
     from .files import require_absent

@@ -232,7 +232,7 @@ def run_compression(
     with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
         compression = Compression.start(config, teacher, bar.update, state)
         bar.update(compression.epoch * config.steps)
-        run.start("compress", config)
+        run.start("compress", config, device=teacher.device_name)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import platformdirs
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from .data import LabelledImages, normalize
 from .errors import InputError
-from .files import write_atomically
+from .files import CACHE_VARIABLE, cache_folder, write_atomically
 from .networks import CifarResNet, digits_resnet
 from .snapshots import tensor_bytes
 from .topology import ImageShape
@@ -29,7 +27,6 @@ IMAGE = ImageShape(1, 16, 16)
 MEAN = (0.3049,)  # of the training images / 255
 STD = (0.3183,)
 
-CACHE_VARIABLE = "NNI_AUTORECON_CACHE"
 RECIPE_VERSION = 1
 """Raised by every change that gives other weights: the constants below, the split, the network."""
 
@@ -76,7 +73,7 @@ def load_digits_teacher() -> nn.Module:
     When several processes ask at once, one trains and the others wait for it. A damaged file is reported in
     the log and trained again. Raises InputError if the cache folder cannot be written.
     """
-    path = _cache_folder() / f"digits-teacher-v{RECIPE_VERSION}.pt"
+    path = cache_folder() / f"digits-teacher-v{RECIPE_VERSION}.pt"
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on the cache
         network = digits_resnet()
         if not _restore(network, path):
@@ -132,10 +129,6 @@ def _reproducible() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("nni-autorecon")).expanduser()
 
 
 @contextmanager

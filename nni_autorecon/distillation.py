@@ -259,7 +259,7 @@ def run_distillation(
     teacher_accuracy = teacher.accuracy(
         teacher.network, data
     )  # now: data that do not fit are refused before the training
-    run.start("distill", config)
+    run.start("distill", config, device=teacher.device_name)
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
         bar.update(distillation.epoch * config.steps)
 

@@ -10,12 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import platformdirs
+
 from .errors import InputError, shown
 
 LARGEST_TEXT = 2**20
 """Bytes. No settings, genotype or record of a run come near."""
 DEEPEST = 32
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+CACHE_VARIABLE = "NNI_AUTORECON_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where what is fetched or trained once is kept: the variable's folder, or the person's own."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("nni-autorecon")).expanduser()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -44,6 +44,7 @@ class RunFolder:
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
         self.rows: list[dict[str, Any]] = []
+        self.device = ""
         self._going_on = False
         self._lock = FileLock(self / LOCK)
 
@@ -100,28 +101,39 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def start(self, command: str, config: Config) -> None:
-        """Write the resolved settings: what was asked for has proved usable, and work begins.
+    def start(self, command: str, config: Config, *, device: str) -> None:
+        """Write the resolved settings and the device: what was asked for has proved usable, and work begins.
 
         With ``force``, results of an earlier run of the same command go. Raises InputError if the folder holds those
         of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps its rows.
         """
+        self.device = device
         if self._going_on:
             self._write_rows()
+            self._note_device()
             return
         require_absent(self.path, force=self.force)
-        if (self / "config.json").exists() and (earlier := self._earlier_command()) != command:
+        if (self / "config.json").exists() and (earlier := self._earlier().get("command", "something else")) != command:
             raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
         self._take()
-        write_json(self / "config.json", {"command": command, "config": config.to_dict(), "versions": versions()})
+        here = {"command": command, "config": config.to_dict(), "device": device, "versions": versions()}
+        write_json(self / "config.json", here)
         for name in RESULTS:
             (self / name).unlink(missing_ok=True)
 
-    def _earlier_command(self) -> str:
+    def _earlier(self) -> dict[str, Any]:
+        """What config.json says; nothing if it is missing or damaged."""
         try:
-            return str(parse_json(read_text(self / "config.json", "settings of an earlier run"))["command"])
-        except (ValueError, KeyError, TypeError):
-            return "something else"
+            return dict(parse_json(read_text(self / "config.json", "settings of an earlier run")))
+        except (ValueError, TypeError):
+            return {}
+
+    def _note_device(self) -> None:
+        """A run that goes on elsewhere says so: ``cpu, then cuda:0 NVIDIA A100``."""
+        earlier = self._earlier()
+        if earlier and str(earlier.get("device", self.device)).split(", then ")[-1] != self.device:
+            self.device = f"{earlier['device']}, then {self.device}"
+            write_json(self / "config.json", {**earlier, "device": self.device})
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

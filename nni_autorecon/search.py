@@ -71,7 +71,7 @@ def search(
     teacher = configured_teacher(config)
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
-    run.start("search", config)
+    run.start("search", config, device=teacher.device_name)
     torch.manual_seed(config.seed)
 
     strategy = AutoReConStrategy(config, on_epoch=lambda metrics: report(metrics), state=state)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import Config
 from .data import EvaluationData, accuracy
 from .errors import InputError, named
+from .gpus import promised_gpus
 from .layout import memory_format
 from .statistics import observed, record_bn_statistics
 from .teacher_sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
@@ -38,6 +39,11 @@ class Teacher:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def device_name(self) -> str:
+        """``cpu``, or which GPU, as in ``cuda:0 NVIDIA A100``."""
+        return "cpu" if self.device.type == "cpu" else f"{self.device} {torch.cuda.get_device_name(self.device)}"
 
     @property
     def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -124,10 +130,18 @@ def configured_teacher(config: Config) -> Teacher:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``. Raises InputError for any other."""
+    """The device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+
+    Raises InputError for any other, and if ``cuda``, or ``auto`` in a trial to which NNI gave a GPU, finds none.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {name!r} is unknown; choose auto, cpu or cuda")
     available = torch.cuda.is_available()
+    if name != "cpu" and not available and (promised := promised_gpus()):
+        raise InputError(
+            f"NNI gave this trial GPU {promised}, but PyTorch sees none; see nni-autorecon doctor, "
+            "or add --device cpu to trialCommand"
+        )
     if name == "cuda" and not available:
         raise InputError("device cuda: PyTorch sees no GPU here; choose --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.teacher import Teacher, load_teacher
 
 from .toys import SmallResNet

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.files import CACHE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent

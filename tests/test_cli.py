@@ -54,7 +54,7 @@ def test_a_search_leaves_a_complete_folder(searched):
         "loss.png", "probabilities.png", "genotype.png", "images.png",
     }  # fmt: skip
     resolved = json.loads((searched / "config.json").read_text())
-    assert resolved["command"] == "search"
+    assert (resolved["command"], resolved["device"]) == ("search", "cpu")
     assert SearchConfig().override(resolved["config"]).seed == 3
     assert set(resolved["config"]) == set(SearchConfig().to_dict())
     assert {"nni", "torch", "python", "nni-autorecon"} <= set(resolved["versions"])

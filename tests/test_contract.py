@@ -11,7 +11,7 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "files", "settings", "config", "topology"},
+    {"version", "errors", "files", "settings", "config", "topology", "gpus"},
     {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
@@ -20,12 +20,13 @@ LAYERS = [
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "start", "space", "strategy", "search"},
+    {"doctor"},
     {"commands", "cli", "__init__"},
 ]
 NNI_MODULES = {"loopback", "experiment_file", "start", "trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
-    ("config", "topology"), ("operations", "convolution"), ("runs", "snapshots"),
+    ("config", "topology"), ("gpus", "errors"), ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),

@@ -17,8 +17,9 @@ from torch import nn
 
 from nni_autorecon import digits
 from nni_autorecon.data import accuracy
-from nni_autorecon.digits import CACHE_VARIABLE, _table, digits_data, load_digits_teacher, train_digits_teacher
+from nni_autorecon.digits import _table, digits_data, load_digits_teacher, train_digits_teacher
 from nni_autorecon.errors import InputError
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import CifarResNet, digits_resnet
 from nni_autorecon.teacher import Teacher
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import nni
 import pytest
+import yaml
 from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni.experiment.config import ExperimentConfig
 
 from nni_autorecon.cli import add_stage
+from nni_autorecon.gpus import refuse_unmeetable_request
 from nni_autorecon.records import STAGES
 from nni_autorecon.trial import plain_parameters
 
@@ -45,6 +47,22 @@ def test_trials_differ_and_are_as_many_as_announced(path):
     assert len({json.dumps(trial, sort_keys=True) for trial in trials}) == len(trials)
     if announced := re.search(r"\((\d+) trials\)", path.read_text()):
         assert len(trials) == int(announced[1])
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_the_gpu_experiment_runs_on_one_gpu_and_on_many(gpus):
+    settings = yaml.safe_load((ROOT / "experiments" / "gpu.yml").read_text())
+    assert settings["trainingService"]["trialGpuNumber"] == 1
+    refuse_unmeetable_request(settings, gpus)
+
+
+def test_the_gpu_experiment_without_one_line_needs_none(tmp_path):
+    text = (ROOT / "experiments" / "gpu.yml").read_text()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("<<")]
+    assert len(lines) == len(text.splitlines()) - 1
+    (tmp_path / "cpu.yml").write_text("\n".join(lines).replace("..", str(ROOT)))
+    ExperimentConfig.load(tmp_path / "cpu.yml").validate()
+    refuse_unmeetable_request(yaml.safe_load("\n".join(lines)), 0)
 
 
 def test_table_5_crosses_generators_with_gdfqs_method_alone():

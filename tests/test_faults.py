@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from nni_autorecon import cli, compression, distillation, image_sources, runs, search
-from nni_autorecon.digits import CACHE_VARIABLE, load_digits_teacher
+from nni_autorecon.digits import load_digits_teacher
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import SNAPSHOT
 from nni_autorecon.snapshots import load_snapshot

@@ -13,6 +13,7 @@ from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import load_snapshot, save_snapshot
+from nni_autorecon.teacher import Teacher
 
 SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
 STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps", "1", "--final-steps", "2"]
@@ -139,6 +140,13 @@ def test_another_run_is_not_resumed(unfinished, change, message, capsys):
 def test_neither_threads_nor_device_make_another_run(unfinished):
     assert cli.main([*RUNS["gdfq"], "--threads", "2", "--device", "cpu", "-o", str(unfinished), "--resume"]) == 0
     assert (unfinished / "result.json").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_says_where(unfinished, monkeypatch, capsys):
+    monkeypatch.setattr(Teacher, "device_name", "cuda:0 a card")
+    assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 0
+    assert capsys.readouterr().out.endswith("device: cpu, then cuda:0 a card\n")
+    assert json.loads((unfinished / "config.json").read_text())["device"] == "cpu, then cuda:0 a card"
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nni_autorecon import cli, digits, files, plots
-from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.runs import SNAPSHOT
 from nni_autorecon.teacher import Teacher
 

@@ -278,6 +278,25 @@ def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_trial_that_was_given_a_gpu_and_sees_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(InputError, match="NNI gave this trial GPU 1, but PyTorch sees none; .* --device cpu"):
+        resolve_device(name)
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(name) == torch.device("cuda")
+
+
+def test_the_name_of_a_device(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert digits_teacher.device_name == "cpu"
+    monkeypatch.setattr(Teacher, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert digits_teacher.device_name == "cuda:1 card 1"
+
+
 def test_a_batchnorm_that_is_never_called_does_not_count(tmp_path):
     code = """
 from torch import nn
