@@ -22,6 +22,7 @@ from nni.runtime.log import silence_stdout
 
 from .errors import AutoReConError, InputError, named, one_line
 from .experiment_file import check_experiment, read_experiment
+from .gpus import count_gpus, refuse_unmeetable_request
 from .loopback import node_options, require_loopback_suffices
 
 WORKING = ("SUCCEEDED", "EARLY_STOPPED")
@@ -43,7 +44,7 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
     silence_stdout()
     logging.getLogger("nni").addHandler(logging.NullHandler())  # or its warnings go to stderr
     config = check_experiment(content, file)
-    # The place for more checks of what the file asks for, such as GPUs that this machine does not have.
+    refuse_unmeetable_request(content, count_gpus())
     _require_free(port)
     if not listen_everywhere:
         require_loopback_suffices(config, port)
