@@ -33,6 +33,14 @@ def _trials(path):
     return trials
 
 
+@pytest.fixture(autouse=True)
+def ssh_key(tmp_path, monkeypatch):
+    """The key that experiments/remote.yml names: NNI looks whether it is there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").touch()
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_nni_takes_the_file(path):
     config = ExperimentConfig.load(path)
