@@ -94,6 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     export.set_defaults(run=commands.export)
 
+    status = kinds.add_parser("status", help="how the trials of an NNI experiment stand")
+    status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
+    status.set_defaults(run=commands.status)
+
     report = kinds.add_parser("report", help="tables and a figure from an experiment or folders of results")
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
     report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")

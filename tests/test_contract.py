@@ -19,17 +19,18 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"trial", "experiment", "space", "strategy", "search"},
+    {"trial", "experiment", "status", "space", "strategy", "search"},
     {"commands", "cli", "__init__"},
 ]
-NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
+NNI_MODULES = {"trial", "experiment", "status", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
-    ("experiment", "trial"), ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("experiment", "trial"), ("status", "experiment"), ("status", "trial"),
+    ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
 
