@@ -210,9 +210,9 @@ def _trial(
     plan, last = _plan(trial, command), points[-1] if points else None
     epoch, left = _epochs_done(trial, plan, last), None
     if state == RUNNING and epoch and plan.epochs is not None and started is not None:
-        pace = _pace(points) or (now - started) / epoch
-        since = now - max(started, last.time) if last else 0.0
-        left = max(pace * (plan.epochs + plan.afterwards - epoch) - since, 0.0)
+        heard = max(started, last.time) if last else now
+        pace = _pace(points) or ((heard if heard > started else now) - started) / epoch
+        left = max(pace * (plan.epochs + plan.afterwards - epoch) - (now - heard), 0.0)
     measured = _measured(plan.stage, trial.final or (last.metrics if last else {}))
     snapshot = trial.folder is not None and (trial.folder / SNAPSHOT).exists()
     return TrialStatus(trial.id, state, epoch, plan.epochs, measured, left, snapshot)

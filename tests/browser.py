@@ -61,9 +61,11 @@ class Page:
 
     def choose(self, kept: Sequence[str]) -> None:
         """In the open dialog of columns or axes, leave those alone that are in ``kept``."""
-        self.wait_for(lambda: self.find("//*[contains(@class, 'columns-height')]//input"), "the dialog")
-        for box in self.find("//*[contains(@class, 'columns-height')]//*[contains(@class, 'ms-Checkbox')][input]")[1:]:
-            if box.find_element(By.TAG_NAME, "input").is_selected() != (box.text in kept):
+        boxes = "//*[contains(@class, 'columns-height')]//*[contains(@class, 'ms-Checkbox-text')]/ancestor::*[input][1]"
+        self.wait_for(lambda: self.find(boxes), "the dialog")
+        for box in self.find(boxes):
+            name = box.find_element(By.CLASS_NAME, "ms-Checkbox-text").text
+            if name != "Select all" and box.find_element(By.TAG_NAME, "input").is_selected() != (name in kept):
                 box.find_element(By.TAG_NAME, "label").click()
         self.button("Save")
 

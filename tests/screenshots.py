@@ -82,7 +82,7 @@ def photograph(port: int, show: Callable[[Page], None], profile: Path, picture: 
         page.wait_for(lambda: page.find("//*[@role='row'][@data-item-index]"), "the trials")
         show(page)
         # The icons are a font from the network, which may be out of reach: empty boxes are no ornament.
-        style = "[data-icon-name] {visibility: hidden}"
+        style = "i {visibility: hidden !important}"
         page.driver.execute_script(
             "document.head.append(Object.assign(document.createElement('style'), arguments[0]))", {"textContent": style}
         )

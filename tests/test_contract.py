@@ -11,7 +11,7 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "files", "settings", "config", "topology"},
+    {"version", "errors", "events", "files", "settings", "config", "topology"},
     {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
@@ -24,7 +24,8 @@ LAYERS = [
 ]
 NNI_MODULES = {"trial", "experiment", "status", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
-    ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
+    ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
+    ("config", "errors"), ("config", "settings"),
     ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
@@ -79,3 +80,9 @@ def test_the_package_and_the_command_line_start_without_heavy_imports():
 
 def test_compression_runs_without_nni():
     assert not _modules_after("import nni_autorecon.compression") & {"nni", "pytorch_lightning"}
+
+
+def test_tensorboard_stays_away_until_it_is_asked_for():
+    run = "from nni_autorecon.runs import RunFolder; RunFolder('no-such-folder').rows"
+    assert "tensorboard" not in _modules_after(run)
+    assert "tensorboard" in _modules_after(run.replace("'no-such-folder'", "'no-such-folder', tensorboard=True"))
