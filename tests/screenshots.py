@@ -5,6 +5,7 @@ Short runs of the three kinds of experiments, each shown where it is most tellin
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
 def show_search(page: Page) -> None:
     page.button("Intermediate result")
     page.wait_for(lambda: page.find("//canvas"), "the curves")
+    time.sleep(3)  # they are drawn slowly, for show
 
 
 def show_compress(page: Page) -> None:
@@ -58,7 +60,7 @@ def show_compress(page: Page) -> None:
 def show_compare(page: Page) -> None:
     page.button("Add/Remove columns")
     wanted = ["generator (space)", "bits (space)", "accuracy (metric)", "generator_macs (metric)"]
-    page.choose(["Trial No.", "ID", "Status", "Default metric", *wanted])
+    page.choose(["Trial No.", "Default metric", *wanted])
     page.wait_for(lambda: "generator_macs" in page.text, "the columns")
 
 
