@@ -125,6 +125,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     export.set_defaults(run=commands.export)
 
+    status = kinds.add_parser("status", help="how the trials of an NNI experiment stand")
+    status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
+    status.set_defaults(run=commands.status)
+
     report = kinds.add_parser("report", help="tables and a figure from an experiment or folders of results")
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
     report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")
@@ -166,6 +170,7 @@ def add_stage(
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     parser.add_argument("--force", action="store_true", help="replace results that stand in the folder")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in the folder")
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard, too")
     config.add_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -257,13 +262,18 @@ def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | No
 
 def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> RunFolder:
     """The folder named by --output, or NNI's for the trial, which may hold an earlier attempt, or a new one."""
-    from .runs import RunFolder, new_folder
+    from .runs import EVENTS, RunFolder, new_folder
 
+    show = arguments.tensorboard
     if arguments.output or not (trial and trial.output):
         if arguments.resume and not arguments.output:
             raise InputError("--resume needs the folder of the unfinished run; give it with --output")
-        return RunFolder(arguments.output or new_folder(stage), force=arguments.force, resume=arguments.resume)
-    return RunFolder(trial.output, force=True, resume=True)
+        folder = arguments.output or new_folder(stage)
+        return RunFolder(folder, force=arguments.force, resume=arguments.resume, tensorboard=show)
+    run = RunFolder(trial.output, force=True, resume=True, tensorboard=show)
+    if show:
+        trial.show_events(run / EVENTS)
+    return run
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:

@@ -34,6 +34,12 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
 
 
+def status(arguments: argparse.Namespace) -> None:
+    from .status import experiment_status
+
+    print(experiment_status(arguments.experiment).to_text())
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
     if bool(arguments.folders) == bool(arguments.experiment):

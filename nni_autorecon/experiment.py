@@ -53,21 +53,19 @@ class TrialRecord:
 
 def read_trials(experiment_id: str) -> list[TrialRecord]:
     """The experiment's trials in the order they started. Raises InputError if there is no such experiment here."""
-    database = _folder(experiment_id) / "db" / "nni.sqlite"
-    try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            events = connection.execute(
-                "SELECT trialJobId, event, data, logPath FROM TrialJobEvent "
-                "WHERE trialJobId != '' AND event != 'ADD_HYPERPARAMETER' ORDER BY timestamp, rowid"
-            ).fetchall()
-            finals = dict(connection.execute("SELECT trialJobId, data FROM MetricData WHERE type = 'FINAL'"))
-    except sqlite3.Error as error:
-        raise InputError(f"cannot read the database of experiment {experiment_id} ({database}): {error}") from error
+    events = query(
+        experiment_id,
+        "SELECT trialJobId, event, data, logPath FROM TrialJobEvent "
+        "WHERE trialJobId != '' AND event != 'ADD_HYPERPARAMETER' ORDER BY timestamp, rowid",
+    )
+    finals = dict(query(experiment_id, "SELECT trialJobId, data FROM MetricData WHERE type = 'FINAL'"))
     statuses = {trial: status for trial, status, _, _ in events}  # the last one counts
     given = {trial: data for trial, _, data, _ in events if data}
     folders = {trial: Path(path) for trial, _, _, path in events if path}
     return [
-        TrialRecord(trial, status, _metrics(finals.get(trial)), _parameters(given.get(trial)), folders.get(trial))
+        TrialRecord(
+            trial, status, reported_metrics(finals.get(trial)), _parameters(given.get(trial)), folders.get(trial)
+        )
         for trial, status in statuses.items()
     ]
 
@@ -122,17 +120,32 @@ def best_genotype(experiment_id: str) -> tuple[Genotype, str]:
     return Genotype.from_json(text, source=f"final metric of trial {trial_id}"), trial_id
 
 
+def query(experiment_id: str, sql: str) -> list[tuple[Any, ...]]:
+    """Rows of the experiment's database. Raises InputError if there is no such experiment here."""
+    database = _folder(experiment_id) / "db" / "nni.sqlite"
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
+    except sqlite3.Error as error:
+        raise InputError(f"cannot read the database of experiment {experiment_id} ({database}): {error}") from error
+
+
+def known_experiments() -> dict[str, dict[str, Any]]:
+    """NNI's own list of experiments on this machine, by id: name, port, process, and where they are kept."""
+    return dict(Experiments().get_all_experiments())
+
+
 def _folder(experiment_id: str) -> Path:
     """Where NNI keeps an experiment, by its own list of experiments."""
-    known = Experiments().get_all_experiments()
+    known = known_experiments()
     if experiment_id not in known:
         have = ", ".join(known) or "none"
         raise InputError(f"NNI knows no experiment {experiment_id!r} on this machine; it has: {have}")
     return Path(known[experiment_id]["logDir"]) / experiment_id
 
 
-def _metrics(data: str | None) -> dict[str, Any] | None:
-    """A final result as reported (NNI stores the JSON text as a JSON string); None if it is not names and values."""
+def reported_metrics(data: str | None) -> dict[str, Any] | None:
+    """A result as reported (NNI stores the JSON text as a JSON string); None if it is not names and values."""
     try:
         return _object(json.loads(data)) if data else None
     except ValueError:

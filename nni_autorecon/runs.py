@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from .config import Config
 from .errors import InputError
+from .events import EventFile, remove_events
 from .files import parse_json, read_text, require_absent, unwritable, write_json, write_text
 from .snapshots import State, load_snapshot, save_snapshot
 from .version import __version__
@@ -23,6 +24,8 @@ from .version import __version__
 log = logging.getLogger(__name__)
 
 SNAPSHOT, LOCK = "snapshot.bin", ".lock"
+EVENTS = "tensorboard"
+"""The folder for TensorBoard, where NNI expects it."""
 RESULTS = (
     SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
@@ -35,11 +38,15 @@ class RunFolder:
 
     With ``resume`` an unfinished run in the folder goes on; with ``force``, too, another begins where there is none.
     As a context it leaves the folder to others at the end, which it kept from them while the run was under way.
+    With ``tensorboard`` its rows are there for TensorBoard, too.
     Raises InputError if the folder holds something already, unless ``force`` or ``resume``, or is a file.
     """
 
-    def __init__(self, path: str | Path, *, force: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, force: bool = False, resume: bool = False, tensorboard: bool = False
+    ) -> None:
         self.path, self.force, self.resume = Path(path), force, resume
+        self._events = EventFile(self / EVENTS) if tensorboard else None
         require_absent(self.path, force=force or resume)
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
@@ -111,6 +118,7 @@ class RunFolder:
         if self._going_on:
             self._write_rows()
             self._note_device()
+            self._begin_events()
             return
         require_absent(self.path, force=self.force)
         if (self / "config.json").exists() and (earlier := self._earlier().get("command", "something else")) != command:
@@ -120,6 +128,13 @@ class RunFolder:
         write_json(self / "config.json", here)
         for name in RESULTS:
             (self / name).unlink(missing_ok=True)
+        self._begin_events()
+
+    def _begin_events(self) -> None:
+        """Write the rows so far afresh: an earlier attempt may have logged one that its snapshot lacks."""
+        remove_events(self / EVENTS)
+        if self._events:
+            self._events.begin(self.rows)
 
     def _earlier(self) -> dict[str, Any]:
         """What config.json says; nothing if it is missing or damaged."""
@@ -142,6 +157,8 @@ class RunFolder:
         """Append a row of metrics; the file on disk is always whole."""
         self.rows.append(dict(row))
         self._write_rows()
+        if self._events:
+            self._events.add(row)
 
     def _write_rows(self) -> None:
         write_text(self / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))

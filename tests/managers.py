@@ -5,10 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import requests
+import yaml
 
 from nni_autorecon.files import CACHE_VARIABLE
 
@@ -17,32 +21,54 @@ TOOLS = Path(sys.executable).parent
 FLAGS = "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 --final-steps 2"
 SECONDS = 240
 
+Environment = Mapping[str, str]
+T = TypeVar("T")
 
-def environment(home):
-    """Variables for a home of its own for NNI's records; the teacher's cache is the session's."""
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables for a home of its own for NNI's records; the teacher's cache is the session's, if it has one."""
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: os.environ[CACHE_VARIABLE]}
+    cache = os.environ.get(CACHE_VARIABLE, str(home / "cache"))
+    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache}
 
 
-def tool(environment, name, *arguments, cwd=ROOT):
+def tool(variables: Environment, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run nnictl or nni-autorecon to its end."""
     return subprocess.run(
-        [TOOLS / name, *map(str, arguments)], env=environment, cwd=cwd, capture_output=True, text=True, check=False,
+        [TOOLS / name, *map(str, arguments)], env=variables, cwd=cwd, capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
-def free_port():
+@contextmanager
+def experiment(variables: Environment, folder: Path, **changes: Any) -> Iterator[tuple[str, int]]:
+    """(id, port) of an experiment of experiment.yml's kind with other settings, under way until the block ends."""
+    settings = yaml.safe_load((ROOT / "experiment.yml").read_text()) | {"trialCodeDirectory": str(ROOT)} | changes
+    if "searchSpace" in changes:
+        del settings["searchSpaceFile"]
+    (folder / "experiment.yml").write_text(yaml.safe_dump(settings))
+    port = free_port()
+    created = tool(variables, "nnictl", "create", "--config", folder / "experiment.yml", "--port", port)
+    assert created.returncode == 0, created.stdout + created.stderr
+    assert f"http://127.0.0.1:{port}" in created.stdout
+    identifier = get(port, "experiment")["id"]
+    try:
+        yield identifier, port
+    finally:
+        tool(variables, "nnictl", "stop", identifier)
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def get(port, what):
+def get(port: int, what: str) -> Any:
     return requests.get(f"http://127.0.0.1:{port}/api/v1/nni/{what}", timeout=10).json()
 
 
-def wait_until(condition, what, seconds=SECONDS):
+def wait_until(condition: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
     """Poll until ``condition()`` is true; returns what it was then."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -51,7 +77,12 @@ def wait_until(condition, what, seconds=SECONDS):
     return value
 
 
-def processes(word):
+def wait_until_done(port: int, seconds: float = SECONDS) -> None:
+    """Until the experiment has no more trials to run."""
+    wait_until(lambda: get(port, "check-status")["status"] in ("DONE", "ERROR"), "the experiment is not over", seconds)
+
+
+def processes(word: str) -> list[psutil.Process]:
     """Those whose command line or environment holds ``word``: an experiment's or a trial's id, or a home."""
     found = []
     for process in psutil.process_iter():

@@ -11,7 +11,7 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "files", "settings", "config", "topology", "gpus"},
+    {"version", "errors", "events", "files", "settings", "config", "topology", "gpus"},
     {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
@@ -19,19 +19,20 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"loopback", "experiment_file", "trial", "experiment", "start", "space", "strategy", "search"},
+    {"loopback", "experiment_file", "trial", "experiment", "start", "status", "space", "strategy", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
 ]
-NNI_MODULES = {"loopback", "experiment_file", "start", "trial", "experiment", "space", "strategy", "search"}
+NNI_MODULES = {"loopback", "experiment_file", "start", "status", "trial", "experiment", "space", "strategy", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
-    ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
+    ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
+    ("config", "errors"), ("config", "settings"),
     ("config", "topology"), ("gpus", "errors"), ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
     ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
-    ("start", "experiment_file"), ("start", "loopback"),
+    ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
 }  # fmt: skip
 
@@ -81,3 +82,9 @@ def test_the_package_and_the_command_line_start_without_heavy_imports():
 
 def test_compression_runs_without_nni():
     assert not _modules_after("import nni_autorecon.compression") & {"nni", "pytorch_lightning"}
+
+
+def test_tensorboard_stays_away_until_it_is_asked_for():
+    run = "from nni_autorecon.runs import RunFolder; RunFolder('no-such-folder').rows"
+    assert "tensorboard" not in _modules_after(run)
+    assert "tensorboard" in _modules_after(run.replace("'no-such-folder'", "'no-such-folder', tensorboard=True"))

@@ -2,17 +2,15 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nni_autorecon.genotype import Genotype
 from nni_autorecon.loopback import open_address
 
 from . import managers
-from .managers import FLAGS, ROOT, SECONDS, free_port, get, tool
+from .managers import FLAGS, get, tool, wait_until_done
 
 pytestmark = pytest.mark.slow
 
@@ -25,29 +23,12 @@ def environment(digits_teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def experiment(environment, tmp_path_factory):
     """(id, port) of a finished experiment of experiment.yml's kind: one trial good, one with a bad setting."""
-    folder = tmp_path_factory.mktemp("experiment")
-    settings = yaml.safe_load((ROOT / "experiment.yml").read_text())
-    del settings["searchSpaceFile"]
-    settings |= {
-        "trialCommand": f"{settings['trialCommand']} {FLAGS}",
-        "searchSpace": {"width": {"_type": "choice", "_value": [2, 0]}},
-        "trialCodeDirectory": str(ROOT),
-        "maxTrialNumber": 2,
-    }
-    (folder / "toy.yml").write_text(yaml.safe_dump(settings))
-    port = free_port()
-    created = tool(environment, "nnictl", "create", "--config", folder / "toy.yml", "--port", port)
-    assert created.returncode == 0, created.stdout + created.stderr
-    assert f"http://127.0.0.1:{port}" in created.stdout
-    identifier = get(port, "experiment")["id"]
-    try:
-        deadline = time.time() + SECONDS
-        while get(port, "check-status")["status"] not in ("DONE", "ERROR"):
-            assert time.time() < deadline, get(port, "trial-jobs")
-            time.sleep(1)
+    command = f"python trials/search.py --teacher digits --threads 1 {FLAGS}"
+    space = {"width": {"_type": "choice", "_value": [2, 0]}}
+    changes = {"trialCommand": command, "searchSpace": space, "maxTrialNumber": 2}
+    with managers.experiment(environment, tmp_path_factory.mktemp("experiment"), **changes) as (identifier, port):
+        wait_until_done(port)
         yield identifier, port
-    finally:
-        tool(environment, "nnictl", "stop", identifier)
 
 
 def _trials(port):

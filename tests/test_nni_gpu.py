@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,10 +11,11 @@ import pytest
 import requests
 import yaml
 
+from . import managers
+from .managers import ROOT, free_port, tool
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
-TOOLS = Path(sys.executable).parent
 DRIVER = """
 class NVMLError(Exception): pass
 def nvmlInit(): pass
@@ -26,33 +24,18 @@ def nvmlDeviceGetCount(): return 1
 """
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _nnictl(environment, *arguments):
-    command = [TOOLS / "nnictl", *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def trial(tmp_path):
     """The first trial of experiments/gpu.yml once it has ended, as NNI's manager describes it."""
     (tmp_path / "pynvml.py").write_text(DRIVER)
-    path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "HOME": str(tmp_path), "PATH": path, "PYTHONPATH": str(tmp_path)}
+    environment = {**managers.environment(tmp_path), "PYTHONPATH": str(tmp_path)}
     settings = yaml.safe_load((ROOT / "experiments" / "gpu.yml").read_text())
     del settings["searchSpaceFile"]
     settings |= {"searchSpace": {}, "trialCodeDirectory": str(ROOT), "maxTrialNumber": 1, "tuner": {"name": "Random"}}
     (tmp_path / "gpu.yml").write_text(yaml.safe_dump(settings))
-    port = _free_port()
+    port = free_port()
     try:
-        created = _nnictl(environment, "create", "--config", tmp_path / "gpu.yml", "--port", port)
+        created = tool(environment, "nnictl", "create", "--config", tmp_path / "gpu.yml", "--port", port)
         assert created.returncode == 0, created.stdout + created.stderr
         jobs, deadline = [], time.time() + 120
         while not jobs or jobs[0]["status"] in ("WAITING", "RUNNING"):
@@ -64,7 +47,7 @@ def trial(tmp_path):
         listed = tmp_path / "nni-experiments" / ".experiment"
         experiments = json.loads(listed.read_text()) if listed.exists() else {}
         try:
-            _nnictl(environment, "stop", "--all")
+            tool(environment, "nnictl", "stop", "--all")
         finally:  # a manager that waits for a GPU hears nothing and fills the memory
             for experiment in experiments.values():
                 with suppress(ProcessLookupError):

@@ -15,16 +15,20 @@ import pytest
 import requests
 import yaml
 
-from nni_autorecon.digits import CACHE_VARIABLE
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.genotype import Genotype
 
-from .test_nni import FLAGS, ROOT, SECONDS, TOOLS, _free_port, _get, _tool
+from . import managers
+from .managers import FLAGS, ROOT, SECONDS, TOOLS, free_port, get, tool
 
 pytestmark = pytest.mark.slow
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 NEEDED = [SSHD, *(shutil.which(name) or name for name in ("ssh", "scp", "ssh-keygen"))]
-STUDENT_FLAGS = "--generator gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 2 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+STUDENT_FLAGS = (
+    "--generator gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 2 --steps 1 --warmup-epochs 1 "
+    "--agreement-steps 1"
+)
 CONFIG = """\
 ListenAddress 127.0.0.1:{port}
 HostKey {folder}/host_key
@@ -52,12 +56,12 @@ def _wait(condition, seconds=SECONDS):
 @pytest.fixture(scope="module")
 def remote(digits_teacher, tmp_path_factory):
     """The other machine: its port, key, user and home; ``ssh`` is the command that reaches it."""
-    if missing := [tool for tool in NEEDED if not Path(tool).is_file()]:
+    if missing := [name for name in NEEDED if not Path(name).is_file()]:
         pytest.skip(f"needs OpenSSH's server and client; not here: {', '.join(missing)}")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(parents=True, exist_ok=True)  # sshd of root wants it
     folder = tmp_path_factory.mktemp("remote")
-    home, tmp, port, user = folder / "home", folder / "tmp", _free_port(), getpass.getuser()
+    home, tmp, port, user = folder / "home", folder / "tmp", free_port(), getpass.getuser()
     home.mkdir()
     tmp.mkdir()
     for name in ("host_key", "key"):
@@ -84,8 +88,7 @@ def remote(digits_teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(digits_teacher, tmp_path_factory):
     """The manager's home is not the other machine's."""
-    path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "PATH": path}
+    return managers.environment(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +125,15 @@ def start(remote, environment, clone, tmp_path):
             "pythonPath": str(TOOLS),
         }  # fmt: skip
         (tmp_path / "remote.yml").write_text(yaml.safe_dump(settings))
-        port = _free_port()
-        created = _tool(environment, "nnictl", "create", "--config", tmp_path / "remote.yml", "--port", port)
+        port = free_port()
+        created = tool(environment, "nnictl", "create", "--config", tmp_path / "remote.yml", "--port", port)
         assert created.returncode == 0, created.stdout + created.stderr
-        started.append(_get(port, "experiment")["id"])
+        started.append(get(port, "experiment")["id"])
         return started[-1], port
 
     yield run
     for identifier in started:
-        _tool(environment, "nnictl", "stop", identifier)
+        tool(environment, "nnictl", "stop", identifier)
 
 
 def _search_command():
@@ -139,8 +142,8 @@ def _search_command():
 
 def _finished_trial(port):
     """The one trial, once the experiment is done."""
-    assert _wait(lambda: _get(port, "check-status")["status"] in ("DONE", "ERROR")), _get(port, "trial-jobs")
-    (trial,) = _get(port, "trial-jobs")
+    assert _wait(lambda: get(port, "check-status")["status"] in ("DONE", "ERROR")), get(port, "trial-jobs")
+    (trial,) = get(port, "trial-jobs")
     assert trial["status"] == "SUCCEEDED"
     return trial
 
@@ -162,13 +165,13 @@ def test_a_genotype_comes_home_with_the_final_metric(remote, environment, clone,
     assert uploaded == {"trials", "search_spaces", "models.py"}
     assert not (there.parent.parent / "upload" / "trial_code" / "trials" / "__pycache__").exists()
 
-    _tool(environment, "nnictl", "stop", identifier)
+    tool(environment, "nnictl", "stop", identifier)
     shutil.rmtree(remote.home / "nni-experiments")  # the other machine has forgotten it
     assert not list(Path(environment["HOME"]).rglob("genotype.json"))
-    exported = _tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
+    exported = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
     assert exported.returncode == 0, exported.stderr
     assert Genotype.load(tmp_path / "best.json") == found
-    shown = _tool(environment, "nni-autorecon", "show", tmp_path / "best.json")
+    shown = tool(environment, "nni-autorecon", "show", tmp_path / "best.json")
     assert (shown.returncode, shown.stderr) == (0, "")
 
 
@@ -176,7 +179,7 @@ def test_a_student_is_reported_here_and_fetched_with_scp(remote, environment, st
     command = f"python trials/compress.py --teacher digits --threads 1 {STUDENT_FLAGS}"
     identifier, port = start(command, {"seed": {"_type": "choice", "_value": [0]}})
     trial = _finished_trial(port)
-    reported = _tool(environment, "nni-autorecon", "report", "--experiment", identifier, "-o", tmp_path / "table")
+    reported = tool(environment, "nni-autorecon", "report", "--experiment", identifier, "-o", tmp_path / "table")
     assert (reported.returncode, reported.stderr) == (0, "")
     assert "finished" in reported.stdout
     assert (tmp_path / "table.csv").exists()
@@ -187,7 +190,7 @@ def test_a_student_is_reported_here_and_fetched_with_scp(remote, environment, st
     assert Path(result).parent == _folder(remote, trial)
     source = f"{remote.user}@127.0.0.1:{Path(result).parent}/student.safetensors"
     subprocess.run(["scp", "-q", *remote.options, "-P", str(remote.port), source, tmp_path], check=True)
-    measured = _tool(environment, "nni-autorecon", "evaluate", tmp_path / "student.safetensors")
+    measured = tool(environment, "nni-autorecon", "evaluate", tmp_path / "student.safetensors")
     assert (measured.returncode, measured.stderr) == (0, "")
 
 
@@ -204,10 +207,10 @@ def _processes(remote):
 def test_stopping_leaves_nothing_running_there(remote, environment, start):
     endless = FLAGS.replace("--epochs 2", "--epochs 100000")
     identifier, port = start(f"{_search_command()} {endless}", {"width": {"_type": "choice", "_value": [2]}})
-    assert _wait(lambda: _get(port, "metric-data")), _get(port, "trial-jobs")
-    folder = _folder(remote, _get(port, "trial-jobs")[0])
+    assert _wait(lambda: get(port, "metric-data")), get(port, "trial-jobs")
+    folder = _folder(remote, get(port, "trial-jobs")[0])
     assert len(_processes(remote)) >= 2
-    _tool(environment, "nnictl", "stop", identifier)
+    tool(environment, "nnictl", "stop", identifier)
     assert _wait(lambda: not _processes(remote), 30)
     # After 5 s NNI kills: that it could say so means that it was faster.
     assert (folder / "trial.stderr").read_text() == "nni-autorecon: interrupted\n"

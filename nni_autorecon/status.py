@@ -1,0 +1,260 @@
+"""How an experiment stands: its trials, what they measured so far, and how long they will take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .compression import WARM_UP, phases
+from .config import CompressConfig, Config, DistillConfig, SearchConfig
+from .errors import InputError
+from .experiment import STATUSES, TrialRecord, known_experiments, query, read_trials, reported_metrics
+from .records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
+from .runs import SNAPSHOT
+from .trial import plain_parameters
+
+INTERRUPTED = "interrupted"
+"""What the database calls running when there is no manager any more."""
+OVER = (FINISHED, INCOMPLETE, FAILED, CANCELED)
+NAMES = {"search": "L_r", "compress": "agreement", "distill": "agreement"}
+"""What a stage's ``default`` metric is."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An intermediate result: when it came, in seconds, and which of them it is, counted from 0."""
+
+    time: float
+    sequence: int
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial is to do, as far as known: its stage and settings."""
+
+    stage: str | None = None
+    config: Config | None = None
+
+    @property
+    def epochs(self) -> int | None:
+        """How many there will be."""
+        if isinstance(self.config, CompressConfig):
+            return len(phases(self.config))
+        return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None
+
+    @property
+    def silent_epochs(self) -> int:
+        """Epochs at the start that NNI does not hear of."""
+        return phases(self.config).count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
+
+    @property
+    def afterwards(self) -> float:
+        """What a search does after its last epoch, the training of the generator found, in epochs."""
+        if not isinstance(self.config, SearchConfig):
+            return 0.0
+        return self.config.final_steps / (self.config.weight_steps + self.config.architecture_steps)
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """A trial: its state, epochs done of how many, what it measured last, and seconds to its end, as far as known."""
+
+    id: str
+    state: str
+    epoch: int | None = None
+    epochs: int | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    seconds_left: float | None = None
+    has_snapshot: bool = False
+
+    def cells(self, measures: Sequence[str]) -> list[str]:
+        """A row of the table, with a column for each of ``measures``."""
+        of = "" if self.epochs is None else f"/{self.epochs}"
+        epoch = "–" if self.epoch is None else f"{self.epoch}{of}"
+        values = [f"{self.measured[name]:.4f}" if name in self.measured else "–" for name in measures]
+        return [self.id, self.state, epoch, *values, "–" if self.seconds_left is None else duration(self.seconds_left)]
+
+
+@dataclass(frozen=True)
+class ExperimentStatus:
+    """An experiment: its name, where its manager is reached if it runs, and its trials, ``planned`` where known."""
+
+    id: str
+    name: str
+    address: str | None
+    trials: Sequence[TrialStatus]
+    planned: int | None
+
+    def summary(self) -> str:
+        done = sum(trial.state in OVER for trial in self.trials)
+        of = "" if self.planned is None else f" of {self.planned}"
+        manager = f"manager running at {self.address}" if self.address else "manager not running"
+        return f"{self.name} ({self.id}): {manager}, {done}{of} trials done"
+
+    def to_text(self) -> str:
+        """The line on the experiment, a table of its trials, and what can go on."""
+        measures = list(dict.fromkeys(name for trial in self.trials for name in trial.measured))
+        rows = [
+            ["trial", "state", "epoch", *measures, "time left"],
+            *(trial.cells(measures) for trial in self.trials),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        parts = [self.summary(), *(lines if self.trials else [])]
+        if interrupted := [trial for trial in self.trials if trial.state == INTERRUPTED]:
+            saved = sum(trial.has_snapshot for trial in interrupted)
+            parts.append(f"nnictl resume {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
+        return "\n".join(parts)
+
+
+def experiment_status(experiment_id: str | None = None, *, now: float | None = None) -> ExperimentStatus:
+    """How an experiment stands at ``now``, in seconds since 1970; by default the only one whose manager runs.
+
+    Raises InputError if NNI does not know it, or if none is named and more than one, or none, is running.
+    """
+    experiment_id = experiment_id or _only_running()
+    params = query(experiment_id, "SELECT params FROM ExperimentProfile ORDER BY revision DESC LIMIT 1")
+    profile = json.loads(params[0][0]) if params else {}
+    known = known_experiments()[experiment_id]
+    running = is_running(experiment_id, known)
+    points, started = _points(experiment_id), _starts(experiment_id)
+    trials = [
+        _trial(
+            trial,
+            _state(trial, running),
+            profile.get("trialCommand") or "",
+            points.get(trial.id, []),
+            started.get(trial.id),
+            now or time.time(),
+        )
+        for trial in read_trials(experiment_id)
+    ]
+    name = profile.get("experimentName") or "experiment without a name"
+    address = f"http://127.0.0.1:{known['port']}" if running else None
+    return ExperimentStatus(experiment_id, name, address, trials, planned_trials(profile))
+
+
+def is_running(experiment_id: str, known: Mapping[str, Any]) -> bool:
+    """Whether the experiment's manager lives. NNI's own list says so, too, of one that was killed."""
+    try:
+        return experiment_id in psutil.Process(known["pid"]).cmdline()
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def planned_trials(profile: Mapping[str, Any]) -> int | None:
+    """How many trials there will be: maxTrialNumber, or fewer where a grid has fewer; None where nothing ends them."""
+    limits = [profile["maxTrialNumber"]] if profile.get("maxTrialNumber") else []
+    tuner, space = profile.get("tuner") or {}, profile.get("searchSpace") or {}
+    if tuner.get("name") == "GridSearch" and all(_is_flat_choice(dimension) for dimension in space.values()):
+        limits.append(math.prod(len(dimension["_value"]) for dimension in space.values()))
+    return min(limits, default=None)
+
+
+def duration(seconds: float) -> str:
+    """To a person: ``40 s``, ``3 min``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def _only_running() -> str:
+    known = known_experiments()
+    running = [experiment_id for experiment_id, entry in known.items() if is_running(experiment_id, entry)]
+    if len(running) == 1:
+        return running[0]
+    if running:
+        raise InputError(f"{len(running)} experiments are running; name one with --experiment: {', '.join(running)}")
+    have = ", ".join(known) or "none"
+    raise InputError(f"no experiment is running on this machine; name one with --experiment, NNI knows: {have}")
+
+
+def _points(experiment_id: str) -> dict[str, list[Point]]:
+    """The intermediate results of every trial, in the order they came."""
+    points: dict[str, list[Point]] = {}
+    sql = "SELECT trialJobId, timestamp, sequence, data FROM MetricData WHERE type = 'PERIODICAL' ORDER BY timestamp"
+    for trial, milliseconds, sequence, data in query(experiment_id, sql):
+        points.setdefault(trial, []).append(Point(milliseconds / 1000, sequence, reported_metrics(data) or {}))
+    return points
+
+
+def _starts(experiment_id: str) -> dict[str, float]:
+    """When each trial began to run, the last time that it did."""
+    sql = "SELECT trialJobId, max(timestamp) FROM TrialJobEvent WHERE event = 'RUNNING' GROUP BY trialJobId"
+    return {trial: milliseconds / 1000 for trial, milliseconds in query(experiment_id, sql)}
+
+
+def _state(trial: TrialRecord, running: bool) -> str:
+    state = STATUSES.get(trial.status, trial.status.lower())
+    if trial.final is not None and state in (INCOMPLETE, RUNNING):
+        return FINISHED
+    return INTERRUPTED if state == RUNNING and not running else state
+
+
+def _trial(
+    trial: TrialRecord, state: str, command: str, points: Sequence[Point], started: float | None, now: float
+) -> TrialStatus:
+    plan, last = _plan(trial, command), points[-1] if points else None
+    epoch, left = _epochs_done(trial, plan, last), None
+    if state == RUNNING and epoch and plan.epochs is not None and started is not None:
+        heard = max(started, last.time) if last else now
+        pace = _pace(points) or ((heard if heard > started else now) - started) / epoch
+        left = max(pace * (plan.epochs + plan.afterwards - epoch) - (now - heard), 0.0)
+    measured = _measured(plan.stage, trial.final or (last.metrics if last else {}))
+    snapshot = trial.folder is not None and (trial.folder / SNAPSHOT).exists()
+    return TrialStatus(trial.id, state, epoch, plan.epochs, measured, left, snapshot)
+
+
+def _plan(trial: TrialRecord, command: str) -> Plan:
+    """By the trial's own config.json, else, as on another machine, by its command and what NNI gave it."""
+    words = shlex.split(command)
+    stage = next((stage for stage in STAGES if any(Path(word).name == f"{stage}.py" for word in words)), None)
+    try:
+        if trial.folder and (trial.folder / "config.json").exists():
+            stage, values, _ = read_config(trial.folder / "config.json")
+            return Plan(stage, STAGES[stage]().override(values))
+        if stage is None or "--config" in words:
+            return Plan(stage)
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        STAGES[stage].add_arguments(parser)
+        config = STAGES[stage].from_arguments(parser.parse_known_args(words)[0])
+        return Plan(stage, config.override(plain_parameters(trial.parameters)))
+    except (InputError, argparse.ArgumentError):  # the trial itself says so, in its trial.stderr
+        return Plan(stage)
+
+
+def _measured(stage: str | None, metrics: Mapping[str, Any]) -> dict[str, float]:
+    named = {NAMES.get(stage or "", "default"): metrics.get("default"), "accuracy": metrics.get("accuracy")}
+    return {name: value for name, value in named.items() if isinstance(value, (int, float))}
+
+
+def _epochs_done(trial: TrialRecord, plan: Plan, last: Point | None) -> int | None:
+    """By the rows of metrics.csv, else by the last intermediate result."""
+    rows = trial.folder / "metrics.csv" if trial.folder else None
+    if rows and rows.exists():
+        return len(rows.read_text(encoding="utf-8").splitlines()) - 1
+    return None if last is None else last.sequence + 1 + plan.silent_epochs
+
+
+def _pace(points: Sequence[Point]) -> float | None:
+    """Seconds per epoch, whatever pauses lie between attempts."""
+    steps = [b.time - a.time for a, b in pairwise(points) if b.sequence == a.sequence + 1]
+    return statistics.median(steps) if steps else None
+
+
+def _is_flat_choice(dimension: Mapping[str, Any]) -> bool:
+    values = dimension.get("_value", ())
+    return dimension.get("_type") == "choice" and not any(isinstance(value, Mapping) for value in values)

@@ -1,0 +1,85 @@
+"""NNI's web UI shows what our trials report, in a real browser."""
+
+import json
+
+import pytest
+
+from . import managers
+from .browser import CHROMIUM, DRIVER, MISSING, web_ui
+from .managers import FLAGS, experiment, get, wait_until_done
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
+
+KEYS = {"default", "class_loss", "bns_loss", "train_loss", "temperature", "confidence", "expected_macs"}
+ROWS = "//*[@role='row'][@data-item-index]"
+
+
+@pytest.fixture(scope="module")
+def port(digits_teacher, tmp_path_factory):
+    """A finished search of two trials."""
+    folder, environment = tmp_path_factory.mktemp("experiment"), managers.environment(tmp_path_factory.mktemp("home"))
+    changes = {
+        "experimentName": "A toy search",
+        "trialCommand": f"python trials/search.py --teacher digits --threads 1 {FLAGS}",
+        "searchSpace": {"width": {"_type": "choice", "_value": [2, 3]}},
+        "maxTrialNumber": 2,
+    }
+    with experiment(environment, folder, **changes) as (_, port):
+        wait_until_done(port)
+        yield port
+
+
+@pytest.fixture(scope="module")
+def page(port, tmp_path_factory):
+    with web_ui(port, tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def jobs(port):
+    return get(port, "trial-jobs")
+
+
+def _shown(job):
+    """The final metric as the page writes it: up to six decimals."""
+    final = json.loads(json.loads(job["finalMetricData"][0]["data"]))
+    return f"{final['default']:.6f}".rstrip("0").rstrip(".")
+
+
+def test_the_overview_has_the_name_and_the_best_metric(page, jobs):
+    page.open("oview")
+    page.wait_for(lambda: "Best metric" in page.text and "DONE" in page.text, "the best metric")
+    assert "A toy search" in page.text
+    assert min(map(_shown, jobs), key=float) in page.text
+
+
+def test_the_list_has_every_trial_with_its_final_metric(page, jobs):
+    page.open("detail")
+    page.wait_for(lambda: len(page.find(ROWS)) == 2, "two trials")
+    rows = " ".join(page.texts(ROWS))
+    for job in jobs:
+        assert job["trialJobId"] in rows
+        assert _shown(job) in rows
+    assert rows.count("SUCCEEDED") == rows.count("(FINAL)") == 2
+
+
+def test_a_trials_curve_can_be_each_of_our_metrics(page):
+    page.open("detail")
+    page.click(f"{ROWS}//button[@title='Intermediate']")
+    page.wait_for(lambda: page.find("//*[contains(@class, 'ms-Layer')]//canvas"), "the curve")
+    assert set(page.options("//*[contains(@class, 'ms-Layer')]//*[@role='combobox']")) == KEYS
+
+
+def test_the_hyper_parameters_are_axes(page):
+    page.open("detail")
+    page.button("Hyper-parameter")
+    page.wait_for(lambda: page.find("//*[@class='parcoords']//*[text()='macs']"), "the axes")
+    axes = page.texts("//*[contains(@class, 'parcoords')]//*[contains(@class, 'label')]")
+    assert {"width", "default", "class_loss", "bns_loss", "macs"} <= set(axes)
+
+
+def test_a_trials_folder_is_shown(page, jobs):
+    page.open("detail")
+    page.click(f"{ROWS}//*[@data-icon-name='ChevronRight']")
+    page.button("Log")
+    page.wait_for(lambda: any(job["logPath"] in page.text for job in jobs), "the folder")
