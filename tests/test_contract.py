@@ -19,10 +19,10 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"trial", "experiment", "space", "strategy", "search"},
+    {"trial", "experiment", "space", "strategy", "multi_trial", "search"},
     {"commands", "cli", "__init__"},
 ]
-NNI_MODULES = {"trial", "experiment", "space", "strategy", "search"}
+NNI_MODULES = {"trial", "experiment", "space", "strategy", "multi_trial", "search"}
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("files", "errors"), ("settings", "errors"), ("settings", "files"), ("config", "errors"), ("config", "settings"),
     ("operations", "convolution"), ("runs", "snapshots"),
@@ -30,6 +30,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
     ("experiment", "trial"), ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("multi_trial", "space"), ("search", "multi_trial"),
 }  # fmt: skip
 
 
