@@ -92,11 +92,15 @@ def make_strategy(config: SearchConfig) -> Strategy:
 
 
 class EdgeTPE(TPE):
-    """NNI's TPE, which cannot describe an ``InputChoice`` to its tuner, and sleeps a second after every candidate."""
+    """NNI's TPE, mended: it cannot describe an ``InputChoice`` to its tuner and sleeps a second after every candidate.
+
+    After one repetition its tuner would turn to grid search, which has not left the first corner by the end.
+    """
 
     def _run(self) -> None:
         space = {edge.label: {"_type": "choice", "_value": list(edge.candidates)} for edge in EDGES}
         self.tuner.update_search_space(space)
+        self.tuner.dedup = lambda parameters: parameters
         while self.engine.budget_available():
             choices = self.tuner.generate_parameters(self._model_count)
             model = self.model_space.freeze(sample_of(choices))
