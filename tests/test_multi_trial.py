@@ -14,7 +14,7 @@ from nni_autorecon.space import GeneratorSpace
 
 from .toys import GENERATOR
 
-CONFIG = SearchConfig(epochs=4, weight_steps=6, architecture_steps=4, candidate_steps=3)  # 40 updates: 13 candidates
+CONFIG = SearchConfig(epochs=2, weight_steps=6, architecture_steps=4, candidate_steps=3)  # 20 updates: 6 candidates
 
 
 def _convolutions(choices):
@@ -37,11 +37,11 @@ def config(request):
 def test_as_many_candidates_as_the_budget_allows_and_the_best_is_taken(config):
     measured = []
     search, rows = _search(config, lambda choices: measured.append(choices) or _convolutions(choices))
-    assert (config.candidates, config.updates) == (13, 39)
-    assert [row["candidate"] for row in rows] == list(range(1, 14))
+    assert (config.candidates, config.updates) == (6, 18)
+    assert [row["candidate"] for row in rows] == list(range(1, 7))
     losses = [_convolutions(choices)["loss"] for choices in measured]
     assert [row["candidate_loss"] for row in rows] == losses
-    assert [row["loss"] for row in rows] == [min(losses[: n + 1]) for n in range(13)]
+    assert [row["loss"] for row in rows] == [min(losses[: n + 1]) for n in range(6)]
     assert search.derive()[0] == measured[losses.index(min(losses))]
 
 
@@ -49,13 +49,13 @@ def test_candidates_differ_have_no_dead_nodes_and_depend_on_the_seed_alone(confi
     first, again, other = (_search(config.override({"seed": seed}))[0].state()["candidates"] for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert len({tuple(candidate["choices"].values()) for candidate in first}) == 13
+    assert len({tuple(candidate["choices"].values()) for candidate in first}) == 6
     for candidate in first:
         check_choices(candidate["choices"])
 
 
 def test_dead_candidates_are_repaired_before_they_are_measured():
-    candidates = _search(CONFIG.override({"strategy": "random", "epochs": 20}))[0].state()["candidates"]
+    candidates = _search(CONFIG.override({"strategy": "random", "epochs": 8}))[0].state()["candidates"]
     repaired = [candidate for candidate in candidates if candidate["repaired"]]
     assert repaired
     for candidate in repaired:
@@ -64,18 +64,18 @@ def test_dead_candidates_are_repaired_before_they_are_measured():
 
 @pytest.mark.parametrize("strategy", ["evolution", "tpe"])
 def test_a_strategy_that_learns_finds_better_candidates_than_it_began_with(strategy):
-    _, rows = _search(CONFIG.override({"strategy": strategy, "epochs": 30}))
+    _, rows = _search(CONFIG.override({"strategy": strategy, "epochs": 15}))
     losses = [row["candidate_loss"] for row in rows]
-    assert sum(losses[-25:]) / 25 < sum(losses[:25]) / 25 - 2
+    assert sum(losses[-12:]) / 12 < sum(losses[:12]) / 12 - 1
 
 
-@pytest.mark.parametrize("known", [0, 5, 13])
+@pytest.mark.parametrize("known", [0, 3, 6])
 def test_a_search_that_goes_on_measures_the_rest_alone(config, known):
     whole = _search(config)[0]
     measured = []
     state = {"candidates": whole.state()["candidates"][:known]}
     search, rows = _search(config, lambda choices: measured.append(choices) or _convolutions(choices), state)
-    assert len(measured) == len(rows) == 13 - known
+    assert len(measured) == len(rows) == 6 - known
     assert search.state() == whole.state()
 
 
