@@ -193,7 +193,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
         print(f"genotype: {run / 'genotype.json'}\ndevice: {run.device}")
         if trial:
-            trial.report_final(result.metrics())
+            trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
         run.finish()
 
 
@@ -278,7 +278,8 @@ def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
     """A row of metrics as NNI wants it: what its curve and tuner follow is called ``default``."""
-    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
+    counts = ("epoch", "candidate")
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in counts}
     return {"default": numbers.pop(default), **numbers}
 
 

@@ -12,6 +12,8 @@ from .topology import LARGEST_SIZE
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
+MULTI_TRIAL = ("random", "evolution", "tpe")
+STRATEGIES = ("autorecon", *MULTI_TRIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class Config(Settings):
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
+    strategy: str = setting(
+        "autorecon",
+        "autorecon, or one of NNI's at the same cost, which train one candidate after another: random, evolution, tpe",
+        choices=STRATEGIES,
+    )
     weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
@@ -52,7 +59,11 @@ class SearchConfig(Config):
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
     architecture_steps: int = setting(8, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
-    validation_steps: int = setting(8, "batches of the validation loss after each epoch", low=1)
+    validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
+    candidate_steps: int = setting(
+        8, "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
+        "as L1 * (T1 + V1) batches allow", low=1,
+    )  # fmt: skip
     relaxation: str = setting(
         "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
     )
@@ -79,6 +90,48 @@ class SearchConfig(Config):
     final_steps: int = setting(
         150, "batches that train the found generator; its L_r afterwards is the final metric", low=1
     )
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of an epoch."""
+        return self.weight_steps + self.architecture_steps
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a multi-trial strategy can train for what AutoReCon's search costs."""
+        return self.epochs * self.epoch_steps // self.candidate_steps
+
+    @property
+    def updates(self) -> int:
+        """Batches with an update, of W or α, that the search spends before the final training."""
+        multi_trial = self.strategy in MULTI_TRIAL
+        return self.candidates * self.candidate_steps if multi_trial else self.epochs * self.epoch_steps
+
+    def require_consistent(self) -> None:
+        """Raise InputError if settings are given that the strategy does not use, or that allow no candidate."""
+        defaults = SearchConfig()
+        for strategies, names in STRATEGY_SETTINGS.items():
+            given = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+            if given and self.strategy not in strategies:
+                raise InputError(
+                    f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not"
+                )
+        if self.strategy in MULTI_TRIAL and not self.candidates:
+            raise InputError(
+                f"candidate_steps ({self.candidate_steps}) exceeds epochs * (weight_steps + architecture_steps) "
+                f"({self.epochs * self.epoch_steps}); lower it"
+            )
+
+
+STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("autorecon",): (
+        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_lr",
+        "architecture_beta1", "architecture_beta2", "architecture_decay", "architecture_init", "mac_penalty",
+        "inherit_weights",
+    ),
+    MULTI_TRIAL: ("candidate_steps",),
+}  # fmt: skip
+"""Which settings of a search only some strategies use."""
 
 
 @dataclass(frozen=True, kw_only=True)

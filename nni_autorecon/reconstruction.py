@@ -39,6 +39,24 @@ def generator_step(
     return images.detach(), ReconstructionLoss(*(part.detach() for part in loss))
 
 
+def train_generator(
+    generator: nn.Module,
+    objective: Objective,
+    source: LatentSource,
+    config: SearchConfig,
+    *,
+    stream: Stream,
+    steps: int,
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Train a generator of fixed architecture for ``steps`` updates."""
+    generator.train()
+    optimizer = weight_optimizer(generator.parameters(), config)
+    for z, labels in source.batches(stream, 0, steps):
+        generator_step(generator, objective, optimizer, z, labels)
+        on_step()
+
+
 def evaluate_generator(
     generator: nn.Module,
     objective: Objective,
@@ -48,11 +66,8 @@ def evaluate_generator(
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Train a generator for ``final_steps`` updates and measure L_r: the figure by which architectures are compared."""
-    generator.train()
-    optimizer = weight_optimizer(generator.parameters(), config)
-    for z, labels in source.batches("final", 0, config.final_steps):
-        generator_step(generator, objective, optimizer, z, labels)
-        on_step()
+    steps = config.final_steps
+    train_generator(generator, objective, source, config, stream="final", steps=steps, on_step=on_step)
     return measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
 
 

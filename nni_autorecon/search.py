@@ -1,10 +1,11 @@
-"""Stage 1 for one teacher: configuration in; genotype, history and figures out."""
+"""Stage 1 for one teacher, by AutoReCon or another strategy: configuration in; genotype, history and figures out."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +20,16 @@ from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 from tqdm import tqdm
 
-from .config import SearchConfig
+from .config import MULTI_TRIAL, SearchConfig
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
 from .latent import LatentLoader, LatentSource
 from .losses import reconstruction_loss
+from .multi_trial import CandidateSearch
 from .networks import parameter_count
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
-from .reconstruction import Objective, evaluate_generator, images_per_class
+from .reconstruction import Objective, evaluate_generator, images_per_class, measure_generator, train_generator
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
 from .strategy import AutoReConStrategy, ReconstructionModule
@@ -36,11 +38,21 @@ from .teacher import Teacher, configured_teacher
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The genotype found, L_r of its generator after the final training, and p = softmax(α) it was derived from."""
+    """The genotype found, L_r of its generator after the final training, and what the search cost before it."""
 
     genotype: Genotype
     loss: Mapping[str, float]
-    probabilities: Mapping[str, Mapping[str, float]]
+    probabilities: Mapping[str, Mapping[str, float]] | None
+    """p = softmax(α) it was derived from; None where candidates were tried one by one."""
+    updates: int
+    """Batches that updated W or α in the search."""
+    seconds: float
+    """The final training included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        details = self.genotype.details
+        costs = {"generator_macs": details["macs"], "generator_parameters": details["parameters"]}
+        return {**self.loss, **costs, "updates": self.updates, "seconds": self.seconds}
 
     def metrics(self) -> dict[str, Any]:
         """What a trial reports as its final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
@@ -51,6 +63,8 @@ class SearchResult:
             "bns_loss": self.loss["bns_loss"],
             "macs": details["macs"],
             "parameters": details["parameters"],
+            "updates": self.updates,
+            "seconds": self.seconds,
             "genotype": self.genotype.to_json(indent=None),
         }
 
@@ -67,85 +81,127 @@ def search(
     ``on_epoch`` receives each epoch's metrics. Raises InputError for what the person can mend, DivergenceError
     if a loss is no longer finite.
     """
+    config.require_consistent()
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     run.start("search", config, device=teacher.device_name)
+    started = time.perf_counter() - (state["seconds"] if state else 0)
     torch.manual_seed(config.seed)
 
-    strategy = AutoReConStrategy(config, on_epoch=lambda metrics: report(metrics), state=state)
     with _progress_bar(config, progress) as bar:
-        bar.update(len(run.rows))
 
         def report(metrics: dict[str, float]) -> None:
             run.log(metrics)
-            run.save("search", config, strategy.state())
+            run.save("search", config, {**strategy.state(), "seconds": time.perf_counter() - started})
             on_epoch(metrics)
-            bar.set_postfix_str(f"L_r {metrics['loss']:.3f}, tau {metrics['temperature']:.2f}", refresh=False)
-            bar.update()
+            bar.set_postfix_str(f"L_r {metrics['loss']:.3f}", refresh=False)
+            bar.update(steps)
 
+        strategy: AutoReConStrategy | CandidateSearch
+        if config.strategy in MULTI_TRIAL:
+            steps = config.candidate_steps
+            measure = partial(_measure_candidate, config, teacher, objective, source)
+            strategy = CandidateSearch(config, measure, on_candidate=report, state=state)
+        else:
+            steps = config.epoch_steps
+            strategy = AutoReConStrategy(config, on_epoch=report, state=state)
+        bar.update(steps * len(run.rows))
         run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator")
         choices, repaired = strategy.derive()
         generator = _found_generator(config, teacher, strategy, choices)
-        epoch_share = 1 / (config.weight_steps + config.architecture_steps)
-        loss = evaluate_generator(generator, objective, source, config, on_step=lambda: bar.update(epoch_share))
+        loss = evaluate_generator(generator, objective, source, config, on_step=bar.update)
 
     details = _details(config, teacher, generator, choices, loss, repaired)
     genotype = Genotype(choices, config.width, config.latent_dim, details)
-    result = SearchResult(genotype, loss, strategy.probabilities())
+    result = SearchResult(genotype, loss, strategy.probabilities(), config.updates, time.perf_counter() - started)
     genotype.save(run / "genotype.json")
-    write_json(run / "probabilities.json", result.probabilities)
+    write_json(run / "result.json", result.to_dict())
+    if result.probabilities:
+        write_json(run / "probabilities.json", result.probabilities)
     _draw(run, result, generator, source)
     return result
 
 
 def run_strategy(
-    strategy: AutoReConStrategy,
+    strategy: AutoReConStrategy | CandidateSearch,
     config: SearchConfig,
     teacher: Teacher,
     objective: Objective,
     source: LatentSource,
     run: RunFolder,
 ) -> None:
-    """Run ``strategy`` on NNI's sequential engine for the epochs of which ``run`` has no row yet."""
+    """Run ``strategy`` on NNI's sequential engine for the epochs or candidates of which ``run`` has no row yet."""
     space = GeneratorSpace(
         image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
     )
-    first = len(run.rows)
     with _quiet():
-        trainer = Trainer(
-            max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, default_root_dir=run.path,
-        )  # fmt: skip
-        epoch = lambda: first + trainer.current_epoch  # noqa: E731
-        evaluator = Lightning(
-            ReconstructionModule(config, objective), trainer,
-            LatentLoader(source, "search", config.weight_steps + config.architecture_steps, epoch),
-            LatentLoader(source, "validation", config.validation_steps, lambda: 0),
-        )  # fmt: skip
-        try:
-            strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C, with an exit code that says nothing
-            if not isinstance(stop.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from stop
+        if isinstance(strategy, CandidateSearch):
+            strategy.run(space)
+            torch.manual_seed(config.seed)  # what was measured before a run was resumed drew nothing in this process
+        else:
+            _train_supernet(strategy, space, config, objective, source, run)
+
+
+def _train_supernet(
+    strategy: AutoReConStrategy,
+    space: GeneratorSpace,
+    config: SearchConfig,
+    objective: Objective,
+    source: LatentSource,
+    run: RunFolder,
+) -> None:
+    first = len(run.rows)
+    trainer = Trainer(
+        max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=run.path,
+    )  # fmt: skip
+    epoch = lambda: first + trainer.current_epoch  # noqa: E731
+    evaluator = Lightning(
+        ReconstructionModule(config, objective), trainer,
+        LatentLoader(source, "search", config.epoch_steps, epoch),
+        LatentLoader(source, "validation", config.validation_steps, lambda: 0),
+    )  # fmt: skip
+    try:
+        strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C, with an exit code that says nothing
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from stop
+
+
+def _measure_candidate(
+    config: SearchConfig, teacher: Teacher, objective: Objective, source: LatentSource, choices: Mapping[str, str]
+) -> dict[str, float]:
+    """L_r after ``candidate_steps`` updates. All candidates begin with the same seed and see the same batches."""
+    torch.manual_seed(config.seed)
+    generator = _fresh_generator(config, teacher, choices)
+    train_generator(generator, objective, source, config, stream="search", steps=config.candidate_steps)
+    return measure_generator(generator, objective, source, stream="validation", steps=config.validation_steps)
 
 
 def _found_generator(
-    config: SearchConfig, teacher: Teacher, strategy: AutoReConStrategy, choices: Mapping[str, str]
+    config: SearchConfig,
+    teacher: Teacher,
+    strategy: AutoReConStrategy | CandidateSearch,
+    choices: Mapping[str, str],
 ) -> Generator:
     """The generator of the found genotype, fresh or with the supernet's weights."""
-    if config.inherit_weights:
+    if config.inherit_weights and not isinstance(strategy, CandidateSearch):
         generator: Generator = strategy.supernet.freeze(sample_of(choices)).generator
-    else:
-        generator = derived_generator(
-            choices, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
-            latent_dim=config.latent_dim,
-        )  # fmt: skip
+        return generator.to(teacher.device)
+    return _fresh_generator(config, teacher, choices)
+
+
+def _fresh_generator(config: SearchConfig, teacher: Teacher, choices: Mapping[str, str]) -> Generator:
+    generator = derived_generator(
+        choices, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+        latent_dim=config.latent_dim,
+    )  # fmt: skip
     return generator.to(teacher.device)
 
 
@@ -172,20 +228,23 @@ def _details(
 
 
 def _draw(run: RunFolder, result: SearchResult, generator: Generator, source: LatentSource) -> None:
-    series = ("loss", "class_loss", "bns_loss", "train_loss")
-    save_figure(
-        plot_loss_curves(run.rows, series=series, title="Search: reconstruction loss", log=True), run / "loss.png"
-    )
-    save_figure(plot_probabilities(result.probabilities), run / "probabilities.png")
+    x = "epoch" if "epoch" in run.rows[0] else "candidate"
+    series = [
+        name for name in run.rows[0] if name in ("loss", "class_loss", "bns_loss", "train_loss", "candidate_loss")
+    ]
+    curves = plot_loss_curves(run.rows, x=x, series=series, title="Search: reconstruction loss", log=True)
+    save_figure(curves, run / "loss.png")
+    if result.probabilities:
+        save_figure(plot_probabilities(result.probabilities), run / "probabilities.png")
     save_figure(plot_genotype(result.genotype.choices, title="Found generator"), run / "genotype.png")
     images, labels = images_per_class(generator, source, count=8)
     save_figure(plot_images(images, labels, per_class=8), run / "images.png")
 
 
 def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
-    final = config.final_steps / (config.weight_steps + config.architecture_steps)
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    return tqdm(total=config.epochs + final, desc="search", disable=not show, bar_format=layout, file=sys.stderr)
+    total = config.updates + config.final_steps
+    return tqdm(total=total, desc="search", disable=not show, bar_format=layout, file=sys.stderr)
 
 
 @contextmanager

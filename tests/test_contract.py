@@ -19,11 +19,12 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"loopback", "experiment_file", "trial", "experiment", "start", "status", "space", "strategy", "search"},
+    {"loopback", "experiment_file", "trial", "experiment", "start", "status"}
+    | {"space", "strategy", "multi_trial", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
 ]
-NNI_MODULES = {"loopback", "experiment_file", "start", "status", "trial", "experiment", "space", "strategy", "search"}
+NNI_MODULES = LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
     ("config", "errors"), ("config", "settings"),
@@ -34,6 +35,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("multi_trial", "space"), ("search", "multi_trial"),
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ IMAGES = ["--image-count", "12", "--image-steps", "2"]
 RUNS = {
     "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
     "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard"],
+    **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
+       for name in ("random", "evolution", "tpe")},
     "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
     "zeroq-kd": ["compress", *SMALL, *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method", "zeroq-kd"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
