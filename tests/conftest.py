@@ -1,4 +1,4 @@
-"""One thread, and one cache folder for the whole session, so that the digits teacher is trained once."""
+"""One thread a process, and one cache folder for all of them, so that the digits teacher is trained once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep out of the person's own cache, unless the environment names a folder (a CI's, say)."""
     with pytest.MonkeyPatch.context() as patch:
         if CACHE_VARIABLE not in os.environ:
-            patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+            root = tmp_path_factory.getbasetemp()
+            shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+            patch.setenv(CACHE_VARIABLE, str(shared / "cache"))
         yield
 
 
