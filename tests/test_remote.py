@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import requests
 import yaml
 
 from nni_autorecon.digits import CACHE_VARIABLE
@@ -23,8 +22,7 @@ from .test_nni import FLAGS, ROOT, SECONDS, TOOLS, _free_port, _get, _tool
 pytestmark = pytest.mark.slow
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-NEEDED = [SSHD, *(shutil.which(name) or name for name in ("ssh", "scp", "ssh-keygen"))]
-STUDENT_FLAGS = "--generator gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 2 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+NEEDED = [SSHD, *(shutil.which(name) or name for name in ("ssh", "ssh-keygen"))]
 CONFIG = """\
 ListenAddress 127.0.0.1:{port}
 HostKey {folder}/host_key
@@ -51,7 +49,7 @@ def _wait(condition, seconds=SECONDS):
 
 @pytest.fixture(scope="module")
 def remote(digits_teacher, tmp_path_factory):
-    """The other machine: its port, key, user and home; ``ssh`` is the command that reaches it."""
+    """The other machine: its port, key, user and home."""
     if missing := [tool for tool in NEEDED if not Path(tool).is_file()]:
         pytest.skip(f"needs OpenSSH's server and client; not here: {', '.join(missing)}")
     if os.getuid() == 0:
@@ -75,7 +73,7 @@ def remote(digits_teacher, tmp_path_factory):
     try:
         if not _wait(lambda: subprocess.run([*ssh, "true"], capture_output=True, check=False).returncode == 0, 15):
             pytest.skip(f"sshd does not let {user} in here: {(folder / 'sshd.log').read_text()[-500:]}")
-        yield SimpleNamespace(home=home, port=port, user=user, key=folder / "key", ssh=ssh, options=options)
+        yield SimpleNamespace(home=home, port=port, user=user, key=folder / "key")
     finally:
         server.terminate()
         server.wait()
@@ -170,25 +168,6 @@ def test_a_genotype_comes_home_with_the_final_metric(remote, environment, clone,
     assert Genotype.load(tmp_path / "best.json") == found
     shown = _tool(environment, "nni-autorecon", "show", tmp_path / "best.json")
     assert (shown.returncode, shown.stderr) == (0, "")
-
-
-def test_a_student_is_reported_here_and_fetched_with_scp(remote, environment, start, tmp_path):
-    command = f"python trials/compress.py --teacher digits --threads 1 {STUDENT_FLAGS}"
-    identifier, port = start(command, {"seed": {"_type": "choice", "_value": [0]}})
-    trial = _finished_trial(port)
-    reported = _tool(environment, "nni-autorecon", "report", "--experiment", identifier, "-o", tmp_path / "table")
-    assert (reported.returncode, reported.stderr) == (0, "")
-    assert "finished" in reported.stdout
-    assert (tmp_path / "table.csv").exists()
-
-    address = f"http://127.0.0.1:{port}/api/v1/nni/trial-file/{trial['trialJobId']}/trial.stdout"
-    log = requests.get(address, timeout=30).text
-    (result,) = (line.split(": ")[1] for line in log.splitlines() if line.startswith("result: "))
-    assert Path(result).parent == _folder(remote, trial)
-    source = f"{remote.user}@127.0.0.1:{Path(result).parent}/student.safetensors"
-    subprocess.run(["scp", "-q", *remote.options, "-P", str(remote.port), source, tmp_path], check=True)
-    measured = _tool(environment, "nni-autorecon", "evaluate", tmp_path / "student.safetensors")
-    assert (measured.returncode, measured.stderr) == (0, "")
 
 
 def _processes(remote):
