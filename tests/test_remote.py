@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 NEEDED = [SSHD, *(shutil.which(name) or name for name in ("ssh", "scp", "ssh-keygen"))]
 STUDENT_FLAGS = (
-    "--generator gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 2 --steps 1 --warmup-epochs 1 "
+    "--generator gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 "
     "--agreement-steps 1"
 )
 CONFIG = """\
@@ -55,7 +55,7 @@ def _wait(condition, seconds=SECONDS):
 
 @pytest.fixture(scope="module")
 def remote(digits_teacher, tmp_path_factory):
-    """The other machine: its port, key, user and home; ``ssh`` is the command that reaches it."""
+    """The other machine: its port, key, user and home, and OpenSSH's options to reach it."""
     if missing := [name for name in NEEDED if not Path(name).is_file()]:
         pytest.skip(f"needs OpenSSH's server and client; not here: {', '.join(missing)}")
     if os.getuid() == 0:
@@ -79,7 +79,7 @@ def remote(digits_teacher, tmp_path_factory):
     try:
         if not _wait(lambda: subprocess.run([*ssh, "true"], capture_output=True, check=False).returncode == 0, 15):
             pytest.skip(f"sshd does not let {user} in here: {(folder / 'sshd.log').read_text()[-500:]}")
-        yield SimpleNamespace(home=home, port=port, user=user, key=folder / "key", ssh=ssh, options=options)
+        yield SimpleNamespace(home=home, port=port, user=user, key=folder / "key", options=options)
     finally:
         server.terminate()
         server.wait()
@@ -142,10 +142,16 @@ def _search_command():
 
 def _finished_trial(port):
     """The one trial, once the experiment is done."""
-    assert _wait(lambda: get(port, "check-status")["status"] in ("DONE", "ERROR")), get(port, "trial-jobs")
+    managers.wait_until_done(port)
     (trial,) = get(port, "trial-jobs")
-    assert trial["status"] == "SUCCEEDED"
+    assert trial["status"] == "SUCCEEDED", _said(port, trial, "stderr")
     return trial
+
+
+def _said(port, trial, stream):
+    """The other machine's trial.stdout or trial.stderr, through NNI's manager."""
+    address = f"http://127.0.0.1:{port}/api/v1/nni/trial-file/{trial['trialJobId']}/trial.{stream}"
+    return requests.get(address, timeout=30).text
 
 
 def _folder(remote, trial):
@@ -184,9 +190,8 @@ def test_a_student_is_reported_here_and_fetched_with_scp(remote, environment, st
     assert "finished" in reported.stdout
     assert (tmp_path / "table.csv").exists()
 
-    address = f"http://127.0.0.1:{port}/api/v1/nni/trial-file/{trial['trialJobId']}/trial.stdout"
-    log = requests.get(address, timeout=30).text
-    (result,) = (line.split(": ")[1] for line in log.splitlines() if line.startswith("result: "))
+    lines = _said(port, trial, "stdout").splitlines()
+    (result,) = (line.split(": ")[1] for line in lines if line.startswith("result: "))
     assert Path(result).parent == _folder(remote, trial)
     source = f"{remote.user}@127.0.0.1:{Path(result).parent}/student.safetensors"
     subprocess.run(["scp", "-q", *remote.options, "-P", str(remote.port), source, tmp_path], check=True)
