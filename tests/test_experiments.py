@@ -57,6 +57,21 @@ def test_trials_differ_and_are_as_many_as_announced(path):
         assert len(trials) == int(announced[1])
 
 
+def test_nni_takes_the_settings_for_kubernetes(tmp_path):
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "remote.md").read_text(), re.DOTALL)[1]
+    here = yaml.safe_load((ROOT / "experiments" / "remote.yml").read_text())
+    for name in ("trialCommand", "trialCodeDirectory"):
+        del here[name]
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    (folder / "kubernetes.yml").write_text(yaml.safe_dump(here | yaml.safe_load(block)))
+    config = ExperimentConfig.load(folder / "kubernetes.yml")
+    config.validate()
+    (role,) = config.training_service.task_roles
+    assert (ROOT / shlex.split(role.command)[1]).is_file()
+
+
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_the_gpu_experiment_runs_on_one_gpu_and_on_many(gpus):
     settings = yaml.safe_load((ROOT / "experiments" / "gpu.yml").read_text())
