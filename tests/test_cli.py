@@ -50,7 +50,7 @@ def searched(digits_teacher, tmp_path_factory):
 
 def test_a_search_leaves_a_complete_folder(searched):
     assert {path.name for path in searched.iterdir()} == {
-        "config.json", "metrics.csv", "genotype.json", "probabilities.json",
+        "config.json", "metrics.csv", "result.json", "genotype.json", "probabilities.json",
         "loss.png", "probabilities.png", "genotype.png", "images.png",
     }  # fmt: skip
     resolved = json.loads((searched / "config.json").read_text())

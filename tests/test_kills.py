@@ -55,7 +55,7 @@ print(snapshots)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "epochs"), [("search", 60), ("gdfq", 300)])
+@pytest.mark.parametrize(("stage", "epochs"), [("search", 60), ("gdfq", 100)])
 def test_twenty_kills_change_nothing(stage, epochs, digits_teacher, tmp_path):
     arguments = [*RUNS[stage], "--epochs", str(epochs)]
 

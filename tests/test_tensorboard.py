@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_has_every_row_once(moment, digits_teacher, tmp_path,
 
 def test_rows_are_there_before_the_run_ends(tmp_path):
     run = RunFolder(tmp_path / "run", tensorboard=True)
-    run.start("compress", CompressConfig())
+    run.start("compress", CompressConfig(), device="cpu")
     assert _scalars(run.path) == {}
     run.log({"epoch": 1, "phase": "warm-up", "loss": 0.5})
     assert _scalars(run.path) == {"loss": {1: 0.5}}
@@ -75,7 +75,7 @@ def test_results_that_are_replaced_take_theirs_along(again, tmp_path):
     for tensorboard in (True, again):
         run = RunFolder(tmp_path / "run", force=True, tensorboard=tensorboard)
         with run:
-            run.start("compress", CompressConfig())
+            run.start("compress", CompressConfig(), device="cpu")
             run.log({"epoch": 1 + len(list(tmp_path.glob("*/tensorboard/*"))), "loss": 0.5})
     assert (tmp_path / "run" / "tensorboard").exists() == again
 
@@ -85,7 +85,7 @@ def test_files_of_others_stay(tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with RunFolder(tmp_path / "run", force=True, tensorboard=True) as run:
-        run.start("compress", CompressConfig())
+        run.start("compress", CompressConfig(), device="cpu")
     assert mine.read_text() == "mine"
 
 
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (run / "tensorboard").write_text("a file")
     run.force = True
     with run, pytest.raises(InputError, match="cannot write .*tensorboard"):
-        run.start("compress", CompressConfig())
+        run.start("compress", CompressConfig(), device="cpu")
 
 
 def test_nnis_button_finds_a_local_trials_events(tmp_path, monkeypatch):
