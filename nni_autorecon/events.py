@@ -10,9 +10,12 @@ from typing import Any
 
 from .errors import InputError
 
+STEPS = ("epoch", "candidate")
+"""What rows count; each has one of them."""
+
 
 class EventFile:
-    """An event file in ``folder`` that holds the numbers in the rows of a run, under their names, by epoch.
+    """An event file in ``folder`` with the numbers in the rows of a run, under their names, by epoch or candidate.
 
     Raises InputError if tensorboard is not installed.
     """
@@ -39,13 +42,14 @@ class EventFile:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append the numbers of a row, at the step of its ``epoch``."""
+        """Append the numbers of a row, at the step of its ``epoch`` or ``candidate``."""
         values = [
             self._summary.Value(tag=name, simple_value=value)
             for name, value in row.items()
-            if isinstance(value, (int, float)) and name != "epoch"
+            if isinstance(value, (int, float)) and name not in STEPS
         ]
-        self._append(self._event(wall_time=time.time(), step=row["epoch"], summary=self._summary(value=values)))
+        step = next(row[name] for name in STEPS if name in row)
+        self._append(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
     def _append(self, event: Any) -> None:
         with self._path.open("ab") as file:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from .compression import WARM_UP, phases
-from .config import CompressConfig, Config, DistillConfig, SearchConfig
+from .config import MULTI_TRIAL, CompressConfig, Config, DistillConfig, SearchConfig
 from .errors import InputError
 from .experiment import STATUSES, TrialRecord, known_experiments, query, read_trials, reported_metrics
 from .records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
@@ -49,9 +49,11 @@ class Plan:
 
     @property
     def epochs(self) -> int | None:
-        """How many there will be."""
+        """How many there will be, or candidates, where a search tries one after another."""
         if isinstance(self.config, CompressConfig):
             return len(phases(self.config))
+        if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
+            return self.config.candidates
         return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None
 
     @property
@@ -64,7 +66,8 @@ class Plan:
         """What a search does after its last epoch, the training of the generator found, in epochs."""
         if not isinstance(self.config, SearchConfig):
             return 0.0
-        return self.config.final_steps / (self.config.weight_steps + self.config.architecture_steps)
+        steps = self.config.candidate_steps if self.config.strategy in MULTI_TRIAL else self.config.epoch_steps
+        return self.config.final_steps / steps
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,15 @@ def test_a_running_search_by_the_database_alone(database):
     assert now.summary() == "mine (e): manager running at http://127.0.0.1:81, 0 of 3 trials done"
 
 
+def test_a_search_that_tries_candidates_counts_them(database):
+    _profile(database, f"{SEARCH} --strategy random --candidate-steps 2")
+    _add(database, "a", (110, "RUNNING"), points=_losses(120, 124, 128))
+    (trial,) = experiment_status("e", now=129).trials
+    assert (trial.epoch, trial.epochs) == (3, 5 * 4 // 2)
+    # 4 s a candidate: seven more, then 8 steps of 2 a candidate, less the second since the last
+    assert trial.seconds_left == pytest.approx(7 * 4 + 4 * 4 - 1)
+
+
 def test_what_the_tuner_gave_counts(database):
     _profile(database, SEARCH)
     _add(database, "a", (0, "RUNNING"), parameters={"epochs": 7.0, "width": {"_name": 3}})

@@ -32,17 +32,18 @@ def _scalars(run):
 
 def _numbers(run):
     """The same of metrics.csv."""
-    rows = pd.read_csv(run / "metrics.csv").set_index("epoch").select_dtypes("number")
+    table = pd.read_csv(run / "metrics.csv")
+    rows = table.set_index(table.columns[0]).select_dtypes("number")  # epoch or candidate
     return {name: pytest.approx(rows[name].dropna().to_dict()) for name in rows}
 
 
-@pytest.mark.parametrize("stage", ["search", "gdfq"])
+@pytest.mark.parametrize("stage", ["search", "random", "gdfq"])
 def test_the_numbers_are_those_of_the_table(stage, digits_teacher, tmp_path):
     assert cli.main([*RUNS[stage], "-o", str(tmp_path / "run"), "--tensorboard"]) == 0
     scalars = _scalars(tmp_path / "run")
     assert scalars == _numbers(tmp_path / "run")
     assert len(scalars["loss"]) > 3
-    assert not scalars.keys() & {"epoch", "phase"}
+    assert not scalars.keys() & {"epoch", "candidate", "phase"}
 
 
 @pytest.mark.parametrize("moment", ["save", "log"])
