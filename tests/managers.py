@@ -26,10 +26,14 @@ T = TypeVar("T")
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for a home of its own for NNI's records; the teacher's cache is the session's, if it has one."""
+    """Variables for a home of its own for NNI's records; the teacher's cache is the session's, if it has one.
+
+    NNI's managers are more patient with their tuner: see patience.js.
+    """
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
     cache = os.environ.get(CACHE_VARIABLE, str(home / "cache"))
-    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache}
+    patience = f'--require "{ROOT / "tests" / "patience.js"}"'
+    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache, "NODE_OPTIONS": patience}
 
 
 def tool(variables: Environment, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -78,8 +82,14 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = SECONDS) 
 
 
 def wait_until_done(port: int, seconds: float = SECONDS) -> None:
-    """Until the experiment has no more trials to run."""
-    wait_until(lambda: get(port, "check-status")["status"] in ("DONE", "ERROR"), "the experiment is not over", seconds)
+    """Until as many trials as maxTrialNumber allows are over. NNI says so of no experiment without it."""
+    try:
+        wait_until(
+            lambda: get(port, "check-status")["status"] in ("DONE", "ERROR"), "the experiment is not over", seconds
+        )
+    except AssertionError as error:
+        trials = [(trial["sequenceId"], trial["status"]) for trial in get(port, "trial-jobs")]
+        raise AssertionError(f"{error}: {get(port, 'check-status')}, trials {trials}") from None
 
 
 def processes(word: str) -> list[psutil.Process]:
