@@ -1,6 +1,9 @@
-// Preloaded into NNI's manager: whatever address a server of it asks for, it listens on this machine alone.
+// Preloaded into NNI's manager: whatever address a server of it asks for, it listens on this machine alone. So does the
+// TensorBoard that it starts.
 "use strict";
 const { Server } = require("node:net");
+const processes = require("node:child_process");
+const { spawn } = processes;
 const listen = Server.prototype.listen;
 
 Server.prototype.listen = function (...given) {
@@ -13,4 +16,9 @@ Server.prototype.listen = function (...given) {
     }
     const port = typeof options.port === "function" ? 0 : options.port ?? 0;
     return listen.call(this, { ...options, port, host: "127.0.0.1" }, callback);
+};
+
+processes.spawn = function (command, words, ...rest) {
+    const meant = command === "tensorboard" ? words.map((word) => word.replace("--bind_all", "--host=127.0.0.1")) : words;
+    return spawn.call(this, command, meant, ...rest);
 };

@@ -1,5 +1,6 @@
 """Real NNI managers for tests: a home of their own, nnictl, their REST API, the processes they leave."""
 
+import ipaddress
 import os
 import socket
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 import requests
 import yaml
 
+from nni_autorecon import loopback
 from nni_autorecon.files import CACHE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +95,27 @@ def wait_until_done(port: int, seconds: float = SECONDS) -> None:
         raise AssertionError(f"{error}: {get(port, 'check-status')}, trials {trials}") from None
 
 
+def start_tensorboard(port: int, trial: str) -> int:
+    """Do what the web UI's button does; the port of the TensorBoard that shows this trial, once it answers."""
+    address = f"http://127.0.0.1:{port}/api/v1/nni/tensorboard"
+    started = requests.post(address, json={"trials": trial}, timeout=30)
+    started.raise_for_status()
+    return wait_for_tensorboard(int(started.json()["port"]))
+
+
+def wait_for_tensorboard(port: int) -> int:
+    """The port, once a TensorBoard answers there."""
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"http://127.0.0.1:{port}/data/runs", timeout=10).ok
+        except requests.RequestException:
+            return False
+
+    wait_until(answers, "TensorBoard does not answer")
+    return port
+
+
 def processes(word: str) -> list[psutil.Process]:
     """Those whose command line or environment holds ``word``: an experiment's or a trial's id, or a home."""
     found = []
@@ -103,3 +127,16 @@ def processes(word: str) -> list[psutil.Process]:
         if any(word in each for each in words) and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
+
+
+def assert_only_this_machine_reaches(word: str, *ports: int) -> None:
+    """``ports`` are among those on which processes of ``word`` listen, and none of these is open to other machines."""
+    pids = {process.pid for process in processes(word)}
+    sockets = psutil.net_connections("tcp")
+    listening = [entry.laddr for entry in sockets if entry.pid in pids and entry.status == psutil.CONN_LISTEN]
+    assert {*ports} <= {address.port for address in listening}
+    for own, port in listening:
+        assert ipaddress.ip_address(own).is_loopback, (own, port)
+        for other in loopback._own_addresses():
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((other, port), timeout=5)

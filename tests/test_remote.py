@@ -19,7 +19,7 @@ from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.genotype import Genotype
 
 from . import managers
-from .managers import FLAGS, ROOT, SECONDS, TOOLS, free_port, get, tool
+from .managers import FLAGS, ROOT, SECONDS, TOOLS, assert_only_this_machine_reaches, free_port, get, tool
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def start(remote, environment, clone, tmp_path):
     """Start an experiment over SSH: remote.yml, with another command and space; (id, port). Stopped at the end."""
     started = []
 
-    def run(command, space):
+    def run(command, space, starter=("nnictl", "create", "--config")):
         settings = yaml.safe_load((clone / "experiments" / "remote.yml").read_text())
         del settings["searchSpaceFile"]
         settings |= {
@@ -126,7 +126,7 @@ def start(remote, environment, clone, tmp_path):
         }  # fmt: skip
         (tmp_path / "remote.yml").write_text(yaml.safe_dump(settings))
         port = free_port()
-        created = tool(environment, "nnictl", "create", "--config", tmp_path / "remote.yml", "--port", port)
+        created = tool(environment, *starter, tmp_path / "remote.yml", "--port", port)
         assert created.returncode == 0, created.stdout + created.stderr
         started.append(get(port, "experiment")["id"])
         return started[-1], port
@@ -220,3 +220,15 @@ def test_stopping_leaves_nothing_running_there(remote, environment, start):
     # After 5 s NNI kills: that it could say so means that it was faster.
     assert (folder / "trial.stderr").read_text() == "nni-autorecon: interrupted\n"
     assert json.loads((folder / "config.json").read_text())["config"]["width"] == 2
+
+
+def test_only_this_machine_reaches_a_manager_whose_trials_run_there(remote, environment, start):
+    endless = FLAGS.replace("--epochs 2", "--epochs 100000")
+    command, space = f"{_search_command()} {endless}", {"width": {"_type": "choice", "_value": [2]}}
+    _, port = start(command, space, starter=("nni-autorecon", "start"))
+    assert _wait(lambda: get(port, "metric-data")), get(port, "trial-jobs")
+    (trial,) = get(port, "trial-jobs")
+    assert trial["status"] == "RUNNING"
+    assert (_folder(remote, trial) / "config.json").exists()
+    assert _processes(remote)
+    assert_only_this_machine_reaches(environment["HOME"], port)

@@ -19,7 +19,16 @@ from nni_autorecon import cli, loopback, start
 from nni_autorecon.errors import InputError
 
 from . import managers
-from .managers import TOOLS, free_port, get, processes, tool, wait_until
+from .managers import (
+    TOOLS,
+    assert_only_this_machine_reaches,
+    free_port,
+    get,
+    processes,
+    start_tensorboard,
+    tool,
+    wait_until,
+)
 
 TRIAL = """
 import nni
@@ -268,9 +277,7 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
             f"  nnictl stop {identifier}",
         ]
         assert done.stderr == "waiting for the first trial to work; Ctrl-C stops the experiment\n"
-        for address in loopback._own_addresses():
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((address, port), timeout=5)
+        assert_only_this_machine_reaches(str(home), port)
         with urllib.request.urlopen(f"http://localhost:{port}/") as page:
             assert b'<div id="root">' in page.read()
         trial = wait_until(lambda: get(port, "trial-jobs"), "no trial")[0]
@@ -278,6 +285,19 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
     finally:
         tool(environment, "nnictl", "stop", "--all")
     assert not processes(str(home))
+
+
+@pytest.mark.slow
+def test_only_this_machine_reaches_the_tensorboard_of_the_web_ui(cache_folder, tmp_path):
+    environment, port = managers.environment(tmp_path), free_port()
+    done = tool(environment, "nni-autorecon", "start", _write(tmp_path), "--port", port)
+    try:
+        assert done.returncode == 0, done.stderr
+        tensorboard = start_tensorboard(port, get(port, "trial-jobs")[0]["trialJobId"])
+        assert_only_this_machine_reaches(str(tmp_path), port, tensorboard)
+    finally:
+        tool(environment, "nnictl", "stop", "--all")
+    assert not processes(str(tmp_path))
 
 
 @pytest.mark.slow
