@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import requests
 
 from . import managers
 from .browser import CHROMIUM, DRIVER, MISSING, web_ui
-from .managers import FLAGS, experiment, get, wait_until_done
+from .managers import FLAGS, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
 
@@ -20,7 +21,7 @@ def port(digits_teacher, tmp_path_factory):
     folder, environment = tmp_path_factory.mktemp("experiment"), managers.environment(tmp_path_factory.mktemp("home"))
     changes = {
         "experimentName": "A toy search",
-        "trialCommand": f"python trials/search.py --teacher digits --threads 1 {FLAGS}",
+        "trialCommand": f"python trials/search.py --teacher digits --threads 1 {FLAGS} --tensorboard",
         "searchSpace": {"width": {"_type": "choice", "_value": [2, 3]}},
         "maxTrialNumber": 2,
     }
@@ -83,3 +84,19 @@ def test_a_trials_folder_is_shown(page, jobs):
     page.click(f"{ROWS}//*[@data-icon-name='ChevronRight']")
     page.button("Log")
     page.wait_for(lambda: any(job["logPath"] in page.text for job in jobs), "the folder")
+
+
+def test_the_tensorboard_button_shows_our_metrics(page, port, jobs):
+    page.open("detail")
+    page.click(f"{ROWS}//*[contains(@class, 'ms-Checkbox-checkbox')]")
+    page.button("TensorBoard")
+    page.wait_for(lambda: "TensorBoard id" in page.text, "the dialog")
+    (task,) = get(port, "tensorboard-tasks")
+    assert task["trialJobIdList"][0] in {job["trialJobId"] for job in jobs}
+    address = f"http://127.0.0.1:{wait_for_tensorboard(int(task['port']))}/data/plugin/scalars/tags"
+
+    def tags():
+        """By run, of which there is one: the trial's."""
+        return {name for run in requests.get(address, timeout=30).json().values() for name in run}
+
+    assert wait_until(tags, "TensorBoard shows nothing") == (KEYS | {"loss"}) - {"default"}
