@@ -85,14 +85,20 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = SECONDS) 
 
 
 def wait_until_done(port: int, seconds: float = SECONDS) -> None:
-    """Until as many trials as maxTrialNumber allows are over. NNI says so of no experiment without it."""
+    """Until the experiment has no more trials to run."""
     try:
-        wait_until(
-            lambda: get(port, "check-status")["status"] in ("DONE", "ERROR"), "the experiment is not over", seconds
-        )
+        wait_until(lambda: _is_done(port), "the experiment is not over", seconds)
     except AssertionError as error:
         trials = [(trial["sequenceId"], trial["status"]) for trial in get(port, "trial-jobs")]
         raise AssertionError(f"{error}: {get(port, 'check-status')}, trials {trials}") from None
+
+
+def _is_done(port: int) -> bool:
+    """NNI says DONE only once there are maxTrialNumber trials; where a grid ends before, its trials tell."""
+    status = get(port, "check-status")["status"]
+    if status == "TUNER_NO_MORE_TRIAL":
+        return all(trial["status"] not in ("WAITING", "RUNNING", "UNKNOWN") for trial in get(port, "trial-jobs"))
+    return status in ("DONE", "ERROR")
 
 
 def start_tensorboard(port: int, trial: str) -> int:
