@@ -1,19 +1,22 @@
-"""Runs side by side, as the paper's tables have them: a row per method or generator, over seeds."""
+"""Runs side by side, as the paper's tables have them: a row per method, generator or strategy, over seeds."""
 
 from __future__ import annotations
 
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+from .config import STRATEGIES, STRATEGY_SETTINGS
 from .records import FINISHED, Run
 
 Row = tuple[Any, ...]
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
+NOT_USED = "–"
 EXECUTION = ("threads", "device")
 IMAGE_METHODS, IMAGE_SETTINGS = ("zeroq", "zeroq-kd", "dfc"), ("image_count", "image_steps", "image_lr")
 """Methods that distil images, and how."""
@@ -22,6 +25,34 @@ NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
 IN_ORDER = (
     "dfq", "zeroq", "zeroq-kd", "dfc", "gdfq", "gdfq-conditional", EQUAL_MACS, "random", "all", "published", "searched",
 )  # fmt: skip
+
+
+class Measure(NamedTuple):
+    """How a metric is printed: under which head, times what, with how many decimals."""
+
+    head: str
+    factor: float
+    decimals: int
+
+    def spread(self, values: Iterable[float]) -> str:
+        """Mean ± sample standard deviation of ``values``, which are multiplied already; a single one as it is."""
+        values = list(values)
+        mean = f"{statistics.mean(values):.{self.decimals}f}"
+        return f"{mean} ± {statistics.stdev(values):.{self.decimals}f}" if len(values) > 1 else mean
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", 100, 2),
+    "agreement": Measure("agreement", 100, 2),
+    "ranges_only_accuracy": Measure("ranges only accuracy", 100, 2),
+    "loss": Measure("L_r", 1, 3),
+    "class_loss": Measure("class_loss", 1, 3),
+    "bns_loss": Measure("bns_loss", 1, 5),
+    "generator_macs": Measure("MMACs", 1e-6, 1),
+    "generator_parameters": Measure("parameters (k)", 1e-3, 0),
+    "updates": Measure("updates", 1, 0),
+    "seconds": Measure("seconds", 1, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +83,14 @@ class Cell:
         """Sample standard deviation over the seeds; None for fewer than two."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
-    def text(self, *, gain: float | None, seeds: int) -> str:
+    def text(self, measure: Measure, *, gain: float | None, seeds: int) -> str:
         """``92.31 ± 0.20 (+1.10), 1 of 4 failed``; ``n=2`` if fewer than ``seeds`` were run at all."""
         counts = Counter(sorted(self.unfinished))
         if not self.by_seed:
             alone = len(counts) == 1
             return ", ".join(status if alone else f"{n} {status}" for status, n in counts.items()) or "–"
         finished, total = len(self.by_seed), len(self.by_seed) + len(self.unfinished)
-        parts = [spread(self.by_seed.values(), ".2f") + ("" if gain is None else f" ({gain:+.2f})")]
+        parts = [measure.spread(self.by_seed.values()) + ("" if gain is None else f" ({gain:+.2f})")]
         if finished == 1 or (finished < seeds and not counts):
             parts.append(f"n={finished}")
         return ", ".join([*parts, *(f"{n} of {total} {status}" for status, n in counts.items())])
@@ -67,7 +98,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``metric`` in % over rows, which differ in ``row_names``, and columns, which differ in the setting ``column``."""
+    """``metric`` as it is printed, over rows that differ in ``row_names`` and columns in the setting ``column``."""
 
     metric: str
     row_names: tuple[str, ...]
@@ -75,8 +106,10 @@ class Table:
     column: str | None
     columns: tuple[Any, ...]
     cells: Mapping[tuple[Row, Any], Cell]
-    costs: Mapping[Row, tuple[str, str]]
-    """Of each row's generator: MMACs, thousands of parameters."""
+    beside: tuple[str, ...]
+    """Further metrics, a column each."""
+    texts: Mapping[Row, tuple[str, ...]]
+    """What stands there in each row."""
     seeds: int
     """How many the whole report has."""
 
@@ -89,7 +122,7 @@ class Table:
         Where GDFQ's generator stands at equal MACs only, that is the row.
         """
         kinds = {_kind(str(each[-1])): each[-1] for each in self.rows}
-        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)), "genotype": None}
+        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)), "genotype": NOT_USED}
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
         if self.metric == "agreement":  # each generator's is measured on its own images
@@ -98,11 +131,12 @@ class Table:
 
     def text(self, row: Row, column: Any) -> str:
         """What stands in the cell; – where no run was begun."""
-        return self.cell(row, column).text(gain=self.gain(row, column), seeds=self.seeds)
+        gain = self.gain(row, column)
+        return self.cell(row, column).text(MEASURES[self.metric], gain=gain, seeds=self.seeds)
 
     def column_heads(self) -> list[str]:
         if self.column is None:
-            return [self.metric.replace("_", " ")]
+            return [MEASURES[self.metric].head]
         return [f"s = {value:g}" if self.column == SCALE else str(value) for value in self.columns]
 
 
@@ -110,7 +144,7 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     """``runs`` with comparable settings.
 
     Where NNI's record lacks a setting, it is the other runs' if these agree. A method without a generator has none,
-    whatever the setting says.
+    whatever the setting says, and so it is with other settings that a method or strategy does not use.
     """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
@@ -126,22 +160,23 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
         matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
         settings["genotype"] = genotype.partition(":")[2] if matters else None
     for name in IMAGE_SETTINGS:
-        _level_unless_used(filled, name, lambda one: one.get("method") in IMAGE_METHODS)
-    _level_unless_used(filled, "genotype", _has_width_of_genotype)
+        _level_unless_used(filled, name, [one.get("method") in IMAGE_METHODS for one in filled])
+    for strategies, names_used in STRATEGY_SETTINGS.items():
+        for name in names_used:
+            _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
+    _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
     return [
         Entry(run, {**settings, "generator": name}, pattern)
         for run, settings, (name, pattern) in zip(runs, filled, generators, strict=True)
     ]
 
 
-def _level_unless_used(
-    settings: Sequence[dict[str, Any]], name: str, uses: Callable[[Mapping[str, Any]], bool]
-) -> None:
-    """Give runs that have no use for a setting the one value of those that have, or None, so that it makes no row."""
-    used = {one.get(name) for one in settings if uses(one)}
-    for one in settings:
-        if used and not uses(one):
-            one[name] = next(iter(used)) if len(used) == 1 else None
+def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequence[bool]) -> None:
+    """Give runs that have no use for a setting the one value of those that have, or –, so that it makes no row."""
+    used = {one.get(name) for one, use in zip(settings, uses, strict=True) if use}
+    for one, use in zip(settings, uses, strict=True):
+        if used and not use:
+            one[name] = next(iter(used)) if len(used) == 1 else NOT_USED
 
 
 def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
@@ -154,60 +189,60 @@ def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> 
     return [name for name in names if len({entry.settings.get(name) for entry in entries}) > 1]
 
 
-def row_settings(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """The settings that tell rows apart: method first, generator last, the others between; at least the generator."""
-    names = [name for name in varying(entries) if name not in NO_ROW | {"method", "generator"}]
+def row_settings(entries: Sequence[Entry], stage: str) -> tuple[str, ...]:
+    """The settings that tell rows apart: of searches, the strategy and others.
+
+    Of students, method first, generator last, the others between; at least the generator.
+    """
+    names = [name for name in varying(entries) if name not in NO_ROW | {"strategy", "method", "generator"}]
+    if stage == "search":
+        return ("strategy", *names)
     ends = varying(entries, among=("method", "generator"))
     return (*(["method"] if "method" in ends else []), *names, *(["generator"] if ends != ["method"] else []))
 
 
 def make_table(
-    metric: str, entries: Sequence[Entry], row_names: tuple[str, ...], column: str | None, *, seeds: int
+    metric: str,
+    entries: Sequence[Entry],
+    row_names: tuple[str, ...],
+    column: str | None,
+    *,
+    beside: tuple[str, ...],
+    seeds: int,
 ) -> Table:
-    """``metric`` of ``entries`` (which hold it as a fraction) in %, rows and columns in the paper's order."""
+    """``metric`` of ``entries``, rows and columns in the paper's order, and what stands ``beside`` it."""
     groups: dict[tuple[Row, Any], list[Entry]] = defaultdict(list)
     for entry in entries:
-        row = tuple(entry.settings[name] for name in row_names)
+        row = tuple(entry.settings.get(name) for name in row_names)
         groups[row, entry.settings[column] if column else None].append(entry)
-    rows = sorted({row for row, _ in groups}, key=lambda row: [_rank(value) for value in row])
-    columns = sorted({value for _, value in groups}, key=_rank, reverse=column == "bits")  # w6a6 first, as printed
+    rows = sorted({row for row, _ in groups}, key=lambda row: [*map(_rank, row_names, row)])
+    columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")  # w6a6 first
     cells = {key: _cell(metric, group) for key, group in groups.items()}
     by_row = {row: [groups[row, value] for value in columns if (row, value) in groups] for row in rows}
-    costs = {
-        row: (_cost(group, column, "macs", 1e6), _cost(group, column, "parameters", 1e3))
-        for row, group in by_row.items()
-    }
-    return Table(metric, row_names, tuple(rows), column, tuple(columns), cells, costs, seeds)
-
-
-def spread(values: Iterable[float], form: str) -> str:
-    """Mean ± sample standard deviation; a single value as it is."""
-    values = list(values)
-    mean = f"{statistics.mean(values):{form}}"
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+    texts = {row: tuple(_text(name, group, column) for name in beside) for row, group in by_row.items()}
+    return Table(metric, row_names, tuple(rows), column, tuple(columns), cells, beside, texts, seeds)
 
 
 def _cell(metric: str, group: Sequence[Entry]) -> Cell:
-    """Of several finished runs with the same seed, the last one counts."""
-    values = {entry.settings["seed"]: entry.run.metrics.get(metric) for entry in _finished(group)}
-    measured = {seed: 100 * value for seed, value in values.items() if value is not None}
-    return Cell(measured, tuple(entry.run.status for entry in group if entry.run.status != FINISHED))
+    unfinished = tuple(entry.run.status for entry in group if entry.run.status != FINISHED)
+    return Cell(_by_seed(metric, group), unfinished)
 
 
-def _finished(group: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in group if entry.run.status == FINISHED]
+def _by_seed(metric: str, group: Iterable[Entry]) -> dict[int, float]:
+    """``metric`` as it is printed. Of several finished runs with the same seed, the last one counts."""
+    finished = [entry for entry in group if entry.run.status == FINISHED]
+    values = {entry.settings["seed"]: entry.run.metrics.get(metric) for entry in finished}
+    return {seed: MEASURES[metric].factor * value for seed, value in values.items() if value is not None}
 
 
-def _cost(groups: Sequence[Sequence[Entry]], column: str | None, what: str, unit: float) -> str:
+def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) -> str:
     """Over seeds; where columns are scales, one after another."""
     if column != SCALE:
         groups = [[entry for group in groups for entry in group]]
     texts = []
     for group in groups:
-        costs = {entry.settings["seed"]: entry.run.metrics.get(f"generator_{what}") for entry in _finished(group)}
-        known = [cost / unit for cost in costs.values() if cost is not None]
-        form = ".1f" if what == "macs" else ".0f"
-        texts.append(spread(known if len(set(known)) > 1 else known[:1], form) if known else "–")
+        known = [*_by_seed(metric, group).values()]
+        texts.append(MEASURES[metric].spread(known if len(set(known)) > 1 else known[:1]) if known else "–")
     return " / ".join(texts) if set(texts) != {"–"} else "–"
 
 
@@ -232,7 +267,7 @@ def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
 def _spelled(settings: Mapping[str, Any]) -> str:
     """The generator with its genotype's file, or – for a method that has none."""
     if settings.get("method") not in (None, "gdfq"):
-        return "–"
+        return NOT_USED
     generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
     return f"{generator}:{genotype}" if genotype and _means_genotype(generator) else str(generator)
 
@@ -256,12 +291,16 @@ def _kind(generator: str) -> str:
     return generator.partition(":")[0]
 
 
-def _rank(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers by size, methods and generators as the paper has them, and the rest by its letters."""
+def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
+    """Sorts numbers by size, strategies as they are listed, methods and generators as the paper has them.
+
+    The rest comes by its letters.
+    """
     if isinstance(value, (int, float)):
         return -1, value, ""
     kind = _kind(str(value))
-    return IN_ORDER.index(kind) if kind in IN_ORDER else len(IN_ORDER), 0.0, str(value)
+    order = STRATEGIES if setting == "strategy" else IN_ORDER
+    return order.index(kind) if kind in order else len(order), 0.0, str(value)
 
 
 def _plain(value: Any) -> Any:

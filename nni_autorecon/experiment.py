@@ -94,9 +94,11 @@ def _run(trial: TrialRecord) -> Run:
         command = command or stage_of(reported)
         settings = checked_settings(reported, command, source=source)
     elif command is None:
-        raise InputError(f"{source} reported no 'config', so its settings are not known; report trials of stage 2")
-    metrics = {"agreement": trial.final.get("default"), **trial.final}
-    return Run(source, command, settings, FINISHED, checked_metrics(metrics, source=source), versions)
+        raise InputError(
+            f"{source} reported no 'config', so its settings are not known; report trials of nni-autorecon alone"
+        )
+    metrics = {"loss" if command == "search" else "agreement": trial.final.get("default"), **trial.final}
+    return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 
 def best_genotype(experiment_id: str) -> tuple[Genotype, str]:

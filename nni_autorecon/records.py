@@ -14,19 +14,20 @@ from .files import parse_json, read_text
 FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",
 )  # fmt: skip
-METRICS = (
-    "accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement", "generator_macs", "generator_parameters",
-    "seconds",
-)  # fmt: skip
 STAGES: dict[str, type[Config]] = {"search": SearchConfig, "compress": CompressConfig, "distill": DistillConfig}
+COSTS = ("generator_macs", "generator_parameters", "seconds")
+METRICS = dict.fromkeys(STAGES, ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement", *COSTS)) | {
+    "search": ("loss", "class_loss", "bns_loss", "updates", *COSTS)
+}
+"""What each stage measures."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of a stage: where it is, what was set, how far it came and what it measured.
 
-    ``settings`` may lack some where only NNI's own record is left, ``command`` is None then. ``metrics`` holds
-    ``METRICS``, accuracies and agreement as fractions; what was not measured is None or absent.
+    ``settings`` may lack some where only NNI's own record is left, ``command`` is None then. ``metrics`` holds its
+    stage's ``METRICS``, accuracies and agreement as fractions; what was not measured is None or absent.
     """
 
     source: str
@@ -60,7 +61,7 @@ def read_folder(folder: Path) -> Run:
     result = folder / "result.json"
     if not result.exists():
         return Run(str(folder), command, settings, INCOMPLETE, versions=versions)
-    metrics = checked_metrics(_read_json(result), source=str(result))
+    metrics = checked_metrics(_read_json(result), command, source=str(result))
     return Run(str(folder), command, settings, FINISHED, metrics, versions)
 
 
@@ -83,9 +84,9 @@ def stage_of(settings: Mapping[str, Any]) -> str:
     return max(STAGES, key=lambda stage: len(settings.keys() & STAGES[stage]().to_dict().keys()))
 
 
-def checked_metrics(values: Mapping[str, Any], *, source: str) -> dict[str, float | None]:
-    """``METRICS`` among ``values``. Raises InputError if one is neither a number nor null."""
-    metrics = {name: values[name] for name in METRICS if name in values}
+def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> dict[str, float | None]:
+    """``METRICS`` of ``command`` among ``values``. Raises InputError if one is neither a number nor null."""
+    metrics = {name: values[name] for name in METRICS[command] if name in values}
     for name, value in metrics.items():
         if not (value is None or isinstance(value, (int, float))):
             fault = f"{name} = {shown(value)} is not a number"

@@ -10,18 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .comparison import SCALE, Row, Table
+from .comparison import NOT_USED, SCALE, Row, Table
 from .plots import DPI, INK, MUTED, SERIES_COLOURS
 from .report import Report, show
 
 Floats = NDArray[np.float64]
 
 GRID = "#E3E3E3"
-LABELS = {"accuracy": "test accuracy (%)", "agreement": "agreement with the teacher (%)"}
+LABELS = {
+    "accuracy": "test accuracy (%)",
+    "agreement": "agreement with the teacher (%)",
+    "loss": "L_r of the generator found",
+}
 
 
 class Series(NamedTuple):
-    """A row of a table: mean and sample standard deviation [columns] in %, NaN where there is none."""
+    """A row of a table: mean and sample standard deviation [columns] as printed, NaN where there is none."""
 
     name: str
     mean: Floats
@@ -44,7 +48,8 @@ def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
 
 
 def plot_report(report: Report) -> Figure:
-    """A panel per section: a line per row with error bars of one standard deviation; dots where there is one column.
+    """A panel per section: a line per row with error bars of one standard deviation; dots where there is one column,
+    and a ring for each seed.
 
     The dashed line is the teacher, if it is near. Points that are missing are named below the panels.
     """
@@ -77,9 +82,11 @@ def plot_report(report: Report) -> Figure:
 
 
 def row_name(names: tuple[str, ...], row: Row) -> str:
-    """Method and generator by their values alone, other settings with their names."""
-    pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != "–"]
-    return ", ".join(value if name in ("method", "generator") else f"{name}={value}" for name, value in pairs)
+    """Method, generator and strategy by their values alone, other settings with their names."""
+    pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != NOT_USED]
+    return ", ".join(
+        value if name in ("method", "generator", "strategy") else f"{name}={value}" for name, value in pairs
+    )
 
 
 def _draw_lines(axes: Axes, table: Table) -> None:
@@ -97,11 +104,16 @@ def _draw_lines(axes: Axes, table: Table) -> None:
 
 
 def _draw_dots(axes: Axes, table: Table) -> None:
-    """From top to bottom, in the generator's colour."""
+    """From top to bottom, in the colour of the generator or strategy."""
     _, series, _ = comparison_info(table)
-    last = list(dict.fromkeys(row[-1] for row in table.rows))
+    place = 0 if table.row_names[0] == "strategy" else -1
+    kinds = list(dict.fromkeys(row[place] for row in table.rows))
     for index, (row, (_, mean, std)) in enumerate(zip(table.rows, series, strict=True)):
-        axes.errorbar(mean, [index], xerr=std, **_style(last.index(row[-1])))
+        style, by_seed = _style(kinds.index(row[place])), table.cell(row, table.columns[0]).by_seed
+        axes.errorbar(mean, [index], xerr=std, **style)
+        if len(by_seed) > 1:
+            values = list(by_seed.values())
+            axes.plot(values, [index] * len(values), "o", ms=4, mfc="none", mec=MUTED, label="one seed", zorder=3)
     axes.set_yticks(range(len(series)), [textwrap.fill(name, 44) for name, *_ in series])
     axes.set_ylim(len(series) - 0.5, -0.5)
     axes.set_xlabel(f"{LABELS[table.metric]}{'' if table.column is None else f', {table.column_heads()[0]}'}")

@@ -56,17 +56,8 @@ class SearchResult:
 
     def metrics(self) -> dict[str, Any]:
         """What a trial reports as its final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
-        details = self.genotype.details
-        return {
-            "default": self.loss["loss"],
-            "class_loss": self.loss["class_loss"],
-            "bns_loss": self.loss["bns_loss"],
-            "macs": details["macs"],
-            "parameters": details["parameters"],
-            "updates": self.updates,
-            "seconds": self.seconds,
-            "genotype": self.genotype.to_json(indent=None),
-        }
+        values = self.to_dict()
+        return {"default": values.pop("loss"), **values, "genotype": self.genotype.to_json(indent=None)}
 
 
 def search(

@@ -6,10 +6,12 @@ import sqlite3
 import pytest
 
 from nni_autorecon import cli, experiment
-from nni_autorecon.config import CompressConfig
+from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment import best_genotype, read_runs, read_trials
 from nni_autorecon.genotype import Genotype, random_choices
+from nni_autorecon.records import METRICS
+from nni_autorecon.search import SearchResult
 from nni_autorecon.trial import plain_parameters
 
 
@@ -110,6 +112,18 @@ def test_the_settings_are_those_the_trial_reports_not_nnis(database):
         "accuracy": 0.9, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "agreement": 0.5,
         "generator_macs": 2_000_000, "generator_parameters": 3_000,
     }  # fmt: skip
+
+
+def test_what_a_search_reports_is_what_its_report_shows(database):
+    details = {"macs": 7_000_000, "parameters": 9_000}
+    parts = {"loss": 0.5, "class_loss": 0.2, "bns_loss": 0.003}
+    result = SearchResult(Genotype(random_choices(0), width=2, details=details), parts, None, updates=192, seconds=31.5)
+    config = json.dumps(SearchConfig(seed=1, strategy="tpe").to_dict())
+    _add(database, "a", "SUCCEEDED", {**result.metrics(), "config": config}, parameters={"seed": 2})
+    (run,) = read_runs("e")
+    assert (run.command, run.status, run.settings["strategy"], run.settings["seed"]) == ("search", "finished", "tpe", 1)
+    assert run.metrics == result.to_dict()
+    assert set(run.metrics) == set(METRICS["search"])
 
 
 def test_a_trial_without_a_result_has_its_folders_settings_or_else_nnis(database, tmp_path):

@@ -101,13 +101,21 @@ def test_table_4_has_dfads_objective_l_r_in_its_place_and_all_terms():
     assert objectives == {(0, 1, 0), (1, 0, 0), (1, 1, 1)}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_flags_and_search_spaces_name_known_settings_and_values(path):
+def _configs(path):
+    """The settings of every trial, flags and defaults included."""
     command = ExperimentConfig.load(path).trial_command
     stage = re.search(r"trials/(\w+)\.py", command)[1]
     flags = add_stage(argparse.ArgumentParser(), STAGES[stage]).parse_args(shlex.split(command)[2:])
-    config = STAGES[stage].from_arguments(flags)
-    for trial in _trials(path):
-        settings = config.override(trial)
-        if stage != "search":
-            settings.require_consistent()
+    return [STAGES[stage].from_arguments(flags).override(trial) for trial in _trials(path)]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_flags_and_search_spaces_name_known_settings_and_values(path):
+    for config in _configs(path):
+        config.require_consistent()
+
+
+def test_strategies_are_compared_at_equal_cost():
+    path = ROOT / "experiments" / "strategies.yml"
+    (updates,) = {config.updates for config in _configs(path)}
+    assert f"generator updates, {updates}, over" in path.read_text()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from nni_autorecon import cli, records
-from nni_autorecon.config import CompressConfig, Config
+from nni_autorecon.config import CompressConfig, Config, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, WAITING, Run
 from nni_autorecon.report import make_report, table_markdown
@@ -259,14 +259,118 @@ def test_runs_that_must_not_be_compared_are_named(other, message):
 def test_accuracy_is_not_mixed_with_agreement():
     with pytest.raises(InputError, match=r"a \(test accuracy\) and b \(none\) differ in data; make a report of each"):
         make_report([run(90.0, name="a"), run(name="b", seed=1, metrics={"agreement": 0.97})])
-    with pytest.raises(InputError, match="b has neither accuracy nor agreement"):
+    with pytest.raises(InputError, match="b has no accuracy and no agreement; run it again"):
         make_report([run(name="b", metrics={"seconds": 1.0})])
 
 
 def test_searches_are_left_out_and_counted():
     assert "Left out: 1 of search." in make_report([run(90.0), run(command="search")]).caption
-    with pytest.raises(InputError, match="runs of search, which no table compares"):
-        make_report([run(command="search")])
+
+
+# Searches
+
+
+def found(loss=None, *, status=None, name=None, metrics=(), **settings):
+    """A search, finished if it has an L_r."""
+    config, status = SearchConfig(**settings), status or (INCOMPLETE if loss is None else FINISHED)
+    measured = {"loss": loss, "class_loss": 0.25, "bns_loss": 0.0035, "updates": config.updates, "seconds": 5.0}
+    measured |= {"generator_macs": 7.1e6, **dict(metrics)}
+    name = name or f"search-{next(_number)}"
+    return Run(name, "search", config.to_dict(), status, measured if status == FINISHED else {}, VERSIONS)
+
+
+SEARCHES = [
+    *(found(loss, strategy="tpe", seed=seed) for seed, loss in enumerate((0.7, 0.74))),
+    found(strategy="tpe", seed=2, status=FAILED, name="lost"),
+    *(found(loss, seed=seed, metrics={"seconds": 30 + seed}) for seed, loss in enumerate((0.52, 0.55, 0.5))),
+    Run("trial w", None, {"strategy": "random", "seed": 0}, WAITING),
+]
+
+EXPECTED_OF_SEARCHES = """\
+Teacher digits. L_r = class_loss + 100 bns_loss (eq. 1) of the generator found: trained by 150 batches of 32 \
+from fresh weights, measured on 16 others: mean ± standard deviation over seeds 0, 1, 2. Equal cost, 192 updates \
+(batches that trained W or α in the search); seconds include the final training.
+Settings other than the defaults: none.
+Versions: nni-autorecon 0.1.0, torch 2.15.0.
+
+| strategy | L_r | class_loss | bns_loss | MMACs | updates | seconds |
+| --- | --- | --- | --- | --- | --- | --- |
+| autorecon | 0.523 ± 0.025 | 0.250 | 0.00350 | 7.1 | 192 | 31 ± 1 |
+| random | waiting | – | – | – | – | – |
+| tpe | 0.720 ± 0.028, 1 of 3 failed | 0.250 | 0.00350 | 7.1 | 192 | 5 |
+
+7 runs: 5 finished; 1 failed (lost); 1 waiting (trial w).
+"""
+
+
+def test_a_report_of_searches_is_exactly_this():
+    assert make_report(SEARCHES).to_markdown() == EXPECTED_OF_SEARCHES
+    frame = make_report(SEARCHES).frame
+    assert list(frame)[:3] == ["run", "strategy", "seed"]
+    assert frame.groupby("strategy")["loss"].mean().round(6).tolist()[::2] == [0.523333, 0.72]
+
+
+def test_whatever_varies_makes_a_row_but_not_what_a_strategy_has_no_use_for():
+    runs = [found(0.5, relaxation="paper"), found(0.6), found(0.7, strategy="random"), found(0.8, strategy="tpe")]
+    one_size = [*runs, found(0.9, strategy="evolution", candidate_steps=8)]
+    assert [row[:3] for row in table(one_size)] == [
+        ["strategy", "relaxation", "L_r"], ["---"] * 3, ["autorecon", "logits", "0.600, n=1"],
+        ["autorecon", "paper", "0.500, n=1"], ["random", "–", "0.700, n=1"], ["evolution", "–", "0.900, n=1"],
+        ["tpe", "–", "0.800, n=1"],
+    ]  # fmt: skip
+    sizes = [found(0.9, strategy="tpe", candidate_steps=steps) for steps in (12, 4)]
+    assert make_report([found(0.5), *sizes]).sections[0].tables[0].rows == (
+        ("autorecon", "–"), ("tpe", 4), ("tpe", 12),
+    )  # fmt: skip
+    assert "candidate_steps = 4." in make_report([found(0.5), sizes[1]]).caption
+
+
+def test_searches_of_unequal_cost_are_said_to_be():
+    runs = [found(0.5), found(0.4, epochs=16), found(0.7, strategy="tpe", candidate_steps=100)]
+    assert "Unequal cost, 100 or 192 or 384 updates (" in make_report(runs).caption
+    assert [row[-2] for row in table(runs)[2:]] == ["192", "384", "100"]
+    assert "updates" not in make_report([found()]).caption
+
+
+def test_the_caption_says_from_which_weights_the_final_training_started():
+    inherited, fresh = found(0.4, inherit_weights=True), found(0.5, strategy="tpe")
+    assert "of 32 from the supernet's weights, measured" in make_report([inherited]).caption
+    caption = make_report([inherited, fresh]).caption
+    assert "from fresh weights, or the supernet's with inherit_weights, measured" in caption
+
+
+@pytest.mark.parametrize(
+    "other", [
+        {"teacher": "torchvision:resnet18"}, {"bns_weight": 0.1}, {"batch_size": 64}, {"width": 64}, {"latent_dim": 7},
+        {"final_steps": 1}, {"validation_steps": 2}, {"weight_lr": 0.5},
+    ],
+)  # fmt: skip
+def test_searches_whose_l_r_is_another_are_named(other):
+    (name,) = other
+    with pytest.raises(InputError, match=rf"a \(.+\) and b \(.+\) differ in {name}; make a report of each"):
+        make_report([found(0.5, name="a"), found(0.5, name="b", strategy="tpe", **other)])
+
+
+def test_what_only_nni_knows_is_not_held_against_others():
+    waiting = Run("trial w", None, {"seed": 0}, WAITING)
+    with pytest.raises(InputError, match=r"a \(100\) and b \(1\) differ in bns_weight"):
+        make_report([waiting, found(0.5, name="a"), found(0.5, name="b", bns_weight=1.0)])
+
+
+@pytest.mark.parametrize("metric", ["loss", "updates"])
+def test_a_search_without_its_l_r_or_cost_is_named(metric):
+    with pytest.raises(InputError, match=f"b has no {metric}; run it again or leave it out"):
+        make_report([found(0.5), found(0.5, name="b", metrics={metric: None})])
+
+
+def test_before_any_search_knows_its_settings_there_is_a_report():
+    waiting = [Run(f"trial {seed}", None, {"relaxation": "paper", "seed": seed}, WAITING) for seed in (0, 1)]
+    report = make_report(waiting)
+    assert report.sections[0].tables[0].rows == ((None,),)
+    assert "Teacher unknown. L_r of the generator found: mean" in report.caption
+
+
+# The CSV
 
 
 def test_the_caption_says_what_differs_and_what_is_no_default():
@@ -311,6 +415,7 @@ def write(folder, result=None, command="compress", **settings):
     (folder / "config.json").write_text(json.dumps(config))
     if result is not None:
         known = {"accuracy": None, "teacher_accuracy": None, "agreement": 0.5, "generator_macs": 1, "seconds": 1.5}
+        known |= {"loss": {"loss": 0.5}}
         (folder / "result.json").write_text(json.dumps({**known, **result}))
 
 

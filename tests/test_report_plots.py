@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from nni_autorecon.records import FAILED
 from nni_autorecon.report import make_report
 from nni_autorecon.report_plots import comparison_info, plot_report
-from tests.test_report import TABLE_2, run
+from tests.test_report import SEARCHES, TABLE_2, found, run
 
 NAN = np.nan
 
@@ -37,6 +37,8 @@ REPORTS = {
     "objectives": [*objectives(), run(status=FAILED, reconstruction_weight=2.0)],
     "nothing yet": [run(status=FAILED), run(status=FAILED, bits="w3a3")],
     "one": [run(90.0)],
+    "searches": [*SEARCHES, *(found(0.6 + seed, relaxation="paper", seed=seed) for seed in (0, 1))],
+    "searches waiting": [SEARCHES[-1]],
 }
 
 
@@ -85,6 +87,23 @@ def test_one_column_is_drawn_row_by_row():
     ]
     assert [container.lines[0].get_xdata()[0] for container in axes.containers][:4] == [60.5, 60.5, 61.5, 61.5]
     assert axes.get_ylim() == (7.5, -0.5)  # the first row on top
+
+
+def test_a_search_is_a_ring_for_each_seed_and_a_strategy_has_one_colour():
+    figure = plot_report(make_report(REPORTS["searches"]))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "autorecon, relaxation=logits", "autorecon, relaxation=paper", "random", "tpe",
+    ]  # fmt: skip
+    rings = [line for line in axes.lines if line.get_label() == "one seed"]
+    assert [(line.get_ydata()[0], sorted(line.get_xdata())) for line in rings] == [
+        (0, [0.5, 0.52, 0.55]), (1, [0.6, 1.6]), (3, [0.7, 0.74]),
+    ]  # fmt: skip
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one seed"]
+    logits, paper, _, tpe = (container.lines[0].get_color() for container in axes.containers)
+    assert logits == paper != tpe
+    assert axes.get_xlabel() == "L_r of the generator found"
+    assert figure.get_supxlabel() == "Not shown: random (waiting)"
 
 
 def test_missing_points_are_named_below():

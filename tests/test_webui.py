@@ -74,9 +74,9 @@ def test_a_trials_curve_can_be_each_of_our_metrics(page):
 def test_the_hyper_parameters_are_axes(page):
     page.open("detail")
     page.button("Hyper-parameter")
-    page.wait_for(lambda: page.find("//*[@class='parcoords']//*[text()='macs']"), "the axes")
+    page.wait_for(lambda: page.find("//*[@class='parcoords']//*[text()='generator_macs']"), "the axes")
     axes = page.texts("//*[contains(@class, 'parcoords')]//*[contains(@class, 'label')]")
-    assert {"width", "default", "class_loss", "bns_loss", "macs"} <= set(axes)
+    assert {"width", "default", "class_loss", "bns_loss", "generator_macs"} <= set(axes)
 
 
 def test_a_trials_folder_is_shown(page, jobs):
