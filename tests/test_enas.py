@@ -8,6 +8,7 @@ import torch
 from nni_autorecon import cli
 from nni_autorecon.config import SearchConfig
 from nni_autorecon.enas import DRAWN, EnasModule, EnasStrategy
+from nni_autorecon.errors import DivergenceError
 from nni_autorecon.genotype import check_choices, dead_nodes, generator_macs
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.space import GeneratorSpace, sample_of
@@ -144,6 +145,15 @@ def test_dead_nodes_are_repaired_before_anything_is_measured():
         check_choices(each.choices)
         if each.repaired:
             assert dead_nodes({**each.choices, **dict.fromkeys(each.repaired, "none")})
+
+
+def test_nan_stops_the_search_before_it_enters_the_controller():
+    def objective(images, labels):
+        loss = toy_objective()(images, labels)
+        return loss._replace(total=loss.total * float("nan"))
+
+    with pytest.raises(DivergenceError, match="training L_r in epoch 1 became nan; lower the learning rate"):
+        _search(objective=objective)
 
 
 def test_the_controllers_optimizer_takes_its_settings():
