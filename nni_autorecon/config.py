@@ -13,7 +13,7 @@ METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
 MULTI_TRIAL = ("random", "evolution", "tpe")
-STRATEGIES = ("autorecon", *MULTI_TRIAL)
+STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ class SearchConfig(Config):
 
     strategy: str = setting(
         "autorecon",
-        "autorecon, or one of NNI's at the same cost, which train one candidate after another: random, evolution, tpe",
+        "autorecon, or one of NNI's at the same cost: enas, by shared weights and a controller; random, evolution and "
+        "tpe, which train one candidate after another",
         choices=STRATEGIES,
     )
     weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
@@ -58,7 +59,9 @@ class SearchConfig(Config):
     )
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
-    architecture_steps: int = setting(8, "batches per epoch that update alpha, W fixed", symbol="V1", low=1)
+    architecture_steps: int = setting(
+        8, "batches per epoch that update alpha, or reward ENAS's controller, W fixed", symbol="V1", low=1
+    )
     validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
     candidate_steps: int = setting(
         8, "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
@@ -76,10 +79,12 @@ class SearchConfig(Config):
     temperature_schedule: str = setting(
         "exponential", "path between the two", choices=("constant", "linear", "exponential", "cosine")
     )
-    architecture_lr: float = setting(0.02, "Adam learning rate of the architecture parameters", symbol="α", low=0.0)
-    architecture_beta1: float = setting(0.5, "Adam beta 1 for alpha", low=0.0, high=0.9999)
-    architecture_beta2: float = setting(0.999, "Adam beta 2 for alpha", low=0.0, high=0.999999)
-    architecture_decay: float = setting(0.0, "Adam weight decay for alpha", low=0.0)
+    architecture_lr: float = setting(
+        0.02, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
+    )
+    architecture_beta1: float = setting(0.5, "Adam beta 1 for the same", low=0.0, high=0.9999)
+    architecture_beta2: float = setting(0.999, "Adam beta 2 for the same", low=0.0, high=0.999999)
+    architecture_decay: float = setting(0.0, "Adam weight decay for the same", low=0.0)
     architecture_init: float = setting(1e-3, "standard deviation of alpha at the start", low=0.0)
     mac_penalty: float = setting(
         0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
@@ -116,6 +121,8 @@ class SearchConfig(Config):
                 raise InputError(
                     f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not"
                 )
+        if self.strategy == "enas" and self.architecture_steps == 1:
+            raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
         if self.strategy in MULTI_TRIAL and not self.candidates:
             raise InputError(
                 f"candidate_steps ({self.candidate_steps}) exceeds epochs * (weight_steps + architecture_steps) "
@@ -125,9 +132,11 @@ class SearchConfig(Config):
 
 STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("autorecon",): (
-        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_lr",
-        "architecture_beta1", "architecture_beta2", "architecture_decay", "architecture_init", "mac_penalty",
-        "inherit_weights",
+        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
+        "mac_penalty",
+    ),
+    ("autorecon", "enas"): (
+        "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
     ),
     MULTI_TRIAL: ("candidate_steps",),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from nni.nas.space import RawFormatModelSpace
 from tqdm import tqdm
 
 from .config import MULTI_TRIAL, SearchConfig
+from .errors import InputError
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
@@ -32,7 +33,7 @@ from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilit
 from .reconstruction import Objective, evaluate_generator, images_per_class, measure_generator, train_generator
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
-from .strategy import AutoReConStrategy, ReconstructionModule
+from .strategy import AutoReConStrategy, ReconstructionModule, SupernetStrategy
 from .teacher import Teacher, configured_teacher
 
 
@@ -43,9 +44,9 @@ class SearchResult:
     genotype: Genotype
     loss: Mapping[str, float]
     probabilities: Mapping[str, Mapping[str, float]] | None
-    """p = softmax(α) it was derived from; None where candidates were tried one by one."""
+    """What it was derived from, softmax(α) or the controller's; None where candidates were tried one by one."""
     updates: int
-    """Batches that updated W or α in the search."""
+    """Batches that updated W, or α or a controller, in the search."""
     seconds: float
     """The final training included."""
 
@@ -73,6 +74,7 @@ def search(
     if a loss is no longer finite.
     """
     config.require_consistent()
+    supernet_strategy = _supernet_strategy(config)
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
@@ -90,14 +92,14 @@ def search(
             bar.set_postfix_str(f"L_r {metrics['loss']:.3f}", refresh=False)
             bar.update(steps)
 
-        strategy: AutoReConStrategy | CandidateSearch
+        strategy: SupernetStrategy | CandidateSearch
         if config.strategy in MULTI_TRIAL:
             steps = config.candidate_steps
             measure = partial(_measure_candidate, config, teacher, objective, source)
             strategy = CandidateSearch(config, measure, on_candidate=report, state=state)
         else:
             steps = config.epoch_steps
-            strategy = AutoReConStrategy(config, on_epoch=report, state=state)
+            strategy = supernet_strategy(config, on_epoch=report, state=state)
         bar.update(steps * len(run.rows))
         run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator")
@@ -116,8 +118,19 @@ def search(
     return result
 
 
+def _supernet_strategy(config: SearchConfig) -> type[SupernetStrategy]:
+    """Raises InputError if it is ENAS, and the extra ``enas`` is not installed."""
+    if config.strategy != "enas":
+        return AutoReConStrategy
+    try:
+        from .enas import EnasStrategy
+    except ImportError as error:
+        raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
+    return EnasStrategy
+
+
 def run_strategy(
-    strategy: AutoReConStrategy | CandidateSearch,
+    strategy: SupernetStrategy | CandidateSearch,
     config: SearchConfig,
     teacher: Teacher,
     objective: Objective,
@@ -137,7 +150,7 @@ def run_strategy(
 
 
 def _train_supernet(
-    strategy: AutoReConStrategy,
+    strategy: SupernetStrategy,
     space: GeneratorSpace,
     config: SearchConfig,
     objective: Objective,
@@ -178,7 +191,7 @@ def _measure_candidate(
 def _found_generator(
     config: SearchConfig,
     teacher: Teacher,
-    strategy: AutoReConStrategy | CandidateSearch,
+    strategy: SupernetStrategy | CandidateSearch,
     choices: Mapping[str, str],
 ) -> Generator:
     """The generator of the found genotype, fresh or with the supernet's weights."""

@@ -1,8 +1,9 @@
-"""Stage 1 of Algorithm 1 as an NNI one-shot strategy."""
+"""Stage 1 of Algorithm 1 as an NNI one-shot strategy, and what another one on a supernet shares with it."""
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
@@ -11,7 +12,9 @@ import torch
 from nni.mutable import Categorical
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.differentiable import GumbelDartsLightningModule
+from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.strategy import GumbelDARTS
@@ -30,8 +33,8 @@ from .topology import CROSS, EDGE_BY_LABEL, Edge
 EpochCallback = Callable[[dict[str, float]], None]
 
 
-class AutoReConStrategy(GumbelDARTS):
-    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+class SupernetStrategy(OneShotStrategy):
+    """A search on one supernet, by epochs of T1 + V1 batches.
 
     Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
     :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
@@ -47,6 +50,28 @@ class AutoReConStrategy(GumbelDARTS):
         self.on_epoch = on_epoch
         self.initial_state = state
 
+    def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        return train_dataloader_fn()  # one loader of T1 + V1 batches
+
+    def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        return val_dataloader_fn()
+
+    def state(self) -> State:
+        """Where the search stands, at the end of an epoch."""
+        return cast(SupernetModule, self.oneshot_module).state()
+
+    @abstractmethod
+    def derive(self) -> tuple[dict[str, str], list[str]]:
+        """The architecture found, dead nodes repaired; and the labels of the edges that the repair changed."""
+
+    @abstractmethod
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """Those that it was derived from, by edge label and operation."""
+
+
+class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch."""
+
     def configure_softmax(self) -> nn.Module:
         return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
 
@@ -61,16 +86,6 @@ class AutoReConStrategy(GumbelDARTS):
         for alpha in self._arch_parameters.values():
             nn.init.normal_(alpha, std=self.config.architecture_init)
         return supernet
-
-    def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        return train_dataloader_fn()  # one loader of T1 + V1 batches
-
-    def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        return val_dataloader_fn()
-
-    def state(self) -> State:
-        """Where the search stands, at the end of an epoch."""
-        return cast(AutoReConModule, self.oneshot_module).state()
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
         """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
@@ -160,19 +175,18 @@ class ReconstructionModule(LightningModule):
         return weight_optimizer(self.parameters(), self.config)
 
 
-class AutoReConModule(GumbelDartsLightningModule):
-    """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
+class SupernetModule(BaseOneShotLightningModule):
+    """What searches on a supernet share: the report of an epoch, and going on after one."""
 
     def __init__(
-        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
-        state: State | None = None,
+        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback, state: State | None,
+        *arguments: Any, **settings: Any,
     ) -> None:  # fmt: skip
-        first = state["epoch"] if state else 0
-        super().__init__(training_module, TemperatureSchedule(config, first))
+        super().__init__(training_module, *arguments, **settings)
         self.config = config
         self.on_epoch = on_epoch
         self.initial_state = state
-        self.epoch = first
+        self.epoch: int = state["epoch"] if state else 0
         """How many are over."""
         self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
 
@@ -194,6 +208,35 @@ class AutoReConModule(GumbelDartsLightningModule):
             optimizer.load_state_dict(state)
         set_random_state(self.initial_state["random"], self.device)
 
+    def on_validation_epoch_start(self) -> None:
+        self.train()  # Lightning switches to eval mode; a generator is measured on batch statistics
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._validation_loss.add(self.training_module.reconstruction_loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the epoch; DivergenceError if a loss is no longer finite."""
+        self.epoch += 1
+        train = self._train_loss.result(f"training L_r in epoch {self.epoch}")
+        validation = self._validation_loss.result(f"validation L_r in epoch {self.epoch}")
+        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
+        self.on_epoch({"epoch": self.epoch, **validation, "train_loss": train["loss"], **self.architecture_metrics()})
+
+    @abstractmethod
+    def architecture_metrics(self) -> dict[str, float]:
+        """What is reported of the architectures, at the end of an epoch."""
+
+
+class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
+    """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
+
+    def __init__(
+        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
+        state: State | None = None,
+    ) -> None:  # fmt: skip
+        schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
+        super().__init__(training_module, config, on_epoch, state, schedule)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         weights, architecture = self.optimizers()
         searching = batch_idx >= self.config.weight_steps
@@ -209,28 +252,12 @@ class AutoReConModule(GumbelDartsLightningModule):
         self.untoggle_optimizer(optimizer)
         self._train_loss.add(loss)
 
-    def on_validation_epoch_start(self) -> None:
-        self.train()  # Lightning switches to eval mode; a generator is measured on batch statistics
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._validation_loss.add(self.training_module.reconstruction_loss(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Report the epoch; DivergenceError if a loss is no longer finite."""
-        self.epoch += 1
-        train = self._train_loss.result(f"training L_r in epoch {self.epoch}")
-        validation = self._validation_loss.result(f"validation L_r in epoch {self.epoch}")
-        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
-        self.on_epoch(
-            {
-                "epoch": self.epoch,
-                **validation,
-                "train_loss": train["loss"],
-                "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
-                "confidence": self.confidence(),
-                "expected_macs": self.expected_macs().item(),
-            }
-        )
+    def architecture_metrics(self) -> dict[str, float]:
+        return {
+            "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
+            "confidence": self.confidence(),
+            "expected_macs": self.expected_macs().item(),
+        }
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         betas = (self.config.architecture_beta1, self.config.architecture_beta2)

@@ -20,7 +20,7 @@ LAYERS = [
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "start", "status"}
-    | {"space", "strategy", "multi_trial", "search"},
+    | {"space", "strategy", "enas", "multi_trial", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
 ]
@@ -36,6 +36,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
     ("multi_trial", "space"), ("search", "multi_trial"),
+    ("enas", "space"), ("enas", "strategy"), ("search", "enas"),
 }  # fmt: skip
 
 

@@ -90,6 +90,8 @@ def test_a_search_does_not_go_on_with_anothers_candidates(config):
     [
         ({"strategy": "tpe", "relaxation": "paper"}, "strategy tpe does not use relaxation; leave"),
         ({"strategy": "random", "inherit_weights": True, "mac_penalty": 1.0}, "not use mac_penalty, inherit_weights;"),
+        ({"strategy": "enas", "sampling": "hard", "mac_penalty": 1.0}, "enas does not use sampling, mac_penalty;"),
+        ({"strategy": "enas", "architecture_steps": 1}, "enas compares .*; raise architecture_steps from 1"),
         ({"candidate_steps": 4}, "strategy autorecon does not use candidate_steps"),
         ({"strategy": "evolution", "candidate_steps": 200}, r"candidate_steps \(200\) exceeds .* \(192\); lower it"),
     ],
@@ -103,6 +105,7 @@ def test_each_strategy_takes_what_it_uses():
     for strategy in MULTI_TRIAL:
         SearchConfig(strategy=strategy, candidate_steps=192).require_consistent()
     SearchConfig(mac_penalty=1.0, inherit_weights=True).require_consistent()
+    SearchConfig(strategy="enas", architecture_lr=1.0, inherit_weights=True).require_consistent()
 
 
 def test_the_command_refuses_before_it_writes(tmp_path, capsys):

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from nni_autorecon import cli, compression, distillation, search
+from nni_autorecon import cli, compression, distillation, enas, search
 from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
@@ -23,6 +23,8 @@ IMAGES = ["--image-count", "12", "--image-steps", "2"]
 RUNS = {
     "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
     "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard"],
+    "enas": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--strategy", "enas",
+             "--architecture-steps", "2", "--inherit-weights"],
     **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
        for name in ("random", "evolution", "tpe")},
     "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
@@ -43,9 +45,10 @@ def make(num_classes):
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    """They take most of the time and are drawn from what is compared."""
+    """They take most of the time and are drawn from what is compared. So do the architectures that ENAS draws."""
     for stage in (search, compression, distillation):
         monkeypatch.setattr(stage, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(enas, "DRAWN", 3)
 
 
 class KilledError(BaseException):

@@ -25,10 +25,10 @@ CONFIG = SearchConfig(
 )  # fmt: skip
 
 
-def _run(config=CONFIG, *, seed=0, on_epoch=lambda metrics: None, objective=None):
+def _run(config=CONFIG, *, seed=0, on_epoch=lambda metrics: None, objective=None, kind=AutoReConStrategy):
     """A whole search on NNI's sequential engine."""
     torch.manual_seed(seed)
-    strategy = AutoReConStrategy(config, on_epoch=on_epoch)
+    strategy = kind(config, on_epoch=on_epoch)
     trainer = Trainer(
         max_epochs=config.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
