@@ -134,7 +134,7 @@ def read_settings(experiment_id: str) -> dict[str, Any]:
 def is_running(experiment_id: str, known: Mapping[str, Any]) -> bool:
     """Whether the experiment's manager lives. NNI's own list says so, too, of one that was killed."""
     try:
-        return experiment_id in psutil.Process(known["pid"]).cmdline()
+        return experiment_id in psutil.Process(int(known["pid"])).cmdline()  # None would be this process
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
