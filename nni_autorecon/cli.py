@@ -107,9 +107,16 @@ def build_parser() -> argparse.ArgumentParser:
         "start", help="start an NNI experiment that only this machine can reach, and see that it runs"
     )
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
-    start.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
-    start.add_argument("--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does")
     start.set_defaults(run=commands.start)
+
+    resume = kinds.add_parser("resume", help="go on with a stopped or killed NNI experiment, in the same way")
+    resume.add_argument("experiment", metavar="ID", help="experiment id")
+    resume.set_defaults(run=commands.resume)
+    for command in (start, resume):
+        command.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
+        command.add_argument(
+            "--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does"
+        )
 
     doctor = kinds.add_parser("doctor", help="say what is wrong with this machine, or with an experiment file")
     doctor.add_argument(

@@ -1,4 +1,4 @@
-"""What a person does beside running a stage: start, export, compare, measure. Heavy imports wait until needed."""
+"""What a person does beside running a stage: start, resume, export, compare, measure. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def start(arguments: argparse.Namespace) -> None:
     from .start import start_experiment
 
     start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    from .start import resume_experiment
+
+    resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
 def doctor(arguments: argparse.Namespace) -> None:

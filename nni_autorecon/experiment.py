@@ -6,11 +6,13 @@ import json
 import math
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from nni.tools.nnictl.config_utils import Experiments
 
 from .errors import InputError
@@ -120,6 +122,34 @@ def best_genotype(experiment_id: str) -> tuple[Genotype, str]:
         )
     _, trial_id, text = min(finished)
     return Genotype.from_json(text, source=f"final metric of trial {trial_id}"), trial_id
+
+
+def read_settings(experiment_id: str) -> dict[str, Any]:
+    """The settings that NNI keeps for the experiment's next manager, none if the first one did not come so far.
+
+    Raises InputError if there is no such experiment here.
+    """
+    kept = query(experiment_id, "SELECT params FROM ExperimentProfile ORDER BY revision DESC LIMIT 1")
+    return dict(json.loads(kept[0][0])) if kept else {}
+
+
+def is_running(experiment_id: str, known: Mapping[str, Any]) -> bool:
+    """Whether the experiment's manager lives. NNI's own list says so, too, of one that was killed."""
+    try:
+        return experiment_id in psutil.Process(int(known["pid"])).cmdline()  # None would be this process
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def orphans(experiment_id: str) -> list[psutil.Process]:
+    """Processes on this machine that live on after the experiment's manager was killed: trials, and its tuner."""
+    marks = {("NNI_EXP_ID", experiment_id), ("NNI_LOG_DIRECTORY", str(_folder(experiment_id) / "log"))}
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if marks & process.environ().items():
+                found.append(process)
+    return found
 
 
 def query(experiment_id: str, sql: str) -> list[tuple[Any, ...]]:

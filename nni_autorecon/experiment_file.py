@@ -37,12 +37,17 @@ def read_experiment(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_experiment(content: Mapping[str, Any], file: Path) -> ExperimentConfig:
-    """The settings as NNI understands them, paths absolute. Raises InputError naming what NNI would stumble over."""
-    utils.set_base_path(file.parent)  # NNI's relative paths are relative to the file
+def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path) -> ExperimentConfig:
+    """The settings as NNI understands them, paths absolute. Raises InputError naming what NNI would stumble over.
+
+    ``file`` is what errors call it; ``folder`` is where relative paths begin.
+    """
+    utils.set_base_path(folder)
     try:
         config = ExperimentConfig(**content)
-        space, source = _search_space(config, file)
+        if config.experiment_type != "hpo":
+            raise InputError(f"{file} is of type {config.experiment_type}; start and resume such with NNI's Python API")
+        space, source = _search_space(config, file, folder)
         if isinstance(config.training_service, list) and config.nni_manager_ip is None:
             raise InputError(f"{file} has several training services, so NNI needs nniManagerIp; 127.0.0.1 may do")
         config = config.canonical_copy()
@@ -67,11 +72,11 @@ def training_services(config: ExperimentConfig) -> list[Any]:
     return config.training_service if isinstance(config.training_service, list) else [config.training_service]
 
 
-def _search_space(config: ExperimentConfig, file: Path) -> tuple[Any, Path]:
+def _search_space(config: ExperimentConfig, file: Path | str, folder: Path) -> tuple[Any, Path | str]:
     """The search space, and the file in which it stands."""
     if config.search_space_file is None:
         return config.search_space, file
-    path = file.parent / Path(config.search_space_file).expanduser()
+    path = folder / Path(config.search_space_file).expanduser()
     text = read_text(path, "search space")
     with suppress(ValueError):
         return json.loads(text), path
@@ -81,7 +86,7 @@ def _search_space(config: ExperimentConfig, file: Path) -> tuple[Any, Path]:
         raise InputError(f"search space {path} is neither JSON nor YAML: {one_line(error)}") from error
 
 
-def _check_space(space: Any, source: Path) -> None:
+def _check_space(space: Any, source: Path | str) -> None:
     if not isinstance(space, Mapping):
         raise InputError(f"the search space in {source} must map names to entries with _type and _value")
     for name, entry in space.items():
@@ -120,7 +125,7 @@ def _check_algorithm(kind: str, algorithm: Any) -> None:
         raise InputError(f"{kind} {meta.name}, classArgs: {error}; mend them") from error
 
 
-def _check_command(command: str, folder: Path, file: Path) -> None:
+def _check_command(command: str, folder: Path, file: Path | str) -> None:
     """Raise InputError if a plain ``python SCRIPT`` names a script that is not in the trials' folder."""
     try:
         words = shlex.split(command)

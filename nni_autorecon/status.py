@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import statistics
@@ -14,12 +13,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from .compression import WARM_UP, phases
 from .config import MULTI_TRIAL, CompressConfig, Config, DistillConfig, SearchConfig
 from .errors import InputError
-from .experiment import STATUSES, TrialRecord, known_experiments, query, read_trials, reported_metrics
+from .experiment import (
+    STATUSES,
+    TrialRecord,
+    is_running,
+    known_experiments,
+    query,
+    read_settings,
+    read_trials,
+    reported_metrics,
+)
 from .records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
 from .runs import SNAPSHOT
 from .trial import plain_parameters
@@ -118,7 +124,7 @@ class ExperimentStatus:
         parts = [self.summary(), *(lines if self.trials else [])]
         if interrupted := [trial for trial in self.trials if trial.state == INTERRUPTED]:
             saved = sum(trial.has_snapshot for trial in interrupted)
-            parts.append(f"nnictl resume {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
+            parts.append(f"nni-autorecon resume {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
         return "\n".join(parts)
 
 
@@ -128,8 +134,7 @@ def experiment_status(experiment_id: str | None = None, *, now: float | None = N
     Raises InputError if NNI does not know it, or if none is named and more than one, or none, is running.
     """
     experiment_id = experiment_id or _only_running()
-    params = query(experiment_id, "SELECT params FROM ExperimentProfile ORDER BY revision DESC LIMIT 1")
-    profile = json.loads(params[0][0]) if params else {}
+    profile = read_settings(experiment_id)
     known = known_experiments()[experiment_id]
     running = is_running(experiment_id, known)
     points, started = _points(experiment_id), _starts(experiment_id)
@@ -147,14 +152,6 @@ def experiment_status(experiment_id: str | None = None, *, now: float | None = N
     name = profile.get("experimentName") or "experiment without a name"
     address = f"http://127.0.0.1:{known['port']}" if running else None
     return ExperimentStatus(experiment_id, name, address, trials, planned_trials(profile))
-
-
-def is_running(experiment_id: str, known: Mapping[str, Any]) -> bool:
-    """Whether the experiment's manager lives. NNI's own list says so, too, of one that was killed."""
-    try:
-        return experiment_id in psutil.Process(known["pid"]).cmdline()
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
 
 
 def planned_trials(profile: Mapping[str, Any]) -> int | None:

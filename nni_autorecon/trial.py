@@ -34,7 +34,7 @@ class Trial:
         try:
             self.parameters = plain_parameters(nni.get_next_parameter() or {})
         except requests.ConnectionError as error:
-            raise AutoReConError("NNI's manager is gone; nnictl resume starts this trial again") from error
+            raise AutoReConError("NNI's manager is gone; nni-autorecon resume starts this trial again") from error
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
 
@@ -62,7 +62,7 @@ class Trial:
             self._send("PERIODICAL", sequence, metrics)
         except requests.ConnectionError as error:
             raise AutoReConError(
-                f"NNI's manager is gone; nnictl resume, or --resume --output {self.output}, goes on from here"
+                f"NNI's manager is gone; nni-autorecon resume ID, or --resume --output {self.output}, goes on from here"
             ) from error
         except requests.RequestException as error:
             log.warning("NNI's manager does not answer (%s); this epoch is in metrics.csv only", type(error).__name__)

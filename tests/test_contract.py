@@ -19,7 +19,7 @@ LAYERS = [
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
-    {"loopback", "experiment_file", "trial", "experiment", "start", "status"}
+    {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
     | {"space", "strategy", "enas", "multi_trial", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
@@ -34,6 +34,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("report_plots", "plots"), ("report_plots", "report"),
     ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
+    ("start", "experiment"), ("start", "manager"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
     ("multi_trial", "space"), ("search", "multi_trial"),
     ("enas", "space"), ("enas", "strategy"), ("search", "enas"),

@@ -8,15 +8,15 @@ import socket
 import subprocess
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import nni_node
 import pytest
 import yaml
 from nni.experiment.config import ExperimentConfig
 
-from nni_autorecon import cli, loopback, start
+from nni_autorecon import cli, loopback
 from nni_autorecon.errors import InputError
+from nni_autorecon.manager import Manager
 
 from . import managers
 from .managers import (
@@ -72,7 +72,7 @@ def nothing_starts(request, monkeypatch):
     def created(*arguments):
         raise AssertionError("an experiment was started")
 
-    monkeypatch.setattr(start, "_create", created)
+    monkeypatch.setattr(Manager, "start", created)
 
 
 @pytest.mark.parametrize(
@@ -224,29 +224,6 @@ def test_a_node_server_may_listen_on_a_socket_file(tmp_path):
         [_node(), "-e", SERVER.format(f"'{tmp_path}/s'")], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{tmp_path}/s\n"
-
-
-@pytest.mark.parametrize(
-    ("statuses", "over", "hopeless"),
-    [
-        (["FAILED", "FAILED"], False, False),
-        (["FAILED", "FAILED", "FAILED", "RUNNING"], False, True),
-        (["FAILED"], True, True),
-        ([], True, True),
-        (["WAITING"], False, False),
-    ],
-)
-def test_when_trials_are_given_up(statuses, over, hopeless):
-    assert start._none_will_work([{"status": status} for status in statuses], over=over) is hopeless
-
-
-def test_a_running_trial_works_once_it_has_run_for_a_while(monkeypatch):
-    running = {"trialJobId": "a", "status": "RUNNING"}
-    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: 100.0))
-    assert not start._works(running, {"a": 100.0 - start.SETTLED + 1})
-    assert start._works(running, {"a": 100.0 - start.SETTLED})
-    assert start._works({"trialJobId": "b", "status": "SUCCEEDED"}, {})
-    assert not start._works({"trialJobId": "b", "status": "USER_CANCELED"}, {})
 
 
 MACHINE = {"host": "127.0.0.1", "port": 1, "user": "me"}

@@ -90,7 +90,7 @@ def test_after_kill_9_of_the_manager_the_trial_ends_and_nnictl_resume_goes_on_to
     (manager,) = [process for process in processes(identifier) if "--experiments-directory" in process.cmdline()]
     manager.kill()
     wait_until(lambda: not processes(identifier), "an orphan survives", seconds=60)
-    assert re.search("NNI's manager is gone; nnictl resume", _said(trial))
+    assert re.search("NNI's manager is gone; nni-autorecon resume ID", _said(trial))
     _assert_resumable(trial)
     done = _epochs(trial)
     assert 0 < done < EPOCHS
