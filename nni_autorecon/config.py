@@ -30,21 +30,19 @@ GDFQ_LOSSES: dict[str, Any] = {
     "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,
     "hard_step": 0.0, "flip_share": 0.0,
 }  # fmt: skip
-LOSSES = {
-    name: GDFQ_LOSSES | changes
-    for name, changes in {
-        "gdfq": {},
-        "batchmean": {"kd_reduction": "batchmean"},
-        "adadfq": {
-            "class_weight": 0.0, "adaptability_weight": 1.0,
-            "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
-        },
-        "hast": {"feature_weight": 1000.0, "hard_step": 0.01},
-        "qimera": {"mixed_share": 0.4},
-        "synq": {"low_pass": 0.5, "ce_gate": 0.5},
-        "ait": {"ce_weight": 0.0, "flip_share": 0.001},
-    }.items()
+_CHANGES: dict[str, dict[str, Any]] = {
+    "gdfq": {},
+    "batchmean": {"kd_reduction": "batchmean"},
+    "adadfq": {
+        "class_weight": 0.0, "adaptability_weight": 1.0,
+        "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
+    },
+    "hast": {"feature_weight": 1000.0, "hard_step": 0.01},
+    "qimera": {"mixed_share": 0.4},
+    "synq": {"low_pass": 0.5, "ce_gate": 0.5},
+    "ait": {"ce_weight": 0.0, "flip_share": 0.001},
 }  # fmt: skip
+LOSSES = {name: GDFQ_LOSSES | changes for name, changes in _CHANGES.items()}
 """What others have added to GDFQ's losses, or put in their place; by the name of the paper. ``batchmean`` is what all
 of them do to the distillation term."""
 
