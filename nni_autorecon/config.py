@@ -81,12 +81,11 @@ class Config(Settings):
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
-    PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH, "best": {**PAPER_SEARCH, "relaxation": "logits"}}}
+    PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH}}
 
     preset: str | None = setting(
-        None, "paper: as there, for 32×32 images; best: what was found to do better; other settings override its own",
-        choices=("paper", "best"),
-    )  # fmt: skip
+        None, "paper: as there, for 32×32 images; other settings override its own", choices=("paper",)
+    )
     strategy: str = setting(
         "autorecon",
         "autorecon, or one of NNI's at the same cost, which train one candidate after another: random, evolution, tpe",
@@ -233,14 +232,14 @@ class CompressConfig(StudentConfig):
     """Stage 2 of Algorithm 1, and the methods of Table 5."""
 
     PRESETS: ClassVar[Presets] = {
-        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": GDFQ},
+        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}},
         "losses": LOSSES,
     }
 
     preset: str | None = setting(
-        None, "training for 32×32 images: gdfq, with its generator; paper, with the one searched; best, also with "
-        "what was found to do better; other settings override its own",
-        choices=("paper", "gdfq", "best"),
+        None, "training for 32×32 images: gdfq, with its generator, or paper, with the one searched; other settings "
+        "override its own",
+        choices=("paper", "gdfq"),
     )  # fmt: skip
     losses: str | None = setting(
         None, "weights of the losses and what is done to images, as in these papers; other settings override its own",
