@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +25,7 @@ from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.generator import generator_from_spec
 from nni_autorecon.latent import LatentSource
-from nni_autorecon.losses import reconstruction_loss
-from nni_autorecon.reconstruction import evaluate_generator
+from nni_autorecon.reconstruction import evaluate_generator, objective_for
 from nni_autorecon.results import CompressionResult
 from nni_autorecon.runs import RunFolder, versions
 from nni_autorecon.search import search
@@ -94,7 +92,7 @@ def control(spec: str, config: SearchConfig, genotype: str) -> tuple[float, int]
     generator = generator_from_spec(
         spec, image=teacher.image, num_classes=teacher.num_classes, latent_dim=config.latent_dim, genotype=genotype
     )
-    objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+    objective = objective_for(teacher.observed, config)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed)
     return evaluate_generator(generator, objective, source, config)["loss"], generator.macs()
 

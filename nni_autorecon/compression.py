@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +17,22 @@ from .config import CompressConfig
 from .coverage import Coverage
 from .data import EvaluationData
 from .dfq import dfq
+from .features import Outputs, with_features
 from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .inundation import inundation
 from .layout import in_usual_layout
-from .losses import compression_loss
+from .losses import ReconstructionLoss, compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
 from .quantizers import observe_ranges
-from .reconstruction import MeanLoss, require_finite, require_finite_weights
+from .reconstruction import MeanLoss, reconstruction_total, require_finite, require_finite_weights
+from .refinements import (
+    adaptability_loss,
+    disagreement_entropy,
+    feature_alignment_loss,
+    hard_samples,
+)
 from .results import CompressionResult
 from .runs import RunFolder
 from .saving import Description, float_size, save_network
@@ -108,6 +118,9 @@ class Compression:
             self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
             weight_decay=config.student_decay, nesterov=config.student_momentum > 0, fused=True,
         )  # fmt: skip
+        if config.feature_weight:
+            self._teacher_outputs = with_features(self.teacher.network).to(memory_format=self.teacher.memory_format)
+            self._student_outputs = with_features(self.student)
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
@@ -116,7 +129,9 @@ class Compression:
         rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(self.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
-        for step, (images, labels, loss) in enumerate(self.images.batches(epoch, config.steps, learning_rate=rate)):
+        total = self._generator_total if phase == TRAINING else reconstruction_total
+        batches = self.images.batches(epoch, config.steps, learning_rate=rate, total=total)
+        for step, (images, labels, loss) in enumerate(batches):
             mean.add(loss)
             if phase == RANGES:
                 with torch.no_grad(), observe_ranges(self.student):
@@ -136,19 +151,50 @@ class Compression:
             metrics["agreement"] = self.agreement()
         return metrics
 
-    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
+        """L_r, with a weight for its cross-entropy, and AdaDFQ's game against the student."""
         config = self.config
-        loss = compression_loss(
-            self.student(images), teacher_logits, labels,
-            ce_weight=config.ce_weight, kd_weight=config.kd_weight,
-            temperature=config.kd_temperature, reduction=config.kd_reduction,
-        )  # fmt: skip
+        total = config.class_weight * loss.class_ + config.bns_weight * loss.bns
+        if config.adaptability_weight:
+            total = total + config.adaptability_weight * adaptability_loss(self.student(images), loss.logits, labels)
+        return total
+
+    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """One update of the student; its loss from before the update."""
+        config = self.config
+        if config.hard_step:
+            ours = partial(self._student_loss, labels=labels, target=self._target(images, teacher_logits))
+            images = hard_samples(images, ours, step=config.hard_step)
+            teacher_logits = self.teacher.observed(images)
+        loss = self._student_loss(images, labels=labels, target=self._target(images, teacher_logits))
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.student_clip is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), config.student_clip)
-        self.student_optimizer.step()
+        with inundation(self.student, share=config.flip_share) if config.flip_share else nullcontext():
+            self.student_optimizer.step()
         return loss.detach()
+
+    @torch.no_grad()
+    def _target(self, images: Tensor, teacher_logits: Tensor) -> Outputs:
+        """What the student is to say of ``images``, of which the teacher's logits are known."""
+        return Outputs(*self._teacher_outputs(images)) if self.config.feature_weight else Outputs(teacher_logits)
+
+    def _student_loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
+        """L_S: GDFQ's, and what else has a weight."""
+        config = self.config
+        outputs = Outputs(*self._student_outputs(images)) if config.feature_weight else Outputs(self.student(images))
+        loss = compression_loss(
+            outputs.logits, target.logits, labels, ce_gate=config.ce_gate,
+            ce_weight=config.ce_weight, kd_weight=config.kd_weight,
+            temperature=config.kd_temperature, reduction=config.kd_reduction,
+        )  # fmt: skip
+        if config.disagreement_weight:
+            entropy = disagreement_entropy(outputs.logits, target.logits, temperature=config.kd_temperature).mean()
+            loss = loss - config.disagreement_weight * config.kd_temperature**2 * entropy
+        if config.feature_weight:
+            loss = loss + config.feature_weight * feature_alignment_loss(outputs.features, target.features)
+        return loss
 
     def _set_student_lr(self, epoch: int, step: int) -> None:
         config, first = self.config, self.phases.index(TRAINING)

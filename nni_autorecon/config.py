@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import InputError
-from .settings import Settings, setting
+from .settings import Presets, Settings, setting
 from .topology import LARGEST_SIZE
 
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
@@ -14,6 +14,37 @@ RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
 MULTI_TRIAL = ("random", "evolution", "tpe")
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
+
+PAPER_SEARCH = {
+    "relaxation": "paper", "bns_weight": 0.1, "width": 64, "batch_size": 64, "epochs": 60, "weight_steps": 100,
+    "architecture_steps": 50, "final_steps": 2000,
+}  # fmt: skip
+"""The paper's relaxation and width, on 32×32 images. What it leaves open is ours."""
+GDFQ = {
+    "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
+    "weight_schedule": "step",
+}  # fmt: skip
+"""GDFQ's training for CIFAR (Xu et al., 2020), which the paper adopts."""
+GDFQ_LOSSES: dict[str, Any] = {
+    "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
+    "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,
+    "hard_step": 0.0, "flip_share": 0.0,
+}  # fmt: skip
+_CHANGES: dict[str, dict[str, Any]] = {
+    "gdfq": {},
+    "batchmean": {"kd_reduction": "batchmean"},
+    "adadfq": {
+        "class_weight": 0.0, "adaptability_weight": 1.0,
+        "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
+    },
+    "hast": {"feature_weight": 1000.0, "hard_step": 0.01},
+    "qimera": {"mixed_share": 0.4},
+    "synq": {"low_pass": 0.5, "ce_gate": 0.5},
+    "ait": {"ce_weight": 0.0, "flip_share": 0.001},
+}  # fmt: skip
+LOSSES = {name: GDFQ_LOSSES | changes for name, changes in _CHANGES.items()}
+"""What others have added to GDFQ's losses, or put in their place; by the name of the paper. ``batchmean`` is what all
+of them do to the distillation term."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +71,21 @@ class Config(Settings):
     bns_weight: float = setting(
         100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ's is 0.1, 100 suits the digits", low=0.0
     )
+    bns_form: str = setting(
+        "var", "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
+        choices=("var", "std", "kl"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
+    PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH}}
+
+    preset: str | None = setting(
+        None, "paper: as there, for 32×32 images; other settings override its own", choices=("paper",)
+    )
     strategy: str = setting(
         "autorecon",
         "autorecon, or one of NNI's at the same cost: enas, by shared weights and a controller; random, evolution and "
@@ -200,6 +240,20 @@ class StudentConfig(Config):
 class CompressConfig(StudentConfig):
     """Stage 2 of Algorithm 1, and the methods of Table 5."""
 
+    PRESETS: ClassVar[Presets] = {
+        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}},
+        "losses": LOSSES,
+    }
+
+    preset: str | None = setting(
+        None, "training for 32×32 images: gdfq, with its generator, or paper, with the one searched; other settings "
+        "override its own",
+        choices=("paper", "gdfq"),
+    )  # fmt: skip
+    losses: str | None = setting(
+        None, "weights of the losses and what is done to images, as in these papers; other settings override its own",
+        choices=tuple(LOSSES),
+    )  # fmt: skip
     method: str = setting(
         "gdfq",
         "gdfq: a generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
@@ -230,6 +284,23 @@ class CompressConfig(StudentConfig):
         "always", "train the generator throughout (GDFQ) or only in the warm-up (Algorithm 1)",
         choices=("always", "warmup"),
     )  # fmt: skip
+    mixed_share: float = setting(
+        0.0, "share of the generator's images that belong to several classes at once (Qimera: 0.4)", low=0.0, high=1.0
+    )
+    mixed_classes: int = setting(2, "classes of each of these", low=2)
+    low_pass: float = setting(
+        0.0, "standard deviation in pixels of a Gaussian over all images (SynQ); 0: none", low=0.0
+    )
+    class_weight: float = setting(
+        1.0, "weight of the cross-entropy in the generator's objective once the student trains (AdaDFQ: 0)", low=0.0
+    )
+    adaptability_weight: float = setting(
+        0.0, "weight of AdaDFQ's game in the generator's objective once the student trains (AdaDFQ: 1)", low=0.0
+    )
+    hard_step: float = setting(
+        0.0, "step on an image along the sign of the student's gradient before the student learns from it (HAST)",
+        low=0.0,
+    )  # fmt: skip
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
     ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S", low=0.0)
     kd_weight: float = setting(1.0, "weight of the distillation term in L_S", symbol="α", low=0.0)
@@ -238,12 +309,27 @@ class CompressConfig(StudentConfig):
         "mean", "mean also divides by the class count (as GDFQ does); batchmean does not",
         choices=("mean", "batchmean"),
     )  # fmt: skip
+    ce_gate: float = setting(
+        1.0, "cross-entropy in L_S only where the teacher's probability of the label exceeds 1 - this (SynQ); 1: all",
+        low=1e-6, high=1.0,
+    )  # fmt: skip
+    disagreement_weight: float = setting(
+        0.0, "weight of -T^2 H(softmax((t - s) / T)) in L_S, the student's side of AdaDFQ's game", low=0.0
+    )
+    feature_weight: float = setting(
+        0.0, "weight of feature alignment at residual blocks in L_S (HAST: 1000 for CIFAR-10)", low=0.0
+    )
+    flip_share: float = setting(
+        0.0, "share of the integers of each weight that a step of the student must change (AIT: 0.001); 0: any step",
+        low=0.0, high=0.5,
+    )  # fmt: skip
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
 
     def require_consistent(self) -> None:
         if self.method != "gdfq" and self.generator is not None:
             raise InputError(f"method {self.method} takes no generator; leave out --generator, or use method gdfq")
         super().require_consistent()
+        self._require_used()
         if self.protocol == "gdfq" and self.input_bits is not None:
             raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
         if self.method == "dfq" and self.activation_ranges != "minmax":
@@ -254,6 +340,30 @@ class CompressConfig(StudentConfig):
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "
                 f"({self.warmup_epochs} + {self.range_epochs}); raise epochs"
+            )
+
+    def _require_used(self) -> None:
+        """Raise InputError if a refinement is asked for where nothing would come of it."""
+        defaults = CompressConfig()
+        resting = self.method != "gdfq" or self.generator_updates == "warmup"
+        for useless, names, why in (
+            (self.method != "gdfq", ("mixed_share",), f"method {self.method} has no generator"),
+            (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
+            (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
+            (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
+            (
+                self.method in ("dfq", "zeroq"),
+                ("hard_step", "ce_gate", "disagreement_weight", "feature_weight", "flip_share"),
+                f"method {self.method} does not train the student",
+            ),
+        ):
+            given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
+            if given:
+                raise InputError(f"{why}, so that {', '.join(given)} would do nothing; leave it out")
+        if not (resting or self.class_weight or self.bns_weight or self.adaptability_weight):
+            raise InputError(
+                "class_weight, bns_weight and adaptability_weight are all 0, so that the generator has nothing to "
+                "learn; raise one of them"
             )
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,13 +20,14 @@ from .generator import GDFQGenerator, Generator
 from .image_sources import configured_generator
 from .latent import LatentSource
 from .layout import in_usual_layout, memory_format
-from .losses import GeneratorLoss, generator_loss, l1_loss, reconstruction_loss
+from .losses import GeneratorLoss, generator_loss, l1_loss
 from .networks import parameter_count
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import (
     MeanLoss,
     Objective,
     images_per_class,
+    objective_for,
     require_finite,
     require_finite_weights,
     weight_optimizer,
@@ -74,7 +74,7 @@ class Distillation:
         student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
         student = student.to(memory_format=memory_format(student, teacher.image, modes=(False, True)))
         generator = configured_generator(config, teacher)
-        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+        objective = objective_for(teacher.observed, config)
         source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
         distillation = cls(config, teacher, generator, student, objective, source, started)
         if state is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .convolution import LEAKY_SLOPE, activated_conv
 from .errors import InputError
 from .genotype import Genotype, generator_macs, published_genotype, random_choices, uniform_choices
-from .operations import ClassAffine, EdgeShape, Features, make_operation
+from .operations import ClassAffine, EdgeShape, Features, embedded, make_operation
 from .topology import (
     EDGES,
     NUM_BLOCKS,
@@ -59,7 +59,7 @@ class Generator(nn.Module):
         return generator_macs(self.choices, width=self.width, image=self.image, latent_dim=self.latent_dim)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N]."""
+        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
         chunks = z.split(self.latent_split, dim=1)
         nodes: dict[Node, Features] = {}
         for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
@@ -130,9 +130,9 @@ class GDFQGenerator(nn.Module):
         return gdfq_macs(width=self.width, image=self.image, latent_dim=self.latent_dim)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N]."""
+        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
         if self.embedding is not None:
-            z = self.embedding(labels) * z
+            z = embedded(self.embedding, labels) * z
         x = self.stem(z).view(-1, self.width, *self.sizes[0]).contiguous(memory_format=torch.channels_last)
         x = self.norms[0](x, labels)
         for size, conv, norm in zip(self.sizes[1:], self.convs, list(self.norms)[1:], strict=False):

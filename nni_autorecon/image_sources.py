@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,14 +14,24 @@ from .distilled_images import distil_images
 from .errors import InputError
 from .generator import GDFQGenerator, Generator, generator_from_spec
 from .latent import LatentSource
-from .losses import ReconstructionLoss, reconstruction_loss, zeroq_loss
+from .losses import ReconstructionLoss, zeroq_loss
 from .networks import parameter_count
-from .reconstruction import Objective, generator_step, images_per_class, require_finite_weights, weight_optimizer
+from .reconstruction import (
+    Objective,
+    Total,
+    generator_step,
+    images_per_class,
+    objective_for,
+    reconstruction_total,
+    require_finite_weights,
+    weight_optimizer,
+)
+from .refinements import low_pass
 from .snapshots import State
 from .teacher import Teacher
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
-"""Images [N, C, H, W], labels [N], and L_r of these images with the teacher's logits; all detached."""
+"""Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all detached."""
 
 OnStep = Callable[[], object]
 
@@ -38,51 +47,65 @@ def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator |
 
 @dataclass
 class GeneratorImages:
-    """Fresh images in every step, from a generator that each of them trains on L_r."""
+    """Fresh images in every step, from a generator that each of them trains, with a low-pass filter behind it."""
 
     generator: Generator | GDFQGenerator
     objective: Objective
     source: LatentSource
     optimizer: torch.optim.Optimizer
+    sigma: float
+    """Of the filter, in pixels; 0: there is none."""
 
     @classmethod
     def start(
         cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
     ) -> GeneratorImages:
         """The configured generator; ``state`` is where an earlier run left it. ``on_step`` has nothing to count."""
+        if config.mixed_classes > teacher.num_classes:
+            raise InputError(f"mixed_classes ({config.mixed_classes}) exceeds {teacher.num_classes} classes; lower it")
         generator = configured_generator(config, teacher)
-        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
-        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+        source = LatentSource(
+            config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device,
+            config.mixed_share, config.mixed_classes,
+        )  # fmt: skip
+        objective = objective_for(teacher.observed, config)
         optimizer = weight_optimizer(generator.parameters(), config)
         if state is not None:
             generator.load_state_dict(state["generator"])
             optimizer.load_state_dict(state["optimizer"])
-        return cls(generator, objective, source, optimizer)
+        return cls(generator, objective, source, optimizer, config.low_pass)
+
+    def images(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images [N, C, H, W] for latent vectors and labels."""
+        return low_pass(self.generator(z, labels), sigma=self.sigma)
 
     def state(self) -> State:
         """What :meth:`start` takes up again."""
         return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def batches(self, epoch: int, steps: int, *, learning_rate: float | None) -> Iterator[Batch]:
-        """The epoch's batches, each from before the generator's update at ``learning_rate``; None: it rests."""
+    def batches(
+        self, epoch: int, steps: int, *, learning_rate: float | None, total: Total = reconstruction_total
+    ) -> Iterator[Batch]:
+        """The epoch's batches, each from before the generator's update on ``total`` at ``learning_rate``; None: it
+        rests."""
         self.generator.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate or 0.0
         for z, labels in self.source.batches("compress", epoch, steps):
             if learning_rate is not None:
-                images, loss = generator_step(self.generator, self.objective, self.optimizer, z, labels)
+                images, loss = generator_step(self.images, self.objective, self.optimizer, z, labels, total=total)
             else:
                 with torch.no_grad():
-                    images = self.generator(z, labels)  # [N, C, H, W]
+                    images = self.images(z, labels)  # [N, C, H, W]
                     loss = self.objective(images, labels)
             yield images, labels, loss
         require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:
-        """Images that train nothing, the same latent vectors each time."""
-        for z, labels in self.source.batches("agreement", 0, steps):
-            yield self.generator(z, labels)
+        """Images that train nothing, of one class each, the same latent vectors each time."""
+        for z, labels in replace(self.source, mixed_share=0.0).batches("agreement", 0, steps):
+            yield self.images(z, labels)
 
     def cost(self) -> tuple[int | None, int | None]:
         """MACs for one image, and parameters."""
@@ -90,7 +113,8 @@ class GeneratorImages:
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` images of each of the first classes, and their labels."""
-        return images_per_class(self.generator, self.source, count=count)
+        images, labels = images_per_class(self.generator, replace(self.source, mixed_share=0.0), count=count)
+        return low_pass(images, sigma=self.sigma), labels
 
 
 @dataclass
@@ -117,7 +141,7 @@ class FixedImages:
         if config.method != "dfc" and next(norms, None) is None:
             raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
         count = 0 if config.method == "dfq" else config.image_count
-        objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+        objective = objective_for(teacher.observed, config)
         indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
         if state is not None:
             images, labels, aside, aside_labels = (state[name].to(teacher.device) for name in _IMAGES)
@@ -132,8 +156,10 @@ class FixedImages:
         return {name: getattr(self, name) for name in _IMAGES}
 
     @torch.no_grad()
-    def batches(self, epoch: int, steps: int, *, learning_rate: float | None = None) -> Iterator[Batch]:
-        """The epoch's batches; pixels have learned before, at their own rate."""
+    def batches(
+        self, epoch: int, steps: int, *, learning_rate: float | None = None, total: Total = reconstruction_total
+    ) -> Iterator[Batch]:
+        """The epoch's batches; pixels have learned before, at their own rate and on their own loss."""
         for _, indices in self.source.batches("compress", epoch, steps):
             images, labels = self.images[indices], self.labels[indices]
             yield images, labels, self.objective(images, labels)
@@ -169,7 +195,7 @@ def distilled(
     config: CompressConfig, teacher: Teacher, count: int, seed: int, on_step: OnStep
 ) -> tuple[Tensor, Tensor]:
     """``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
-    network = teacher.observed
+    network, objective = teacher.observed, objective_for(teacher.observed, config)
     if count == 0:
         nothing = torch.zeros(0, *teacher.image, device=teacher.device)
         return nothing, torch.zeros(0, dtype=torch.int64, device=teacher.device)
@@ -177,7 +203,7 @@ def distilled(
     def loss(images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             return zeroq_loss(network, images)
-        return reconstruction_loss(network, images, labels, bns_weight=config.bns_weight).total
+        return objective(images, labels).total
 
     with torch.enable_grad():
         made = distil_images(
@@ -185,6 +211,7 @@ def distilled(
             num_classes=teacher.num_classes if config.method == "dfc" else None, steps=config.image_steps,
             learning_rate=config.image_lr, device=teacher.device, on_step=on_step,
         )  # fmt: skip
+    images = low_pass(made.images, sigma=config.low_pass)
     if made.labels is not None:
-        return made.images, made.labels
-    return made.images, torch.cat([network(batch).argmax(1) for batch in made.images.split(config.batch_size)])
+        return images, made.labels
+    return images, torch.cat([network(batch).argmax(1) for batch in images.split(config.batch_size)])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill"]
@@ -20,6 +21,9 @@ _STREAMS: tuple[Stream, ...] = (
 class LatentSource:
     """Batches of (z [N, latent_dim], labels [N]).
 
+    With a ``mixed_share``, labels are probabilities [N, num_classes]: that share of the images, by chance, belongs to
+    ``mixed_classes`` classes at once, by the softmax of standard normal numbers (Qimera: Choi et al., NeurIPS 2021).
+
     The batches of an epoch depend on the seed, the stream and the epoch alone, not on what was drawn before:
     a run resumed at an epoch sees what the uninterrupted one saw. They are drawn on ``device``, each kind of which
     has numbers of its own.
@@ -30,6 +34,8 @@ class LatentSource:
     num_classes: int
     seed: int
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    mixed_share: float = 0.0
+    mixed_classes: int = 2
 
     def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
@@ -37,7 +43,23 @@ class LatentSource:
         for _ in range(steps):
             z = torch.randn(self.batch_size, self.latent_dim, generator=generator, device=self.device)
             labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator, device=self.device)
-            yield z, labels
+            yield z, labels if self.mixed_share == 0 else self._mixed(labels, generator)
+
+    def _mixed(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(labels)
+        here: dict[str, Any] = {"generator": generator, "device": self.device}
+        others = torch.rand(count, self.num_classes, **here).topk(self.mixed_classes).indices  # each at most once
+        strengths, chance = torch.randn(count, self.mixed_classes, **here), torch.rand(count, **here)
+        return mixed_labels(labels, others, strengths, chance < self.mixed_share, num_classes=self.num_classes)
+
+
+def mixed_labels(labels: Tensor, others: Tensor, strengths: Tensor, mixed: Tensor, *, num_classes: int) -> Tensor:
+    """Labels [N] as probabilities [N, num_classes]: where ``mixed`` [N] is true, of the ``others`` [N, M] with the
+    weights softmax(strengths) [N, M], elsewhere one-hot.
+    """
+    one_hot = F.one_hot(labels, num_classes).to(strengths.dtype)
+    mixture = torch.zeros_like(one_hot).scatter_add_(1, others, strengths.softmax(1))
+    return torch.where(mixed[:, None], mixture, one_hot)
 
 
 class LatentLoader:

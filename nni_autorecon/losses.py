@@ -22,29 +22,51 @@ class ReconstructionLoss(NamedTuple):
     logits: Tensor
 
 
-def bn_statistics_loss(statistics: Sequence[BatchNormStatistics]) -> Tensor:
-    """L_bns of eq. 1 as GDFQ defines it (Xu et al., 2020, eq. 4).
+def variance_gap(s: BatchNormStatistics) -> Tensor:
+    """Mean squared error between batch and running means, plus that of the variances (Xu et al., 2020, eq. 4)."""
+    return F.mse_loss(s.mean, s.running_mean) + F.mse_loss(s.var, s.running_var)
 
-    Mean over layers of the mean squared error between batch and running means, plus that of the variances.
+
+def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
+    """The same with standard deviations sqrt(var + ``eps``), as ZeroQ compares them (Cai et al., 2020)."""
+    return F.mse_loss(s.mean, s.running_mean) + F.mse_loss((s.var + eps).sqrt(), (s.running_var + eps).sqrt())
+
+
+def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
+    """KL(N(batch) ‖ N(running)), the mean over channels of log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2,
+    σ² being var + ``eps``."""
+    var, running_var = s.var + eps, s.running_var + eps
+    return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1).mean() / 2
+
+
+GAPS = {"var": variance_gap, "std": deviation_gap, "kl": divergence_gap}
+"""What is between the statistics of a batch and those remembered, in one layer; a scalar."""
+
+
+def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str = "var") -> Tensor:
+    """L_bns of eq. 1: mean over layers of the gap that ``form`` names, one of ``GAPS``; ``var`` is GDFQ's.
+
     Raises ValueError if there are no layers.
     """
     if not statistics:
         raise ValueError("no BatchNorm2d with running statistics was called; set the BNS weight to 0")
-    gaps = [F.mse_loss(s.mean, s.running_mean) + F.mse_loss(s.var, s.running_var) for s in statistics]
-    return torch.stack(gaps).mean()
+    return torch.stack([GAPS[form](s) for s in statistics]).mean()
 
 
-def reconstruction_loss(teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight: float) -> ReconstructionLoss:
+def reconstruction_loss(
+    teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight: float, bns_form: str = "var"
+) -> ReconstructionLoss:
     """Eq. 1: cross-entropy of the teacher on its own synthetic images, plus the gap in BatchNorm statistics.
 
-    images: [N, C, H, W]; labels: [N]. L_bns is 0 if ``bns_weight`` is 0 and the teacher calls no BatchNorm2d.
+    images: [N, C, H, W]; labels: [N], or probabilities [N, K]; ``bns_form``: of :func:`bn_statistics_loss`.
+    L_bns is 0 if ``bns_weight`` is 0 and the teacher calls no BatchNorm2d.
     Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d although ``bns_weight`` > 0.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode; call teacher.eval()")
     with record_bn_statistics(teacher) as statistics:
         logits = teacher(images)  # [N, K]
-    bns = bn_statistics_loss(statistics) if statistics or bns_weight else logits.new_zeros(())
+    bns = bn_statistics_loss(statistics, form=bns_form) if statistics or bns_weight else logits.new_zeros(())
     class_ = F.cross_entropy(logits, labels)
     return ReconstructionLoss(class_ + bns_weight * bns, class_, bns, logits)
 
@@ -93,6 +115,16 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, r
     return temperature**2 * (divergence.mean() if reduction == "mean" else divergence.sum(1).mean())
 
 
+def gated_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor, *, gate: float) -> Tensor:
+    """Cross-entropy of the student, 0 for images of which the teacher gives their label a probability of
+    1 - ``gate`` or less: hard labels mislead where it is not sure (Kim et al., SynQ, ICLR 2025). Mean over all N.
+
+    Logits [N, K]; labels [N], or probabilities [N, K], for which exp(-CE) stands for the teacher's probability.
+    """
+    sure = (-F.cross_entropy(teacher, labels, reduction="none")).exp()  # [N]
+    return (F.cross_entropy(student, labels, reduction="none") * (1 - sure < gate)).mean()
+
+
 def compression_loss(
     student: Tensor,
     teacher: Tensor,
@@ -102,10 +134,18 @@ def compression_loss(
     kd_weight: float,
     temperature: float,
     reduction: str,
+    ce_gate: float = 1.0,
 ) -> Tensor:
-    """L_c of Algorithm 1, stage 2, in GDFQ's form: cross-entropy plus distillation. Logits [N, K], labels [N]."""
+    """L_c of Algorithm 1, stage 2, in GDFQ's form: cross-entropy plus distillation.
+
+    Logits [N, K]; labels [N], or probabilities [N, K]. ``ce_gate``: see :func:`gated_cross_entropy`.
+    """
     distillation = distillation_loss(student, teacher, temperature=temperature, reduction=reduction)
-    return ce_weight * F.cross_entropy(student, labels) + kd_weight * distillation
+    if ce_gate < 1:
+        cross_entropy = gated_cross_entropy(student, teacher, labels, gate=ce_gate)
+    else:
+        cross_entropy = F.cross_entropy(student, labels)
+    return ce_weight * cross_entropy + kd_weight * distillation
 
 
 def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:

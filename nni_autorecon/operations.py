@@ -60,7 +60,12 @@ class ClassAffine(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, labels: Tensor) -> Affine:
-        return self.scale(labels), self.shift(labels)
+        return embedded(self.scale, labels), embedded(self.shift, labels)
+
+
+def embedded(table: nn.Embedding, labels: Tensor) -> Tensor:
+    """The rows [N, D] of ``table`` for labels [N], or their mixtures for probabilities [N, K]."""
+    return table(labels) if labels.ndim == 1 else labels @ table.weight
 
 
 class ConvOperation(nn.Module):

@@ -122,6 +122,16 @@ def quantize_network(
     return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
+def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node calls an activation function."""
+    return _ACTIVATION.fullmatch(called(traced, node)[1]) is not None
+
+
+def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node adds one computed value to another."""
+    return len(node.all_input_nodes) == 2 and _ADDITION.fullmatch(called(traced, node)[1]) is not None
+
+
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
     """The calls of Conv2d and Linear, in the order of execution."""
     calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
@@ -134,7 +144,7 @@ def _places(
     """The nodes whose results get quantizers, with the bits of each."""
     nodes = list(traced.graph.nodes)
     if protocol == "gdfq":
-        return {node: bits for node in nodes if _ACTIVATION.fullmatch(called(traced, node)[1])}
+        return {node: bits for node in nodes if is_activation(traced, node)}
     left_out = _numbers(traced) | _logits(traced)
     stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
     places = {node: input_bits if node.op == "placeholder" else bits for node in stored}

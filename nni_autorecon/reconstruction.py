@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,25 @@ from torch import Tensor, nn
 from .config import Config, SearchConfig
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
-from .losses import ReconstructionLoss
+from .losses import ReconstructionLoss, reconstruction_loss
 
 FINAL_VALIDATION_STEPS = 16
 
 Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
 """Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
+
+Total = Callable[[Tensor, Tensor, ReconstructionLoss], Tensor]
+"""What a generator minimizes, from its images, their labels and L_r with its parts; a scalar."""
+
+
+def reconstruction_total(images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
+    """L_r itself (eq. 1)."""
+    return loss.total
+
+
+def objective_for(network: nn.Module, config: Config) -> Objective:
+    """Eq. 1 for a frozen network in the configured form."""
+    return partial(reconstruction_loss, network, bns_weight=config.bns_weight, bns_form=config.bns_form)
 
 
 def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
@@ -28,13 +42,23 @@ def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torc
 
 
 def generator_step(
-    generator: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, z: Tensor, labels: Tensor
+    generator: Callable[[Tensor, Tensor], Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    z: Tensor,
+    labels: Tensor,
+    *,
+    total: Total = reconstruction_total,
 ) -> tuple[Tensor, ReconstructionLoss]:
-    """One update of the generator on L_r. Returns the images and the loss from *before* the update, detached."""
+    """One update of the generator on ``total``. Returns the images and L_r from *before* it, detached.
+
+    Nothing but the parameters of ``optimizer`` gets a gradient.
+    """
     images = generator(z, labels)  # [N, C, H, W]
     loss = objective(images, labels)
     optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    total(images, labels, loss).backward(inputs=learning)
     optimizer.step()
     return images.detach(), ReconstructionLoss(*(part.detach() for part in loss))
 

@@ -26,11 +26,17 @@ from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs
 from .latent import LatentLoader, LatentSource
-from .losses import reconstruction_loss
 from .multi_trial import CandidateSearch
 from .networks import parameter_count
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
-from .reconstruction import Objective, evaluate_generator, images_per_class, measure_generator, train_generator
+from .reconstruction import (
+    Objective,
+    evaluate_generator,
+    images_per_class,
+    measure_generator,
+    objective_for,
+    train_generator,
+)
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
 from .strategy import AutoReConStrategy, ReconstructionModule, SupernetStrategy
@@ -77,7 +83,7 @@ def search(
     supernet_strategy = _supernet_strategy(config)
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
-    objective = partial(reconstruction_loss, teacher.observed, bns_weight=config.bns_weight)
+    objective = objective_for(teacher.observed, config)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     run.start("search", config, device=teacher.device_name)
     started = time.perf_counter() - (state["seconds"] if state else 0)

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -40,20 +40,29 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Settings whose values stand for values of others: by name and value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Named values, each declared by :func:`setting` in a subclass."""
 
+    PRESETS: ClassVar[Presets] = {}
+
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
         """A copy with ``values`` replaced, each checked against its type and range.
 
+        A preset among them gives its own values to those that they do not name.
         ``source`` says in errors where the values came from. Raises InputError for an unknown name, a wrong
         type or a value out of range. A whole float is taken for an int: NNI's ``quniform`` sends 4.0.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
         fields = {field.name: field for field in dataclasses.fields(self)}
-        checked = {}
+        checked: dict[str, Any] = {}
+        for preset, meanings in self.PRESETS.items():
+            checked |= meanings.get(str(values.get(preset)), {})
         for name, value in values.items():
             if name not in fields:
                 raise InputError(f"{source}: unknown setting {shown(name)}{_suggestion(name, fields)}")

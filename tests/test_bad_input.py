@@ -131,6 +131,8 @@ CONFIGS = [
     for thing, remedy, content in [
         ("c.yml: unknown setting 'epoch'", "did you mean 'epochs'", "epoch: 3"),
         ("c.yml: unknown setting 7", "known settings:", "7: 3"),
+        ("c.yml: preset = 'papers' is not one of paper", "choose one of them", "preset: papers"),
+        ("c.yml: preset = 3 is not text", "give text", "preset: 3"),
         ("c.yml: seed = 'five' is not a whole number", "give a whole number", "seed: five"),
         ("c.yml: seed = 2.5 is not a whole number", "give a whole number", "seed: 2.5"),
         ("c.yml: seed = None is not a whole number", "give a whole number", "seed:"),

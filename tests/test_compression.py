@@ -5,16 +5,19 @@ import json
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from nni_autorecon import image_sources
 from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
-from nni_autorecon.config import CompressConfig
+from nni_autorecon.config import LOSSES, CompressConfig
 from nni_autorecon.data import LabelledImages
-from nni_autorecon.errors import DivergenceError
+from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.image_sources import FixedImages, distillation_steps
+from nni_autorecon.losses import compression_loss
 from nni_autorecon.quantization import PROTOCOLS
 from nni_autorecon.quantizers import RANGES as RANGE_ESTIMATES
 from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer
+from nni_autorecon.refinements import adaptability_loss, disagreement_entropy, feature_alignment_loss, low_pass
 from nni_autorecon.student import SCHEDULES
 from nni_autorecon.teacher import Teacher
 
@@ -173,8 +176,8 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
     made, seen = [], []
     generator_step = image_sources.generator_step
 
-    def recorded(*arguments):
-        images, loss = generator_step(*arguments)
+    def recorded(*arguments, **named):
+        images, loss = generator_step(*arguments, **named)
         made.append((images, loss.logits))
         return images, loss
 
@@ -216,11 +219,13 @@ def test_losses_are_weighted_as_configured(monkeypatch):
         return student.sum()
 
     monkeypatch.setattr("nni_autorecon.compression.compression_loss", spy)
-    config = dataclasses.replace(CONFIG, ce_weight=0.3, kd_weight=0.7, kd_temperature=5.0, kd_reduction="batchmean")
+    config = dataclasses.replace(
+        CONFIG, ce_weight=0.3, kd_weight=0.7, kd_temperature=5.0, kd_reduction="batchmean", ce_gate=0.9
+    )
     compression = _start(config)
     for epoch in range(4):
         compression.run_epoch(epoch)
-    assert seen == {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 5.0, "reduction": "batchmean"}
+    assert seen == {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 5.0, "reduction": "batchmean", "ce_gate": 0.9}
 
 
 METHODS = {"generator": None, "image_count": 9, "image_steps": 3}
@@ -306,3 +311,96 @@ def test_names_in_the_settings_are_those_of_the_quantizers():
     assert choices["weight_ranges"] == choices["activation_ranges"] == tuple(RANGE_ESTIMATES)
     assert choices["protocol"] == PROTOCOLS
     assert choices["student_schedule"] == choices["weight_schedule"] == tuple(SCHEDULES)
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+def test_every_set_of_losses_trains_a_student_and_leaves_the_teacher_alone(losses):
+    compression = _start(CONFIG.override({"losses": losses}))
+    teacher, plain = snapshot(compression.teacher.network), _start()
+    for epoch in range(4):
+        metrics, usual = compression.run_epoch(epoch), plain.run_epoch(epoch)
+    assert metrics["phase"] == TRAINING
+    assert metrics["student_loss"] != usual["student_loss"] or losses == "gdfq"
+    assert not _changed(compression.teacher.network, teacher)
+    assert all(parameter.grad is None for parameter in compression.teacher.network.parameters())
+
+
+def test_the_game_moves_the_generator_and_only_once_the_student_trains():
+    compression, plain = (_start(CONFIG.override(changes)) for changes in ({"adaptability_weight": 1.0}, {}))
+    for epoch in range(3):
+        compression.run_epoch(epoch), plain.run_epoch(epoch)
+    assert not _changed(compression.images.generator, snapshot(plain.images.generator))
+    student = snapshot(compression.student)
+    images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
+    loss = compression.images.objective(images, labels)
+    game = compression._generator_total(images, labels, loss) - loss.total
+    expected = adaptability_loss(compression.student(images), loss.logits, labels)
+    torch.testing.assert_close(game, expected, rtol=1e-4, atol=1e-5)
+    assert not _changed(compression.student, student)
+    compression.run_epoch(3), plain.run_epoch(3)
+    assert _changed(compression.images.generator, snapshot(plain.images.generator))
+
+
+def test_without_its_cross_entropy_a_generator_minimizes_the_statistics_alone():
+    compression = _start(CONFIG.override({"class_weight": 0.0, "bns_weight": 3.0}))
+    images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
+    loss = compression.images.objective(images, labels)
+    torch.testing.assert_close(compression._generator_total(images, labels, loss), 3.0 * loss.bns)
+
+
+def test_the_students_loss_is_the_sum_of_its_terms():
+    weights = {"ce_weight": 0.5, "kd_weight": 2.0, "disagreement_weight": 0.3, "feature_weight": 7.0}
+    compression = _start(CONFIG.override({**weights, "kd_temperature": 4.0}))
+    for epoch in range(3):
+        compression.run_epoch(epoch)
+    images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
+    target = compression._target(images, torch.zeros(6, CLASSES))  # found anew, with the features
+    logits, features = compression._student_outputs(images)
+    torch.testing.assert_close(target.logits, compression.teacher.network(images))
+    expected = (
+        compression_loss(logits, target.logits, labels, ce_weight=0.5, kd_weight=2.0, temperature=4.0, reduction="mean")
+        - 0.3 * 16 * disagreement_entropy(logits, target.logits, temperature=4.0).mean()
+        + 7.0 * feature_alignment_loss(features, target.features)
+    )
+    torch.testing.assert_close(compression._student_loss(images, labels=labels, target=target), expected)
+
+
+def test_images_are_filtered_for_whoever_sees_them():
+    compression = _start(CONFIG.override({"low_pass": 1.0}))
+    z, labels = next(compression.images.source.batches("compress", 0, 1))
+    (images, _, loss), *_ = compression.images.batches(0, 1, learning_rate=None)
+    expected = low_pass(compression.images.generator(z, labels), sigma=1.0)
+    torch.testing.assert_close(images, expected)
+    torch.testing.assert_close(loss.total, compression.images.objective(expected, labels).total)
+
+
+def test_a_student_is_trained_on_labels_that_are_mixed_and_measured_on_others():
+    compression = _start(CONFIG.override({"mixed_share": 1.0, "mixed_classes": 3}))
+    _, labels, _ = next(iter(compression.images.batches(0, 1, learning_rate=0.01)))
+    assert labels.shape == (6, CLASSES)
+    assert torch.all((labels > 0).sum(1) == 3)
+    same = _start().images
+    same.generator.load_state_dict(compression.images.generator.state_dict())
+    for ours, theirs in zip(compression.images.held_out(2), same.held_out(2), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_more_classes_than_there_are_cannot_be_mixed():
+    with pytest.raises(InputError, match=r"mixed_classes \(6\) exceeds 5 classes; lower it"):
+        _start(CONFIG.override({"mixed_share": 0.5, "mixed_classes": 6}))
+
+
+def test_with_inundation_every_step_reaches_the_integers():
+    rates = {"student_lr": 1e-5, "student_momentum": 0.0, "student_decay": 0.0, "bits": "w8a8"}
+    for share, expected in ((0.0, False), (0.05, True)):
+        compression = _start(CONFIG.override({**rates, "flip_share": share}))
+        before = [module.weight.detach().clone() for module in compression.student.modules() if is_layer(module)]
+        for epoch in range(4):
+            compression.run_epoch(epoch)
+        after = [module.weight.detach() for module in compression.student.modules() if is_layer(module)]
+        moved = [bool((a - b).abs().max() > 1e-4) for a, b in zip(after, before, strict=True)]
+        assert moved == [expected] * 3
+
+
+def is_layer(module):
+    return parametrize.is_parametrized(module, "weight")

@@ -67,6 +67,12 @@ GDFQ = CompressConfig(generator="gdfq")
         (CompressConfig(), {"method": "dfq", "activation_ranges": "mse"}, "dfq takes ranges from statistics"),
         (CompressConfig(), {"method": "zeroq-kd", "epochs": 5}, "epochs .* must exceed"),
         (DistillConfig(), {}, "there is no generator"),
+        (CompressConfig(), {"method": "dfc", "mixed_share": 0.4}, "dfc has no generator, so that mixed_share would do"),
+        (GDFQ, {"generator_updates": "warmup", "class_weight": 0.0}, "no generator learns while .*leave it out"),
+        (CompressConfig(), {"method": "zeroq", "flip_share": 0.1}, "does not train the student, so that flip_share"),
+        (GDFQ, {"mixed_classes": 3}, "mixed_share is 0, so that mixed_classes would do nothing"),
+        (GDFQ, {"ce_weight": 0.0, "ce_gate": 0.5}, "ce_weight is 0, so that ce_gate would do nothing"),
+        (GDFQ, {"class_weight": 0.0, "bns_weight": 0.0}, "are all 0, so that the generator has nothing to learn"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(config, settings, message):
@@ -86,6 +92,42 @@ def test_a_generator_without_an_objective_is_refused():
         config.override(weights).require_consistent()
     for name in weights:
         config.override({**weights, name: 1}).require_consistent()
+
+
+def test_a_preset_gives_its_values_to_what_is_not_given_beside_it():
+    config = CompressConfig().override({"epochs": 7, "preset": "gdfq", "losses": "adadfq", "kd_weight": 2.0})
+    assert (config.epochs, config.kd_weight) == (7, 2.0)  # whatever the order
+    assert (config.steps, config.generator, config.ce_weight) == (200, "gdfq", 0.0)
+    assert CompressConfig().override(config.to_dict()) == config
+    again = config.override({"preset": "gdfq", "losses": "gdfq"})  # later, it overrides what came before
+    assert (again.epochs, again.kd_weight, again.ce_weight) == (400, 1.0, 1.0)
+
+
+def test_gdfqs_losses_are_the_defaults():
+    assert CompressConfig().override({"losses": "gdfq"}) == dataclasses.replace(CompressConfig(), losses="gdfq")
+
+
+@pytest.mark.parametrize("kind", [SearchConfig, CompressConfig])
+def test_presets_are_of_settings_that_there_are_and_may_be_given_alone(kind):
+    given = {"genotype": "g.json"} if kind is CompressConfig else {}
+    for name, meanings in kind.PRESETS.items():
+        assert set(meanings) == set(kind.__dataclass_fields__[name].metadata["choices"])
+        for value, settings in meanings.items():
+            config = kind().override({**given, name: value})
+            config.require_consistent()
+            assert config == kind().override({**given, **settings, name: value})
+
+
+def test_a_preset_may_stand_in_the_file_and_as_a_flag(tmp_path):
+    (tmp_path / "c.yml").write_text("preset: paper\nepochs: 9\n")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    CompressConfig.add_arguments(parser)
+    arguments = ["--config", str(tmp_path / "c.yml"), "--steps", "5"]
+    config = CompressConfig.from_arguments(parser.parse_args(arguments))
+    assert (config.epochs, config.steps, config.batch_size) == (9, 5, 200)
+    over = CompressConfig.from_arguments(parser.parse_args([*arguments, "--preset", "gdfq"]))
+    assert (over.epochs, over.steps, over.generator) == (400, 5, "gdfq")
 
 
 def test_settings_may_contradict_each_other_on_the_way():

@@ -12,10 +12,20 @@ import nni_autorecon
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
     {"version", "errors", "events", "files", "settings", "config", "topology", "gpus"},
-    {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"},
+    {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs", "refinements"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
-    {"generator", "teacher", "teacher_sources", "evaluation", "reconstruction", "distilled_images", "dfq"},
+    {
+        "features",
+        "inundation",
+        "generator",
+        "teacher",
+        "teacher_sources",
+        "evaluation",
+        "reconstruction",
+        "distilled_images",
+        "dfq",
+    },
     {"results", "student", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},

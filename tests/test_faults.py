@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nni_autorecon import cli, compression, distillation, image_sources, runs, search
+from nni_autorecon import cli, compression, distillation, reconstruction, runs, search
 from nni_autorecon.digits import load_digits_teacher
 from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import digits_resnet
@@ -224,10 +224,10 @@ class Poison:
 
 
 LOSSES = [
-    ("search", search, "reconstruction_loss"),
-    ("compress", image_sources, "reconstruction_loss"),
+    ("search", reconstruction, "reconstruction_loss"),
+    ("compress", reconstruction, "reconstruction_loss"),
     ("compress", compression, "compression_loss"),
-    ("distill", distillation, "reconstruction_loss"),
+    ("distill", reconstruction, "reconstruction_loss"),
     ("distill", distillation, "l1_loss"),
 ]
 
@@ -322,8 +322,7 @@ def test_no_memory_left_within_a_run(
     def fail(*arguments: Any, **named: Any) -> Any:
         raise error
 
-    module = {"search": search, "compress": image_sources, "distill": distillation}[stage]
-    monkeypatch.setattr(module, "reconstruction_loss", fail)
+    monkeypatch.setattr(reconstruction, "reconstruction_loss", fail)
     refused([*STAGES[stage], "-o", tmp_path / "run"], capsys, "out of memory; lower --batch-size, --width", code=1)
 
 

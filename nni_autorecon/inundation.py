@@ -1,0 +1,42 @@
+"""Steps of a quantized network that are large enough to reach its integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .quantizers import WeightQuantizer
+from .refinements import flipping_factor
+
+
+@contextmanager
+def inundation(network: nn.Module, *, share: float) -> Iterator[None]:
+    """Within it, what an optimizer adds to each quantized weight is enlarged until a ``share`` of its codes changes:
+    gradient inundation, on the whole step instead of the gradient (Choi et al., AIT, CVPR 2022).
+    """
+    weights = list(_quantized_weights(network))
+    before = [weight.detach().clone() for weight, _ in weights]
+    yield
+    with torch.no_grad():
+        for (weight, quantizer), old in zip(weights, before, strict=True):
+            scale, zero_point = (_by_channel(values, weight) for values in quantizer.qparams(old))
+            codes, update = old / scale + zero_point, (weight - old) / scale
+            factor = flipping_factor(codes, update, share=share, largest_code=quantizer.largest_code)
+            weight.copy_(torch.addcmul(old, weight - old, factor))
+
+
+def _quantized_weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, WeightQuantizer]]:
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            weight = module.get_submodule("parametrizations.weight")
+            yield weight.get_parameter("original"), cast(WeightQuantizer, weight.get_submodule("0"))
+
+
+def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """[out] in the shape [out, 1, …] of ``weight``."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
