@@ -15,14 +15,15 @@ from .errors import InputError
 from .experiment_file import training_services
 
 LOOPBACK = ("127.0.0.1", "localhost")
-SCRIPT = Path(__file__).with_suffix(".js")
+SHIELD, PATIENCE = (Path(__file__).with_name(name) for name in ("loopback.js", "patience.js"))
+"""What NNI's manager, a Node.js program, can be started with: to listen on 127.0.0.1 alone, to wait for its tuner."""
 ADDRESSES, SECONDS = 5, 0.1  # how many to try, and how long each: a trial waits for it
 
 
-def node_options() -> str:
-    """``NODE_OPTIONS`` with which NNI's manager, a Node.js program, listens on 127.0.0.1 alone, after those set now."""
-    script = str(SCRIPT).replace("\\", "\\\\").replace('"', '\\"')
-    return f'{os.environ.get("NODE_OPTIONS", "")} --require "{script}"'.strip()
+def node_options(*scripts: Path) -> str:
+    """``NODE_OPTIONS`` that load ``scripts`` into whatever Node.js program is started, after those set now."""
+    quoted = [str(script).replace("\\", "\\\\").replace('"', '\\"') for script in scripts]
+    return " ".join([os.environ.get("NODE_OPTIONS", ""), *(f'--require "{script}"' for script in quoted)]).strip()
 
 
 def require_loopback_suffices(config: ExperimentConfig, port: int) -> None:

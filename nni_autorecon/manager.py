@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
 import psutil
 import requests
-from nni.experiment import Experiment, RunMode
+from nni.experiment import Experiment, RunMode, launcher
 
 from .errors import AutoReConError, named, one_line
 
@@ -25,6 +26,7 @@ RESUMED = ("WAITING", "RUNNING")  # a trial that was left so, NNI starts again
 SETTLED = 10.0  # seconds after which a trial that runs has not failed at once, and a tuner has no trial under way
 PATIENCE = 600.0  # seconds for a first trial: remote machines first install NNI
 FAILURES = 3  # trials that fail before any works, of as many as may follow
+RETRIES = 20  # a second each, until NNI's manager answers; NNI gives it three
 POLL = 0.5  # seconds
 SHUTDOWN = 60.0  # seconds that NNI's manager gives itself to end
 MANAGER, TUNER, STDERR = LOGS = ("nnimanager.log", "dispatcher.log", "nnictl_stderr.log")
@@ -45,7 +47,7 @@ class Manager:
     def start(self, port: int, variables: Mapping[str, str]) -> None:
         """What ``nnictl create`` or ``nnictl resume`` does, without its banner. Trials find this Python first."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        with _environment({"PATH": path, **variables}), _ctrl_c_afterwards():
+        with _environment({"PATH": path, **variables}), _ctrl_c_afterwards(), _patience():
             try:
                 self._experiment.start(port, run_mode=RunMode.Detach)
             except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
@@ -168,6 +170,17 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let NNI wait for its manager for as long as a busy machine takes to start it."""
+    impatient = launcher._check_rest_server
+    launcher._check_rest_server = partial(impatient, retry=RETRIES)
+    try:
+        yield
+    finally:
+        launcher._check_rest_server = impatient
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import yaml
 
 from nni_autorecon import loopback
 from nni_autorecon.files import CACHE_VARIABLE
+from nni_autorecon.loopback import PATIENCE, node_options
 
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent
@@ -31,12 +32,12 @@ T = TypeVar("T")
 def environment(home: Path) -> dict[str, str]:
     """Variables for a home of its own for NNI's records; the teacher's cache is the session's, if it has one.
 
-    NNI's managers are more patient with their tuner: see patience.js.
+    NNI's managers are as patient with their tuner as those that ``nni-autorecon start`` starts.
     """
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
     cache = os.environ.get(CACHE_VARIABLE, str(home / "cache"))
-    patience = f'--require "{ROOT / "tests" / "patience.js"}"'
-    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache, "NODE_OPTIONS": patience}
+    options = node_options(PATIENCE)
+    return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache, "NODE_OPTIONS": options}
 
 
 def tool(variables: Environment, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -208,18 +208,17 @@ server.on("listening", () => {{
 def test_a_node_server_listens_on_loopback_however_it_is_asked(arguments, tmp_path, monkeypatch):
     odd = tmp_path / 'a "b" \\c'
     odd.mkdir()
-    (odd / "loopback.js").write_text(loopback.SCRIPT.read_text())
-    monkeypatch.setattr(loopback, "SCRIPT", odd / "loopback.js")
+    (odd / "loopback.js").write_text(loopback.SHIELD.read_text())
     monkeypatch.setenv("NODE_OPTIONS", "--no-deprecation")
+    environment = {**os.environ, "NODE_OPTIONS": loopback.node_options(odd / "loopback.js", loopback.PATIENCE)}
     done = subprocess.run(
-        [_node(), "-e", SERVER.format(arguments)], env={**os.environ, "NODE_OPTIONS": loopback.node_options()},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [_node(), "-e", SERVER.format(arguments)], env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("127.0.0.1\n", "")
 
 
 def test_a_node_server_may_listen_on_a_socket_file(tmp_path):
-    environment = {**os.environ, "NODE_OPTIONS": loopback.node_options()}
+    environment = {**os.environ, "NODE_OPTIONS": loopback.node_options(loopback.SHIELD)}
     done = subprocess.run(
         [_node(), "-e", SERVER.format(f"'{tmp_path}/s'")], env=environment, capture_output=True, text=True, check=True
     )
