@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .config import STRATEGIES, STRATEGY_SETTINGS
-from .records import FINISHED, Run
+from .records import FINISHED, STAGES, Run
 
 Row = tuple[Any, ...]
 
@@ -117,12 +117,17 @@ class Table:
         return self.cells.get((row, column), Cell({}))
 
     def gain(self, row: Row, column: Any) -> float | None:
-        """Points over the row that has GDFQ's method and generator and is the same otherwise; None for that row.
+        """Points over the row that has GDFQ's method, generator and losses, and is the same otherwise; None for it.
 
         Where GDFQ's generator stands at equal MACs only, that is the row.
         """
         kinds = {_kind(str(each[-1])): each[-1] for each in self.rows}
-        gdfq_row = {"method": "gdfq", "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)), "genotype": NOT_USED}
+        gdfq_row = {
+            "method": "gdfq",
+            "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)),
+            "genotype": NOT_USED,
+            "losses": "gdfq",
+        }
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
         if self.metric == "agreement":  # each generator's is measured on its own images
@@ -144,7 +149,8 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     """``runs`` with comparable settings.
 
     Where NNI's record lacks a setting, it is the other runs' if these agree. A method without a generator has none,
-    whatever the setting says, and so it is with other settings that a method or strategy does not use.
+    whatever the setting says, and so it is with other settings that a method or strategy does not use. A preset speaks
+    for settings that differ as it does.
     """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
@@ -165,6 +171,9 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
         for name in names_used:
             _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
     _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
+    for kind in STAGES.values():
+        for preset, meanings in kind.PRESETS.items():
+            _level_what_presets_say(filled, preset, meanings)
     return [
         Entry(run, {**settings, "generator": name}, pattern)
         for run, settings, (name, pattern) in zip(runs, filled, generators, strict=True)
@@ -177,6 +186,19 @@ def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequ
     for one, use in zip(settings, uses, strict=True):
         if used and not use:
             one[name] = next(iter(used)) if len(used) == 1 else NOT_USED
+
+
+def _level_what_presets_say(
+    settings: Sequence[dict[str, Any]], preset: str, meanings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Take away the settings that differ between runs just as the runs' presets have them differ."""
+    if any(one.get(preset) not in meanings for one in settings):
+        return
+    for name in dict.fromkeys(name for meaning in meanings.values() for name in meaning):
+        said = [(one.get(name), meanings[one[preset]].get(name)) for one in settings]
+        if len(set(said)) > 1 and all(value in (None, meant) for value, meant in said):
+            for one in settings:
+                one.pop(name, None)
 
 
 def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:

@@ -68,6 +68,27 @@ def test_a_report_is_exactly_this():
     assert make_report(TABLE_2).to_markdown() == EXPECTED
 
 
+def of_losses(accuracy, losses, seed, **changes):
+    settings = CompressConfig().override({"generator": "gdfq", "losses": losses, "seed": seed, **changes}).to_dict()
+    return run(accuracy, **settings)
+
+
+def test_sets_of_losses_make_rows_and_speak_for_what_is_in_them():
+    runs = [of_losses(90 + i + j, losses, j) for i, losses in enumerate(("gdfq", "adadfq", "ait")) for j in (0, 1)]
+    head, _, *rows = table(runs)
+    assert head[:3] == ["losses", "generator", "w4a4"]
+    assert [row[:3] for row in rows] == [
+        ["gdfq", "gdfq", "90.50 ± 0.71"], ["adadfq", "gdfq", "91.50 ± 0.71 (+1.00)"],
+        ["ait", "gdfq", "92.50 ± 0.71 (+2.00)"],
+    ]  # fmt: skip
+    assert "Settings other than the defaults: none." in make_report(runs).caption
+
+
+def test_a_setting_that_is_not_its_sets_own_shows():
+    runs = [of_losses(90, "gdfq", 0), of_losses(91, "ait", 0), of_losses(92, "ait", 0, flip_share=0.01)]
+    assert table(runs)[0][:2] == ["losses", "flip_share"]
+
+
 def test_mean_and_deviation_are_those_of_the_sample():
     values = [91.0, 91.5, 91.1]
     (cell,) = cells([run(v, seed=i) for i, v in enumerate(values)])["gdfq"]
