@@ -155,12 +155,11 @@ class SearchConfig(Config):
     def require_consistent(self) -> None:
         """Raise InputError if settings are given that the strategy does not use, or that allow no candidate."""
         defaults = SearchConfig()
-        for strategies, names in STRATEGY_SETTINGS.items():
-            given = [name for name in names if getattr(self, name) != getattr(defaults, name)]
-            if given and self.strategy not in strategies:
-                raise InputError(
-                    f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not"
-                )
+        unused = [
+            name for strategies, names in STRATEGY_SETTINGS.items() if self.strategy not in strategies for name in names
+        ]
+        if given := [name for name in unused if getattr(self, name) != getattr(defaults, name)]:
+            raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
         if self.strategy == "enas" and self.architecture_steps == 1:
             raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
         if self.strategy in MULTI_TRIAL and not self.candidates:

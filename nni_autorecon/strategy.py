@@ -14,10 +14,10 @@ from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.differentiable import GumbelDartsLightningModule
-from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.strategy import GumbelDARTS
+from nni.nas.strategy.base import Strategy
 from torch import Tensor, nn
 
 from .config import SearchConfig
@@ -33,8 +33,8 @@ from .topology import CROSS, EDGE_BY_LABEL, Edge
 EpochCallback = Callable[[dict[str, float]], None]
 
 
-class SupernetStrategy(OneShotStrategy):
-    """A search on one supernet, by epochs of T1 + V1 batches.
+class SupernetStrategy(Strategy):
+    """A search on one supernet, by epochs of T1 + V1 batches: what one of NNI's one-shot strategies is given here.
 
     Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
     :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
