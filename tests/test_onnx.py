@@ -108,6 +108,17 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
     assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.9
 
 
+def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_export(tmp_path, digits_teacher):
+    bits = {"weight_bits": 4, "activation_bits": 4, "protocol": "integer"}
+    pixels = digits_teacher.pixel_range
+    student, _ = dfq(digits_teacher.network, digits_teacher.image, pixel_range=pixels, **bits)
+    save_network(tmp_path / "s.safetensors", student, Description.of(digits_teacher, bits, folded=True))
+    agreement = export_onnx(load_network(tmp_path / "s.safetensors"), tmp_path / "s.onnx")
+    assert agreement.alike >= 0.95
+    assert agreement.clear_decisions == 1
+    assert 0.05 < agreement.tolerance <= 0.2
+
+
 def test_onnxruntime_alone_takes_any_number_of_images(exported):
     saved, path, _ = exported
     options = onnxruntime.SessionOptions()
