@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .trial import Trial
 
 PROGRAM = "nni-autorecon"
-INTERRUPTED = 130  # as a shell says it of Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of Ctrl-C and of SIGTERM
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,9 +34,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for a run that failed, 2 for something to mend, 130 for Ctrl-C."""
+    """Run one command. Returns the exit code: 0, 1 for a run that failed, 2 for something to mend, 130 for Ctrl-C,
+    143 for SIGTERM."""
     arguments = build_parser().parse_args(argv)
     return report_errors(lambda: arguments.run(arguments))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. One that was stopped does not unload torch and NNI first, which takes seconds."""
+    if code in (INTERRUPTED, TERMINATED):
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def console() -> NoReturn:
+    """``nni-autorecon``."""
+    leave(main())
 
 
 def report_errors(run: Callable[[], object]) -> int:
@@ -63,7 +77,7 @@ def report_errors(run: Callable[[], object]) -> int:
         return 1
     except Terminated as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 1
+        return TERMINATED
     except KeyboardInterrupt as error:
         print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
         return INTERRUPTED
@@ -291,4 +305,4 @@ def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

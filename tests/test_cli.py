@@ -182,7 +182,7 @@ def _heed_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stage", ["search", "compress", "distill"])
 def test_a_stopped_run_says_so_and_fails_within_4_seconds(number, code, stage, digits_teacher, tmp_path):
     flags = {"search": [*SEARCH], "compress": [*COMPRESS, *GDFQ], "distill": [*DISTILL, *GDFQ]}[stage]

@@ -22,7 +22,7 @@ from .test_cli import _heed_ctrl_c
 from .test_faults import STAGES, assert_whole
 from .test_resume import _results
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 1)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 INTERRUPTED_IMPORT = """
 import os, sys
@@ -37,7 +37,7 @@ class Interrupt:
 
 
 sys.meta_path.insert(0, Interrupt())
-sys.exit(cli.main(sys.argv[3:]))
+cli.leave(cli.main(sys.argv[3:]))
 """
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from nni_autorecon.cli import run_as_trial, run_compress
+from nni_autorecon.cli import leave, run_as_trial, run_compress
 from nni_autorecon.config import CompressConfig
 
 if __name__ == "__main__":
-    sys.exit(run_as_trial(CompressConfig, run_compress, sys.argv[1:]))
+    leave(run_as_trial(CompressConfig, run_compress, sys.argv[1:]))

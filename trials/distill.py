@@ -2,8 +2,8 @@
 
 import sys
 
-from nni_autorecon.cli import run_as_trial, run_distill
+from nni_autorecon.cli import leave, run_as_trial, run_distill
 from nni_autorecon.config import DistillConfig
 
 if __name__ == "__main__":
-    sys.exit(run_as_trial(DistillConfig, run_distill, sys.argv[1:]))
+    leave(run_as_trial(DistillConfig, run_distill, sys.argv[1:]))
