@@ -129,6 +129,11 @@ class SearchConfig(Config):
     mac_penalty: float = setting(
         0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
     )
+    tournament: int = setting(
+        0, "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
+        "trained a little from scratch, and the best is taken", low=0,
+    )  # fmt: skip
+    tournament_steps: int = setting(24, "batches that train each of these", low=1)
     inherit_weights: bool = setting(
         False, "start the final training of the found generator from the supernet's weights, not from scratch"
     )
@@ -149,8 +154,14 @@ class SearchConfig(Config):
     @property
     def updates(self) -> int:
         """Batches with an update, of W or α, that the search spends before the final training."""
-        multi_trial = self.strategy in MULTI_TRIAL
-        return self.candidates * self.candidate_steps if multi_trial else self.epochs * self.epoch_steps
+        if self.strategy in MULTI_TRIAL:
+            return self.candidates * self.candidate_steps
+        return self.epochs * self.epoch_steps + self.tournament_updates
+
+    @property
+    def tournament_updates(self) -> int:
+        """Batches of them that train those who compete at the end."""
+        return (self.tournament + 1) * self.tournament_steps if self.tournament else 0
 
     def require_consistent(self) -> None:
         """Raise InputError if settings are given that the strategy does not use, or that allow no candidate."""
@@ -160,6 +171,8 @@ class SearchConfig(Config):
         ]
         if given := [name for name in unused if getattr(self, name) != getattr(defaults, name)]:
             raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
+        if self.tournament_steps != defaults.tournament_steps and not self.tournament:
+            raise InputError("tournament is 0, so that tournament_steps would do nothing; leave it out")
         if self.strategy == "enas" and self.architecture_steps == 1:
             raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
         if self.strategy in MULTI_TRIAL and not self.candidates:
@@ -172,7 +185,7 @@ class SearchConfig(Config):
 STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("autorecon",): (
         "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
-        "mac_penalty",
+        "mac_penalty", "tournament", "tournament_steps",
     ),
     ("autorecon", "enas"): (
         "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from .config import MULTI_TRIAL, SearchConfig
 from .errors import InputError
 from .files import write_json
 from .generator import Generator, derived_generator
-from .genotype import Genotype, generator_macs
+from .genotype import Genotype, generator_macs, repair
 from .latent import LatentLoader, LatentSource
 from .multi_trial import CandidateSearch
 from .networks import parameter_count
@@ -101,7 +102,7 @@ def search(
         strategy: SupernetStrategy | CandidateSearch
         if config.strategy in MULTI_TRIAL:
             steps = config.candidate_steps
-            measure = partial(_measure_candidate, config, teacher, objective, source)
+            measure = partial(_measure_candidate, config, teacher, objective, source, steps=config.candidate_steps)
             strategy = CandidateSearch(config, measure, on_candidate=report, state=state)
         else:
             steps = config.epoch_steps
@@ -110,12 +111,18 @@ def search(
         run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator")
         choices, repaired = strategy.derive()
+        probabilities = strategy.probabilities()
+        if config.tournament and probabilities:
+            train = partial(_measure_candidate, config, teacher, objective, source, steps=config.tournament_steps)
+            entrants = [(choices, repaired), *_drawn(probabilities, config.tournament, config.seed)]
+            choices, repaired = min(entrants, key=lambda entrant: train(entrant[0])["loss"])
+            bar.update(config.tournament_updates)
         generator = _found_generator(config, teacher, strategy, choices)
         loss = evaluate_generator(generator, objective, source, config, on_step=bar.update)
 
     details = _details(config, teacher, generator, choices, loss, repaired)
     genotype = Genotype(choices, config.width, config.latent_dim, details)
-    result = SearchResult(genotype, loss, strategy.probabilities(), config.updates, time.perf_counter() - started)
+    result = SearchResult(genotype, loss, probabilities, config.updates, time.perf_counter() - started)
     genotype.save(run / "genotype.json")
     write_json(run / "result.json", result.to_dict())
     if result.probabilities:
@@ -185,13 +192,29 @@ def _train_supernet(
 
 
 def _measure_candidate(
-    config: SearchConfig, teacher: Teacher, objective: Objective, source: LatentSource, choices: Mapping[str, str]
+    config: SearchConfig,
+    teacher: Teacher,
+    objective: Objective,
+    source: LatentSource,
+    choices: Mapping[str, str],
+    *,
+    steps: int,
 ) -> dict[str, float]:
-    """L_r after ``candidate_steps`` updates. All candidates begin with the same seed and see the same batches."""
+    """L_r after ``steps`` updates. All candidates begin with the same seed and see the same batches."""
     torch.manual_seed(config.seed)
     generator = _fresh_generator(config, teacher, choices)
-    train_generator(generator, objective, source, config, stream="search", steps=config.candidate_steps)
+    train_generator(generator, objective, source, config, stream="search", steps=steps)
     return measure_generator(generator, objective, source, stream="validation", steps=config.validation_steps)
+
+
+def _drawn(
+    probabilities: Mapping[str, Mapping[str, float]], count: int, seed: int
+) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Architectures by ``probabilities``, dead nodes repaired, and the labels of the edges that the repair changed."""
+    generator = random.Random(seed)
+    for _ in range(count):
+        choices = {label: generator.choices(list(p), list(p.values()))[0] for label, p in probabilities.items()}
+        yield repair(choices, probabilities)
 
 
 def _found_generator(

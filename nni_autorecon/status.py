@@ -69,11 +69,11 @@ class Plan:
 
     @property
     def afterwards(self) -> float:
-        """What a search does after its last epoch, the training of the generator found, in epochs."""
+        """What a search does after its last epoch, a tournament and the training of the generator found, in epochs."""
         if not isinstance(self.config, SearchConfig):
             return 0.0
         steps = self.config.candidate_steps if self.config.strategy in MULTI_TRIAL else self.config.epoch_steps
-        return self.config.final_steps / steps
+        return (self.config.tournament_updates + self.config.final_steps) / steps
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ PHASES = ["--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
 IMAGES = ["--image-count", "12", "--image-steps", "2"]
 RUNS = {
     "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
-    "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard"],
+    "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard",
+                    "--tournament", "2", "--tournament-steps", "2"],
     "enas": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--strategy", "enas",
              "--architecture-steps", "2", "--inherit-weights"],
     **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
