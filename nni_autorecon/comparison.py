@@ -191,7 +191,16 @@ def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequ
 def _level_what_presets_say(
     settings: Sequence[dict[str, Any]], preset: str, meanings: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Take away the settings that differ between runs just as the runs' presets have them differ."""
+    """Take away the settings that differ between runs just as the runs' presets have them differ.
+
+    Beside runs that name a preset, one whose values are a preset's counts as named so.
+    """
+    if not any(one.get(preset) in meanings for one in settings):
+        return
+    for one in settings:
+        for name, meaning in meanings.items():
+            if one.get(preset) is None and all(one.get(key) == value for key, value in meaning.items()):
+                one[preset] = name
     if any(one.get(preset) not in meanings for one in settings):
         return
     for name in dict.fromkeys(name for meaning in meanings.values() for name in meaning):

@@ -84,6 +84,8 @@ class Compression:
             )
         else:
             student, coverage = quantize_network(teacher.network, **config.quantization)
+        if config.feature_weight:
+            with_features(student)  # says what is wrong before images are made
         source = FixedImages if config.generator_spec is None else GeneratorImages
         images = source.start(config, teacher, on_step, state and state["images"])
         student = student.to(teacher.device).to(memory_format=teacher.memory_format)
@@ -159,13 +161,13 @@ class Compression:
             total = total + config.adaptability_weight * adaptability_loss(self.student(images), loss.logits, labels)
         return total
 
-    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         """One update of the student; its loss from before the update."""
         config = self.config
         if config.hard_step:
             ours = partial(self._student_loss, labels=labels, target=self._target(images, teacher_logits))
             images = hard_samples(images, ours, step=config.hard_step)
-            teacher_logits = self.teacher.observed(images)
+            teacher_logits = None
         loss = self._student_loss(images, labels=labels, target=self._target(images, teacher_logits))
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -176,9 +178,11 @@ class Compression:
         return loss.detach()
 
     @torch.no_grad()
-    def _target(self, images: Tensor, teacher_logits: Tensor) -> Outputs:
-        """What the student is to say of ``images``, of which the teacher's logits are known."""
-        return Outputs(*self._teacher_outputs(images)) if self.config.feature_weight else Outputs(teacher_logits)
+    def _target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
+        """What the student is to say of ``images``, of which the teacher's logits may be known."""
+        if self.config.feature_weight:
+            return Outputs(*self._teacher_outputs(images))
+        return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)
 
     def _student_loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
         """L_S: GDFQ's, and what else has a weight."""

@@ -37,14 +37,14 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "class_weight": 0.0, "adaptability_weight": 1.0,
         "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
     },
-    "hast": {"feature_weight": 1000.0, "hard_step": 0.01},
+    "hast": {"feature_weight": 100.0, "hard_step": 0.01},  # 1000 at a tenth of GDFQ's learning rate
     "qimera": {"mixed_share": 0.4},
     "synq": {"low_pass": 0.5, "ce_gate": 0.5},
     "ait": {"ce_weight": 0.0, "flip_share": 0.001},
 }  # fmt: skip
 LOSSES = {name: GDFQ_LOSSES | changes for name, changes in _CHANGES.items()}
-"""What others have added to GDFQ's losses, or put in their place; by the name of the paper. ``batchmean`` is what all
-of them do to the distillation term."""
+"""What others have added to GDFQ's losses, or put in their place, by the name of the paper; the rest, such as
+the weight of the distillation term, stays GDFQ's. ``batchmean`` does not divide that term by the class count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class SearchConfig(Config):
 
     @property
     def updates(self) -> int:
-        """Batches with an update, of W or α, that the search spends before the final training."""
+        """Batches that the search spends before the final training: they update W or α, or reward a controller."""
         if self.strategy in MULTI_TRIAL:
             return self.candidates * self.candidate_steps
         return self.epochs * self.epoch_steps + self.tournament_updates
@@ -169,7 +169,8 @@ class SearchConfig(Config):
         unused = [
             name for strategies, names in STRATEGY_SETTINGS.items() if self.strategy not in strategies for name in names
         ]
-        if given := [name for name in unused if getattr(self, name) != getattr(defaults, name)]:
+        preset = self.PRESETS["preset"].get(str(self.preset), {})
+        if given := [name for name in unused if getattr(self, name) not in (getattr(defaults, name), preset.get(name))]:
             raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
         if self.tournament_steps != defaults.tournament_steps and not self.tournament:
             raise InputError("tournament is 0, so that tournament_steps would do nothing; leave it out")
@@ -263,7 +264,7 @@ class CompressConfig(StudentConfig):
         choices=("paper", "gdfq"),
     )  # fmt: skip
     losses: str | None = setting(
-        None, "weights of the losses and what is done to images, as in these papers; other settings override its own",
+        None, "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
         choices=tuple(LOSSES),
     )  # fmt: skip
     method: str = setting(
@@ -329,7 +330,7 @@ class CompressConfig(StudentConfig):
         0.0, "weight of -T^2 H(softmax((t - s) / T)) in L_S, the student's side of AdaDFQ's game", low=0.0
     )
     feature_weight: float = setting(
-        0.0, "weight of feature alignment at residual blocks in L_S (HAST: 1000 for CIFAR-10)", low=0.0
+        0.0, "weight of feature alignment at residual blocks in L_S (HAST: 1000 for CIFAR-10 at 1e-5)", low=0.0
     )
     flip_share: float = setting(
         0.0, "share of the integers of each weight that a step of the student must change (AIT: 0.001); 0: any step",
@@ -356,13 +357,14 @@ class CompressConfig(StudentConfig):
 
     def _require_used(self) -> None:
         """Raise InputError if a refinement is asked for where nothing would come of it."""
-        defaults = CompressConfig()
+        defaults, idle = CompressConfig(), not (self.ce_weight or self.kd_weight)
         resting = self.method != "gdfq" or self.generator_updates == "warmup"
         for useless, names, why in (
             (self.method != "gdfq", ("mixed_share",), f"method {self.method} has no generator"),
             (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
             (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
             (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
+            (self.method in ("dfq", "zeroq", "zeroq-kd"), ("bns_form",), f"method {self.method} has a loss of its own"),
             (
                 self.method in ("dfq", "zeroq"),
                 ("hard_step", "ce_gate", "disagreement_weight", "feature_weight", "flip_share"),
@@ -371,7 +373,13 @@ class CompressConfig(StudentConfig):
         ):
             given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
             if given:
-                raise InputError(f"{why}, so that {', '.join(given)} would do nothing; leave it out")
+                remedy = f"choose other losses than {self.losses}" if self.losses in LOSSES else "leave it out"
+                raise InputError(f"{why}, so that {', '.join(given)} would do nothing; {remedy}")
+        if idle and not (self.disagreement_weight or self.feature_weight) and self.method not in ("dfq", "zeroq"):
+            raise InputError(
+                "ce_weight, kd_weight, disagreement_weight and feature_weight are all 0, so that the student has "
+                "nothing to learn; raise one of them"
+            )
         if not (resting or self.class_weight or self.bns_weight or self.adaptability_weight):
             raise InputError(
                 "class_weight, bns_weight and adaptability_weight are all 0, so that the generator has nothing to "

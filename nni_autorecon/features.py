@@ -14,7 +14,7 @@ from .tracing import called, trace
 
 
 class Outputs(NamedTuple):
-    """What a network says of images: logits [N, K], and feature maps [N, C, H, W] at some places inside."""
+    """What a network says of images: logits [N, K], and features, [N, C, H, W] or [N, C], at some places inside."""
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()

@@ -15,7 +15,7 @@ from .errors import InputError
 from .experiment_file import training_services
 
 LOOPBACK = ("127.0.0.1", "localhost")
-SHIELD, PATIENCE = (Path(__file__).with_name(name) for name in ("loopback.js", "patience.js"))
+SHIELD, TUNER_PATIENCE = (Path(__file__).with_name(name) for name in ("loopback.js", "patience.js"))
 """What NNI's manager, a Node.js program, can be started with: to listen on 127.0.0.1 alone, to wait for its tuner."""
 ADDRESSES, SECONDS = 5, 0.1  # how many to try, and how long each: a trial waits for it
 

@@ -24,7 +24,7 @@ WORKING = ("SUCCEEDED", "EARLY_STOPPED")
 OVER = (*WORKING, "FAILED", "USER_CANCELED", "SYS_CANCELED")
 RESUMED = ("WAITING", "RUNNING")  # a trial that was left so, NNI starts again
 SETTLED = 10.0  # seconds after which a trial that runs has not failed at once, and a tuner has no trial under way
-PATIENCE = 600.0  # seconds for a first trial: remote machines first install NNI
+FIRST_TRIAL = 600.0  # seconds for a first trial: remote machines first install NNI
 FAILURES = 3  # trials that fail before any works, of as many as may follow
 RETRIES = 20  # a second each, until NNI's manager answers; NNI gives it three
 POLL = 0.5  # seconds
@@ -47,7 +47,7 @@ class Manager:
     def start(self, port: int, variables: Mapping[str, str]) -> None:
         """What ``nnictl create`` or ``nnictl resume`` does, without its banner. Trials find this Python first."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        with _environment({"PATH": path, **variables}), _ctrl_c_afterwards(), _patience():
+        with _environment({"PATH": path, **variables}), _signals_afterwards(), _retries():
             try:
                 self._experiment.start(port, run_mode=RunMode.Detach)
             except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
@@ -60,12 +60,12 @@ class Manager:
         Raises AutoReConError if none will work, as far as one can tell.
         """
         since: dict[str, float] = {}
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + FIRST_TRIAL
         while (now := time.monotonic()) < end:
             try:
                 status, trials = self._get("check-status").json(), self._get("trial-jobs").json()
             except requests.RequestException as error:
-                if isinstance(error, requests.ConnectionError) and self._is_ending():
+                if isinstance(error, requests.ConnectionError) and self._ends():
                     raise AutoReConError(self._why_it_ended()) from error
                 time.sleep(POLL)  # it is only busy
                 continue
@@ -85,7 +85,7 @@ class Manager:
                 raise AutoReConError(self._why_trials_fail(trials))
             time.sleep(POLL)
         log = self._log(MANAGER)
-        raise AutoReConError(f"no trial has started within {PATIENCE:.0f} seconds; NNI's log may say why: {log}")
+        raise AutoReConError(f"no trial has started within {FIRST_TRIAL:.0f} seconds; NNI's log may say why: {log}")
 
     def stop(self) -> None:
         """End the manager as ``nnictl stop`` does, or by force, and whatever it has started."""
@@ -97,7 +97,7 @@ class Manager:
         except psutil.NoSuchProcess:
             children = []
         manager.terminate()
-        if not self._is_ending():
+        if not self._ends():
             manager.kill()
         for child in psutil.wait_procs(children, timeout=5)[1]:
             child.kill()
@@ -126,7 +126,7 @@ class Manager:
         reason = found[1].rstrip(" {") if found else self._last_words(STDERR) or "no reason given"
         return f"NNI ended by itself: {reason}; mend trainingService in {self._file} (log: {self._log(MANAGER)})"
 
-    def _is_ending(self) -> bool:
+    def _ends(self) -> bool:
         """Whether the manager, which does not answer, ends within the time it gives itself."""
         try:
             self._experiment._proc.wait(timeout=SHUTDOWN)
@@ -173,7 +173,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _retries() -> Iterator[None]:
     """Let NNI wait for its manager for as long as a busy machine takes to start it."""
     impatient = launcher._check_rest_server
     launcher._check_rest_server = partial(impatient, retry=RETRIES)
@@ -184,13 +184,15 @@ def _patience() -> Iterator[None]:
 
 
 @contextmanager
-def _ctrl_c_afterwards() -> Iterator[None]:
-    """Let Ctrl-C wait, lest it leave a manager behind of which nobody knows."""
+def _signals_afterwards() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait, lest they leave a manager behind of which nobody knows."""
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    waiting = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in waiting}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), came[0])

@@ -45,11 +45,11 @@ def feature_alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor])
     """Σ_l mean over images and channels of (a_s - a_t)², a being the mean over pixels of F², of unit length in each
     image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023).
 
-    Features [N, C, H, W] of as many places l in both networks.
+    Features [N, C, H, W], or [N, C], of as many places l in both networks.
     """
 
     def attention(features: Tensor) -> Tensor:
-        return F.normalize(features.square().mean((2, 3)), dim=1)  # [N, C]
+        return F.normalize(features.square().flatten(2).mean(2) if features.ndim > 2 else features.square())  # [N, C]
 
     gaps = [F.mse_loss(attention(s), attention(t)) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(gaps).sum()

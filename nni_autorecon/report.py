@@ -23,6 +23,7 @@ DESCRIPTIONS = {
     "agreement": "No test data: agreement of student and teacher on fresh synthetic images",
     "ranges_only_accuracy": "By the ranges alone, before any training of the student",
 }
+UPDATES = "batches of the search, which update W or α, or reward a controller"
 BESIDE = dict.fromkeys(STAGES, ("generator_macs", "generator_parameters")) | {
     "search": ("class_loss", "bns_loss", "generator_macs", "updates", "seconds")
 }
@@ -31,8 +32,8 @@ IN_CAPTION = dict.fromkeys(
     STAGES, ("teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs")
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
 SAME_IN_SEARCHES = (
-    "bns_weight", "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr", "weight_beta1",
-    "weight_beta2", "weight_decay",
+    "bns_weight", "bns_form", "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
+    "weight_beta1", "weight_beta2", "weight_decay",
 )  # fmt: skip
 """What L_r depends on beside the architecture: another loss, or another final training."""
 
@@ -204,7 +205,9 @@ def _equal_cost(entries: Sequence[Entry]) -> list[str]:
     if not counts:
         return []
     cost = f"{'Equal' if len(counts) == 1 else 'Unequal'} cost, {' or '.join(counts)} updates"
-    return [f"{cost} (batches that trained W or α in the search); seconds include the final training"]
+    return [
+        f"{cost} (batches of the search, which update W or α, or reward a controller); seconds include the final training"
+    ]
 
 
 def _settings_line(entries: Sequence[Entry], stage: str) -> str:

@@ -53,7 +53,7 @@ class SearchResult:
     probabilities: Mapping[str, Mapping[str, float]] | None
     """What it was derived from, softmax(α) or the controller's; None where candidates were tried one by one."""
     updates: int
-    """Batches that updated W, or α or a controller, in the search."""
+    """Batches of the search: they updated W or α, or rewarded a controller."""
     seconds: float
     """The final training included."""
 

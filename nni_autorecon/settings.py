@@ -53,7 +53,8 @@ class Settings:
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
         """A copy with ``values`` replaced, each checked against its type and range.
 
-        A preset among them gives its own values to those that they do not name.
+        A preset among them gives its own values to those that they do not name and that nobody has given: they are
+        still at their default, or where the preset before has put them.
         ``source`` says in errors where the values came from. Raises InputError for an unknown name, a wrong
         type or a value out of range. A whole float is taken for an int: NNI's ``quniform`` sends 4.0.
         """
@@ -62,12 +63,20 @@ class Settings:
         fields = {field.name: field for field in dataclasses.fields(self)}
         checked: dict[str, Any] = {}
         for preset, meanings in self.PRESETS.items():
-            checked |= meanings.get(str(values.get(preset)), {})
+            if values.get(preset) is not None:
+                checked |= self._ungiven(meanings, getattr(self, preset), str(values[preset]))
         for name, value in values.items():
             if name not in fields:
                 raise InputError(f"{source}: unknown setting {shown(name)}{_suggestion(name, fields)}")
             checked[name] = _check(fields[name], type(self).field_type(name), value, source)
         return dataclasses.replace(self, **checked)
+
+    def _ungiven(self, meanings: Mapping[str, Mapping[str, Any]], before: str | None, now: str) -> dict[str, Any]:
+        """What preset ``now`` says, and in what ``before`` said the default, of settings that have not been given."""
+        old, defaults = meanings.get(str(before), {}), {field.name: field.default for field in dataclasses.fields(self)}
+        new = {**{name: defaults[name] for name in old}, **meanings.get(now, {})}
+        ungiven = {name: (defaults[name], old.get(name, defaults[name])) for name in new}
+        return {name: value for name, value in new.items() if getattr(self, name) in ungiven[name]}
 
     @classmethod
     def load(cls, path: str | Path | None) -> Self:

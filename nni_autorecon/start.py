@@ -18,7 +18,7 @@ from .errors import InputError
 from .experiment import is_running, known_experiments, orphans, read_settings, read_trials
 from .experiment_file import check_experiment, read_experiment
 from .gpus import count_gpus, refuse_unmeetable_request
-from .loopback import PATIENCE, SHIELD, node_options, require_loopback_suffices
+from .loopback import SHIELD, TUNER_PATIENCE, node_options, require_loopback_suffices
 from .manager import Manager
 
 ORPHANS = 60.0  # seconds for what a killed manager has left behind; a tuner needs some 12
@@ -101,7 +101,7 @@ def _wait_for_orphans(experiment_id: str) -> None:
 def _launch(manager: Manager, port: int, listen_everywhere: bool) -> None:
     """Start the manager, wait until a trial works, and print what one needs next. If none does, nothing stays."""
     try:
-        manager.start(port, {"NODE_OPTIONS": node_options(PATIENCE, *([] if listen_everywhere else [SHIELD]))})
+        manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
         print("waiting for the first trial to work; Ctrl-C stops the experiment", file=sys.stderr)
         works = manager.wait()
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import yaml
 
 from nni_autorecon import loopback
 from nni_autorecon.files import CACHE_VARIABLE
-from nni_autorecon.loopback import PATIENCE, node_options
+from nni_autorecon.loopback import TUNER_PATIENCE, node_options
 
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent
@@ -36,7 +36,7 @@ def environment(home: Path) -> dict[str, str]:
     """
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
     cache = os.environ.get(CACHE_VARIABLE, str(home / "cache"))
-    options = node_options(PATIENCE)
+    options = node_options(TUNER_PATIENCE)
     return {**os.environ, "HOME": str(home), "PATH": path, CACHE_VARIABLE: cache, "NODE_OPTIONS": options}
 
 

@@ -72,6 +72,13 @@ GDFQ = CompressConfig(generator="gdfq")
         (CompressConfig(), {"method": "zeroq", "flip_share": 0.1}, "does not train the student, so that flip_share"),
         (GDFQ, {"mixed_classes": 3}, "mixed_share is 0, so that mixed_classes would do nothing"),
         (GDFQ, {"ce_weight": 0.0, "ce_gate": 0.5}, "ce_weight is 0, so that ce_gate would do nothing"),
+        (GDFQ, {"ce_weight": 0.0, "kd_weight": 0.0}, "all 0, so that the student has nothing to learn; raise one"),
+        (
+            CompressConfig(),
+            {"method": "zeroq-kd", "bns_form": "kl"},
+            "zeroq-kd has a loss of its own, so that bns_form",
+        ),
+        (CompressConfig(), {"method": "dfc", "losses": "adadfq"}, "nothing; choose other losses than adadfq"),
         (GDFQ, {"class_weight": 0.0, "bns_weight": 0.0}, "are all 0, so that the generator has nothing to learn"),
     ],
 )
@@ -99,8 +106,9 @@ def test_a_preset_gives_its_values_to_what_is_not_given_beside_it():
     assert (config.epochs, config.kd_weight) == (7, 2.0)  # whatever the order
     assert (config.steps, config.generator, config.ce_weight) == (200, "gdfq", 0.0)
     assert CompressConfig().override(config.to_dict()) == config
-    again = config.override({"preset": "gdfq", "losses": "gdfq"})  # later, it overrides what came before
-    assert (again.epochs, again.kd_weight, again.ce_weight) == (400, 1.0, 1.0)
+    again = config.override({"preset": "paper", "losses": "gdfq"})  # whichever comes first
+    assert (again.epochs, again.kd_weight) == (7, 2.0)
+    assert (again.steps, again.ce_weight, again.generator) == (200, 1.0, None)
 
 
 def test_gdfqs_losses_are_the_defaults():
@@ -127,7 +135,9 @@ def test_a_preset_may_stand_in_the_file_and_as_a_flag(tmp_path):
     config = CompressConfig.from_arguments(parser.parse_args(arguments))
     assert (config.epochs, config.steps, config.batch_size) == (9, 5, 200)
     over = CompressConfig.from_arguments(parser.parse_args([*arguments, "--preset", "gdfq"]))
-    assert (over.epochs, over.steps, over.generator) == (400, 5, "gdfq")
+    assert (over.epochs, over.steps, over.generator) == (9, 5, "gdfq")
+    tuned = over.override({"losses": "hast"}, source="tuner")
+    assert (tuned.epochs, tuned.hard_step) == (9, 0.01)
 
 
 def test_settings_may_contradict_each_other_on_the_way():

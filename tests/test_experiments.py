@@ -118,4 +118,4 @@ def test_flags_and_search_spaces_name_known_settings_and_values(path):
 def test_strategies_are_compared_at_equal_cost():
     path = ROOT / "experiments" / "strategies.yml"
     (updates,) = {config.updates for config in _configs(path)}
-    assert f"generator updates, {updates}, over" in path.read_text()
+    assert f"batches, {updates}, over" in path.read_text()

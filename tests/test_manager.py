@@ -1,5 +1,7 @@
 """When a started or resumed experiment counts as working, as over, or as failed, by what its manager answers."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +37,26 @@ def wait(monkeypatch, tmp_path):
         return begun.wait(), clock.now
 
     return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_manager_is_known(number):
+    class Stopped(BaseException):
+        pass
+
+    def stop(number, frame):
+        raise Stopped
+
+    started, before = [], signal.signal(number, stop)
+    try:
+        with manager._signals_afterwards():
+            os.kill(os.getpid(), number)
+            started.append(True)
+    except Stopped:
+        started.append("and only then stopped")
+    finally:
+        signal.signal(number, before)
+    assert started == [True, "and only then stopped"]
 
 
 def test_a_trial_that_runs_works_once_it_has_run_for_a_while(wait):

@@ -105,6 +105,9 @@ def test_each_strategy_takes_what_it_uses():
     for strategy in MULTI_TRIAL:
         SearchConfig(strategy=strategy, candidate_steps=192).require_consistent()
     SearchConfig(mac_penalty=1.0, inherit_weights=True).require_consistent()
+    SearchConfig().override(
+        {"preset": "paper", "strategy": "random"}
+    ).require_consistent()  # its relaxation is not ours
     SearchConfig(strategy="enas", architecture_lr=1.0, inherit_weights=True).require_consistent()
 
 

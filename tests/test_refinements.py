@@ -95,6 +95,12 @@ def test_features_that_differ_in_length_alone_are_aligned():
     )
 
 
+def test_features_without_pixels_are_aligned_as_they_are():
+    student, teacher = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.0, 3.0]])
+    expected = ((0.5**0.5) ** 2 + (0.5**0.5 - 1) ** 2) / 2
+    assert feature_alignment_loss([student], [teacher]).item() == pytest.approx(expected)
+
+
 def test_the_gap_between_channels_that_are_alone_is_two_over_their_number():
     student, teacher = torch.zeros(2, 5, 3, 3), torch.zeros(2, 5, 3, 3)
     student[:, 1], teacher[:, 2] = 4.0, -7.0

@@ -84,6 +84,13 @@ def test_sets_of_losses_make_rows_and_speak_for_what_is_in_them():
     assert "Settings other than the defaults: none." in make_report(runs).caption
 
 
+def test_a_run_with_the_values_of_a_set_counts_as_named_so():
+    runs = [of_losses(90 + i, losses, j) for i, losses in enumerate((None, "ait")) for j in (0, 1)]
+    assert [row[:3] for row in table(runs)[2:]] == [
+        ["gdfq", "gdfq", "90.00 ± 0.00"], ["ait", "gdfq", "91.00 ± 0.00 (+1.00)"],
+    ]  # fmt: skip
+
+
 def test_a_setting_that_is_not_its_sets_own_shows():
     runs = [of_losses(90, "gdfq", 0), of_losses(91, "ait", 0), of_losses(92, "ait", 0, flip_share=0.01)]
     assert table(runs)[0][:2] == ["losses", "flip_share"]
@@ -310,7 +317,7 @@ SEARCHES = [
 EXPECTED_OF_SEARCHES = """\
 Teacher digits. L_r = class_loss + 100 bns_loss (eq. 1) of the generator found: trained by 150 batches of 32 \
 from fresh weights, measured on 16 others: mean ± standard deviation over seeds 0, 1, 2. Equal cost, 192 updates \
-(batches that trained W or α in the search); seconds include the final training.
+(batches of the search, which update W or α, or reward a controller); seconds include the final training.
 Settings other than the defaults: none.
 Versions: nni-autorecon 0.1.0, torch 2.15.0.
 
@@ -363,7 +370,7 @@ def test_the_caption_says_from_which_weights_the_final_training_started():
 @pytest.mark.parametrize(
     "other", [
         {"teacher": "torchvision:resnet18"}, {"bns_weight": 0.1}, {"batch_size": 64}, {"width": 64}, {"latent_dim": 7},
-        {"final_steps": 1}, {"validation_steps": 2}, {"weight_lr": 0.5},
+        {"final_steps": 1}, {"validation_steps": 2}, {"weight_lr": 0.5}, {"bns_form": "kl"},
     ],
 )  # fmt: skip
 def test_searches_whose_l_r_is_another_are_named(other):

@@ -29,6 +29,8 @@ RUNS = {
     **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
        for name in ("random", "evolution", "tpe")},
     "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
+    "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
+                "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1"],
     "zeroq-kd": ["compress", *SMALL, *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method", "zeroq-kd"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
 }  # fmt: skip

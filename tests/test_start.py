@@ -203,14 +203,14 @@ server.on("listening", () => {{
 
 
 @pytest.mark.parametrize(
-    "arguments", ["0", "0, () => {}", "{port: 0}", "", "'0'", "0, '0.0.0.0'", "{port: 0, host: '::'}"]
+    "arguments", ["0", "0, () => {}", "() => {}", "{port: 0}", "", "'0'", "0, '0.0.0.0'", "{port: 0, host: '::'}"]
 )
 def test_a_node_server_listens_on_loopback_however_it_is_asked(arguments, tmp_path, monkeypatch):
     odd = tmp_path / 'a "b" \\c'
     odd.mkdir()
     (odd / "loopback.js").write_text(loopback.SHIELD.read_text())
     monkeypatch.setenv("NODE_OPTIONS", "--no-deprecation")
-    environment = {**os.environ, "NODE_OPTIONS": loopback.node_options(odd / "loopback.js", loopback.PATIENCE)}
+    environment = {**os.environ, "NODE_OPTIONS": loopback.node_options(odd / "loopback.js", loopback.TUNER_PATIENCE)}
     done = subprocess.run(
         [_node(), "-e", SERVER.format(arguments)], env=environment, capture_output=True, text=True, check=False
     )
@@ -317,7 +317,11 @@ def test_what_nni_keeps_to_itself_is_said_in_one_line_and_nothing_stays(changes,
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_waiting_stops_the_experiment(environment, home, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, r"interrupted: experiment \w+ is stopped"), (signal.SIGTERM, 143, "error: terminated by .*")],
+)
+def test_a_signal_while_waiting_stops_the_experiment(number, code, said, environment, home, tmp_path):
     file = _write(tmp_path, trialCommand="sleep 1000")
     command = [TOOLS / "nni-autorecon", "start", file, "--port", str(free_port())]
     with subprocess.Popen(
@@ -325,9 +329,8 @@ def test_ctrl_c_while_waiting_stops_the_experiment(environment, home, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stderr.readline().startswith("waiting")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         error = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
-    assert error.startswith("nni-autorecon: interrupted: experiment ")
-    assert error.endswith(" is stopped\n")
+    assert process.returncode == code
+    assert re.fullmatch(f"nni-autorecon: {said}\n", error)
     assert not processes(str(home))
