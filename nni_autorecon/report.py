@@ -205,9 +205,7 @@ def _equal_cost(entries: Sequence[Entry]) -> list[str]:
     if not counts:
         return []
     cost = f"{'Equal' if len(counts) == 1 else 'Unequal'} cost, {' or '.join(counts)} updates"
-    return [
-        f"{cost} (batches of the search, which update W or α, or reward a controller); seconds include the final training"
-    ]
+    return [f"{cost} ({UPDATES}); seconds include the final training"]
 
 
 def _settings_line(entries: Sequence[Entry], stage: str) -> str:
