@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import InputError
+from .presets import GDFQ, LOSSES, PAPER_SEARCH
 from .settings import Presets, Settings, setting
 from .topology import LARGEST_SIZE
 
@@ -14,37 +15,6 @@ RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
 MULTI_TRIAL = ("random", "evolution", "tpe")
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
-
-PAPER_SEARCH = {
-    "relaxation": "paper", "bns_weight": 0.1, "width": 64, "batch_size": 64, "epochs": 60, "weight_steps": 100,
-    "architecture_steps": 50, "final_steps": 2000,
-}  # fmt: skip
-"""The paper's relaxation and width, on 32×32 images. What it leaves open is ours."""
-GDFQ = {
-    "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
-    "weight_schedule": "step",
-}  # fmt: skip
-"""GDFQ's training for CIFAR (Xu et al., 2020), which the paper adopts."""
-GDFQ_LOSSES: dict[str, Any] = {
-    "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
-    "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,
-    "hard_step": 0.0, "flip_share": 0.0,
-}  # fmt: skip
-_CHANGES: dict[str, dict[str, Any]] = {
-    "gdfq": {},
-    "batchmean": {"kd_reduction": "batchmean"},
-    "adadfq": {
-        "class_weight": 0.0, "adaptability_weight": 1.0,
-        "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
-    },
-    "hast": {"feature_weight": 100.0, "hard_step": 0.01},  # 1000 at a tenth of GDFQ's learning rate
-    "qimera": {"mixed_share": 0.4},
-    "synq": {"low_pass": 0.5, "ce_gate": 0.5},
-    "ait": {"ce_weight": 0.0, "flip_share": 0.001},
-}  # fmt: skip
-LOSSES = {name: GDFQ_LOSSES | changes for name, changes in _CHANGES.items()}
-"""What others have added to GDFQ's losses, or put in their place, by the name of the paper; the rest, such as
-the weight of the distillation term, stays GDFQ's. ``batchmean`` does not divide that term by the class count."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,12 @@ from torch.nn.utils import parametrize
 
 from nni_autorecon import image_sources
 from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
-from nni_autorecon.config import LOSSES, CompressConfig
+from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.image_sources import FixedImages, distillation_steps
 from nni_autorecon.losses import compression_loss
+from nni_autorecon.presets import LOSSES
 from nni_autorecon.quantization import PROTOCOLS
 from nni_autorecon.quantizers import RANGES as RANGE_ESTIMATES
 from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer

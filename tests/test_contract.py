@@ -11,7 +11,7 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "events", "files", "settings", "config", "topology", "gpus"},
+    {"version", "errors", "events", "files", "settings", "presets", "config", "topology", "gpus"},
     {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs", "refinements"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
@@ -37,7 +37,7 @@ LAYERS = [
 NNI_MODULES = LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
-    ("config", "errors"), ("config", "settings"),
+    ("config", "errors"), ("config", "presets"), ("config", "settings"),
     ("config", "topology"), ("gpus", "errors"), ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
