@@ -13,6 +13,7 @@ from .topology import LARGEST_SIZE
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
 SCHEDULES = ("constant", "cosine", "step")
+BITS = r"w[2-8]a[2-8]"
 MULTI_TRIAL = ("random", "evolution", "tpe")
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
 
@@ -99,6 +100,12 @@ class SearchConfig(Config):
     mac_penalty: float = setting(
         0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
     )
+    adaptability_weight: float = setting(
+        0.0, "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
+        "epochs; 0: none", low=0.0,
+    )  # fmt: skip
+    student_bits: str = setting("w4a4", "bit widths of that student", pattern=BITS)
+    student_lr: float = setting(1e-3, "its SGD learning rate", low=0.0)
     tournament: int = setting(
         0, "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
         "trained a little from scratch, and the best is taken", low=0,
@@ -142,8 +149,12 @@ class SearchConfig(Config):
         preset = self.PRESETS["preset"].get(str(self.preset), {})
         if given := [name for name in unused if getattr(self, name) not in (getattr(defaults, name), preset.get(name))]:
             raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
-        if self.tournament_steps != defaults.tournament_steps and not self.tournament:
-            raise InputError("tournament is 0, so that tournament_steps would do nothing; leave it out")
+        for switch, names in IDLE_SETTINGS.items():
+            idle = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+            if idle and not getattr(self, switch):
+                raise InputError(f"{switch} is 0, so that {', '.join(idle)} would do nothing; leave it out")
+        if self.adaptability_weight and self.epochs == 1:
+            raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")
         if self.strategy == "enas" and self.architecture_steps == 1:
             raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
         if self.strategy in MULTI_TRIAL and not self.candidates:
@@ -156,7 +167,7 @@ class SearchConfig(Config):
 STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("autorecon",): (
         "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
-        "mac_penalty", "tournament", "tournament_steps",
+        "mac_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament", "tournament_steps",
     ),
     ("autorecon", "enas"): (
         "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
@@ -164,6 +175,9 @@ STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
     MULTI_TRIAL: ("candidate_steps",),
 }  # fmt: skip
 """Which settings of a search only some strategies use."""
+
+IDLE_SETTINGS = {"tournament": ("tournament_steps",), "adaptability_weight": ("student_bits", "student_lr")}
+"""Which do nothing while another one is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +260,7 @@ class CompressConfig(StudentConfig):
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0)
-    bits: str = setting("w4a4", "bit widths of weights and activations", pattern=r"w[2-8]a[2-8]")
+    bits: str = setting("w4a4", "bit widths of weights and activations", pattern=BITS)
     protocol: str = setting(
         "gdfq",
         "what is quantized beside weights: gdfq, activation functions; integer, all that an integer engine stores",

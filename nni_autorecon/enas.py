@@ -23,7 +23,7 @@ from .genotype import generator_macs, repair
 from .reconstruction import MeanLoss, require_finite
 from .snapshots import State
 from .space import choices_of, sample_of
-from .strategy import SupernetModule, SupernetStrategy
+from .supernet import SupernetModule, SupernetStrategy
 from .topology import EDGE_BY_LABEL
 
 sys.modules.setdefault("gym", gymnasium)  # NNI imports its unmaintained predecessor by that name

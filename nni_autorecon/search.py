@@ -29,6 +29,7 @@ from .genotype import Genotype, generator_macs, repair
 from .latent import LatentLoader, LatentSource
 from .multi_trial import CandidateSearch
 from .networks import parameter_count
+from .opponent import Opponent
 from .plots import plot_genotype, plot_images, plot_loss_curves, plot_probabilities, save_figure
 from .reconstruction import (
     Objective,
@@ -40,7 +41,8 @@ from .reconstruction import (
 )
 from .runs import RunFolder
 from .space import GeneratorSpace, sample_of
-from .strategy import AutoReConStrategy, ReconstructionModule, SupernetStrategy
+from .strategy import AutoReConStrategy
+from .supernet import ReconstructionModule, SupernetStrategy
 from .teacher import Teacher, configured_teacher
 
 
@@ -81,7 +83,7 @@ def search(
     if a loss is no longer finite.
     """
     config.require_consistent()
-    supernet_strategy = _supernet_strategy(config)
+    _require_installed(config)
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
     objective = objective_for(teacher.observed, config)
@@ -106,7 +108,7 @@ def search(
             strategy = CandidateSearch(config, measure, on_candidate=report, state=state)
         else:
             steps = config.epoch_steps
-            strategy = supernet_strategy(config, on_epoch=report, state=state)
+            strategy = _supernet_strategy(config, teacher, on_epoch=report, state=state)
         bar.update(steps * len(run.rows))
         run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator")
@@ -131,15 +133,22 @@ def search(
     return result
 
 
-def _supernet_strategy(config: SearchConfig) -> type[SupernetStrategy]:
-    """Raises InputError if it is ENAS, and the extra ``enas`` is not installed."""
-    if config.strategy != "enas":
-        return AutoReConStrategy
-    try:
+def _require_installed(config: SearchConfig) -> None:
+    """Raise InputError if the strategy is ENAS, and the extra ``enas`` is not installed."""
+    if config.strategy == "enas":
+        try:
+            from . import enas  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
+
+
+def _supernet_strategy(config: SearchConfig, teacher: Teacher, **arguments: Any) -> SupernetStrategy:
+    if config.strategy == "enas":
         from .enas import EnasStrategy
-    except ImportError as error:
-        raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
-    return EnasStrategy
+
+        return EnasStrategy(config, **arguments)
+    opponent = Opponent(config, teacher) if config.adaptability_weight else None
+    return AutoReConStrategy(config, opponent=opponent, **arguments)
 
 
 def run_strategy(

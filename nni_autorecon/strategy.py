@@ -1,9 +1,8 @@
-"""Stage 1 of Algorithm 1 as an NNI one-shot strategy, and what another one on a supernet shares with it."""
+"""Stage 1 of Algorithm 1 as an NNI one-shot strategy: α and W of one supernet, searched by gradient."""
 
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
@@ -12,71 +11,38 @@ import torch
 from nni.mutable import Categorical
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.nn.pytorch import LayerChoice
-from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.differentiable import GumbelDartsLightningModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.strategy import GumbelDARTS
-from nni.nas.strategy.base import Strategy
 from torch import Tensor, nn
 
 from .config import SearchConfig
 from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
-from .losses import ReconstructionLoss
 from .operations import Features, fused_mixture, sampled_operation
-from .reconstruction import MeanLoss, Objective, weight_optimizer
-from .snapshots import State, random_state, set_random_state
+from .opponent import Opponent
+from .snapshots import State
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
+from .supernet import EpochCallback, SupernetModule, SupernetStrategy
 from .topology import CROSS, EDGE_BY_LABEL, Edge
-
-EpochCallback = Callable[[dict[str, float]], None]
-
-
-class SupernetStrategy(Strategy):
-    """A search on one supernet, by epochs of T1 + V1 batches: what one of NNI's one-shot strategies is given here.
-
-    Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
-    :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
-    ``on_epoch`` receives the metrics of each epoch. With the ``state`` after some epoch, those after it are run; the
-    evaluator's trainer must be told their number.
-    """
-
-    def __init__(
-        self, config: SearchConfig, *, on_epoch: EpochCallback = lambda metrics: None, state: State | None = None
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.on_epoch = on_epoch
-        self.initial_state = state
-
-    def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        return train_dataloader_fn()  # one loader of T1 + V1 batches
-
-    def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        return val_dataloader_fn()
-
-    def state(self) -> State:
-        """Where the search stands, at the end of an epoch."""
-        return cast(SupernetModule, self.oneshot_module).state()
-
-    @abstractmethod
-    def derive(self) -> tuple[dict[str, str], list[str]]:
-        """The architecture found, dead nodes repaired; and the labels of the edges that the repair changed."""
-
-    @abstractmethod
-    def probabilities(self) -> dict[str, dict[str, float]]:
-        """Those that it was derived from, by edge label and operation."""
 
 
 class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
-    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch."""
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+
+    An ``opponent`` adds AdaDFQ's game to what both minimize.
+    """
+
+    def __init__(self, config: SearchConfig, *, opponent: Opponent | None = None, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        self.opponent = opponent
 
     def configure_softmax(self) -> nn.Module:
         return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
 
     def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
-        return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state)
+        return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state, self.opponent)
 
     def default_mutation_hooks(self) -> list[Any]:
         return [MixedEdge.mutate, *super().default_mutation_hooks()]
@@ -156,103 +122,47 @@ class MixedEdge(BaseSuperNetModule):
         return dict(zip(self.edge.candidates, self.alpha.detach().softmax(-1).tolist(), strict=True))
 
 
-class ReconstructionModule(LightningModule):
-    """What NNI's evaluator trains: the generator on L_r, its weights by Adam. The teacher is inside ``objective``."""
-
-    def __init__(self, config: SearchConfig, objective: Objective) -> None:
-        super().__init__()
-        self.config = config
-        self.objective = objective
-
-    def reconstruction_loss(self, batch: tuple[Tensor, Tensor]) -> ReconstructionLoss:
-        z, labels = batch
-        return self.objective(self.model(z, labels), labels)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.reconstruction_loss(batch).total
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return weight_optimizer(self.parameters(), self.config)
-
-
-class SupernetModule(BaseOneShotLightningModule):
-    """What searches on a supernet share: the report of an epoch, and going on after one."""
-
-    def __init__(
-        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback, state: State | None,
-        *arguments: Any, **settings: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(training_module, *arguments, **settings)
-        self.config = config
-        self.on_epoch = on_epoch
-        self.initial_state = state
-        self.epoch: int = state["epoch"] if state else 0
-        """How many are over."""
-        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
-
-    def state(self) -> State:
-        """What :meth:`on_fit_start` takes up again."""
-        return {
-            "epoch": self.epoch,
-            "random": random_state(self.device),
-            "supernet": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.trainer.optimizers],
-        }
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.initial_state is None:
-            return
-        self.model.load_state_dict(self.initial_state["supernet"])
-        for optimizer, state in zip(self.trainer.optimizers, self.initial_state["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        set_random_state(self.initial_state["random"], self.device)
-
-    def on_validation_epoch_start(self) -> None:
-        self.train()  # Lightning switches to eval mode; a generator is measured on batch statistics
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._validation_loss.add(self.training_module.reconstruction_loss(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Report the epoch; DivergenceError if a loss is no longer finite."""
-        self.epoch += 1
-        train = self._train_loss.result(f"training L_r in epoch {self.epoch}")
-        validation = self._validation_loss.result(f"validation L_r in epoch {self.epoch}")
-        self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
-        self.on_epoch({"epoch": self.epoch, **validation, "train_loss": train["loss"], **self.architecture_metrics()})
-
-    @abstractmethod
-    def architecture_metrics(self) -> dict[str, float]:
-        """What is reported of the architectures, at the end of an epoch."""
-
-
 class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
 
     def __init__(
         self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
-        state: State | None = None,
+        state: State | None = None, opponent: Opponent | None = None,
     ) -> None:  # fmt: skip
         schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
         super().__init__(training_module, config, on_epoch, state, schedule)
+        self.opponent = opponent
+
+    def state(self) -> State:
+        return {**super().state(), "opponent": self.opponent and self.opponent.state()}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.opponent and self.initial_state is not None:
+            self.opponent.load(self.initial_state["opponent"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         weights, architecture = self.optimizers()
         searching = batch_idx >= self.config.weight_steps
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
-        loss = self.training_module.reconstruction_loss(batch)
+        images, loss = self.training_module.images_and_loss(batch)
         total = loss.total
         if searching and self.config.mac_penalty:
             total = total + self.config.mac_penalty * self.expected_macs() / self.uniform_macs
+        if self.opponent and self.opponent.plays(self.epoch):
+            total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, batch[1])
         optimizer.zero_grad()
         self.manual_backward(total)
         optimizer.step()
         self.untoggle_optimizer(optimizer)
         self._train_loss.add(loss)
+        if self.opponent and not searching:
+            self.opponent.learn(self.epoch, images.detach(), loss.logits.detach())
 
     def architecture_metrics(self) -> dict[str, float]:
+        if self.opponent:
+            self.opponent.require_finite()
         return {
             "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
             "confidence": self.confidence(),

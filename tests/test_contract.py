@@ -26,11 +26,11 @@ LAYERS = [
         "distilled_images",
         "dfq",
     },
-    {"results", "student", "image_sources", "comparison", "integers", "folding"},
+    {"results", "student", "opponent", "image_sources", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
-    | {"space", "strategy", "enas", "multi_trial", "search"},
+    | {"space", "supernet", "strategy", "enas", "multi_trial", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
 ]
@@ -47,7 +47,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("start", "experiment"), ("start", "manager"),
     ("cli", "commands"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
     ("multi_trial", "space"), ("search", "multi_trial"),
-    ("enas", "space"), ("enas", "strategy"), ("search", "enas"),
+    ("enas", "space"), ("enas", "supernet"), ("search", "enas"), ("strategy", "supernet"), ("search", "supernet"),
 }  # fmt: skip
 
 

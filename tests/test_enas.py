@@ -12,7 +12,7 @@ from nni_autorecon.errors import DivergenceError
 from nni_autorecon.genotype import check_choices, dead_nodes, generator_macs
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.space import GeneratorSpace, sample_of
-from nni_autorecon.strategy import ReconstructionModule
+from nni_autorecon.supernet import ReconstructionModule
 
 from .test_strategy import _run
 from .toys import GENERATOR, IMAGE, toy_objective, toy_source

@@ -24,6 +24,7 @@ RUNS = {
     "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
     "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard",
                     "--tournament", "2", "--tournament-steps", "2"],
+    "opponent": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--adaptability-weight", "1"],
     "enas": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--strategy", "enas",
              "--architecture-steps", "2", "--inherit-weights"],
     **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]

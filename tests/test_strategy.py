@@ -14,7 +14,8 @@ from nni_autorecon.gumbel import temperature_at
 from nni_autorecon.latent import LatentLoader
 from nni_autorecon.operations import Features, mixture
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
-from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, ReconstructionModule
+from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy
+from nni_autorecon.supernet import ReconstructionModule
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NONE
 
 from .toys import GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher

@@ -1,0 +1,67 @@
+"""The quantized student that a search can play AdaDFQ's game against: the generator found then suits students."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import SearchConfig
+from .quantization import quantize_network
+from .quantizers import observe_ranges
+from .reconstruction import require_finite_weights
+from .refinements import adaptability_loss, disagreement_entropy
+from .snapshots import State
+from .teacher import Teacher
+
+
+class Opponent:
+    """A student that learns from the images of the search while it takes part in their objective (Qian et al., AdaDFQ,
+    CVPR 2023, whose generator has a fixed architecture).
+
+    For the first quarter of the epochs, at least one, the search is alone with L_r; in the last of these the student's
+    activation ranges are tracked, for images of an untrained generator would ruin them.
+    """
+
+    def __init__(self, config: SearchConfig, teacher: Teacher) -> None:
+        self.first_epoch = max(1, config.epochs // 4)
+        weight_bits, activation_bits = int(config.student_bits[1]), int(config.student_bits[3])
+        student, _ = quantize_network(
+            teacher.network, weight_bits=weight_bits, activation_bits=activation_bits, allow_partial=True
+        )
+        self.student = student.requires_grad_(False).to(teacher.device).to(memory_format=teacher.memory_format)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=config.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True
+        )
+
+    def plays(self, epoch: int) -> bool:
+        """Whether the game is on in ``epoch``, counted from 0."""
+        return epoch >= self.first_epoch
+
+    def loss(self, images: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """What the search minimizes beside L_r, a scalar. Images [N, C, H, W], logits [N, K], labels [N]."""
+        return adaptability_loss(self.student(images), teacher_logits, labels)
+
+    def learn(self, epoch: int, images: Tensor, teacher_logits: Tensor) -> None:
+        """Track ranges, or take one step towards the teacher, as it is due in ``epoch``. Both arguments detached."""
+        if epoch == self.first_epoch - 1:
+            with torch.no_grad(), observe_ranges(self.student):
+                self.student(images)
+        if not self.plays(epoch):
+            return
+        self.student.requires_grad_(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        (-disagreement_entropy(self.student(images), teacher_logits).mean()).backward()
+        self.optimizer.step()
+        self.student.requires_grad_(False)
+
+    def require_finite(self) -> None:
+        """Raise DivergenceError if its training went to NaN or infinity."""
+        require_finite_weights(self.student, "the opposing student's")
+
+    def state(self) -> State:
+        """What :meth:`load` takes up again."""
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: State) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
