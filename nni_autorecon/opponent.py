@@ -13,6 +13,9 @@ from .refinements import adaptability_loss, disagreement_entropy
 from .snapshots import State
 from .teacher import Teacher
 
+TEMPERATURE = 20.0
+"""At which the student learns: GDFQ's, and the default of stage 2."""
+
 
 class Opponent:
     """A student that learns from the images of the search while it takes part in their objective (Qian et al., AdaDFQ,
@@ -50,7 +53,8 @@ class Opponent:
             return
         self.student.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
-        (-disagreement_entropy(self.student(images), teacher_logits).mean()).backward()
+        entropy = disagreement_entropy(self.student(images), teacher_logits, temperature=TEMPERATURE).mean()
+        (-(TEMPERATURE**2) * entropy).backward()
         self.optimizer.step()
         self.student.requires_grad_(False)
 

@@ -15,7 +15,7 @@ from nni_autorecon.strategy import AutoReConStrategy
 from .test_strategy import CONFIG, _run
 from .toys import snapshot
 
-GAME = SearchConfig(adaptability_weight=1.0, student_bits="w2a2", student_lr=0.01, epochs=8)
+GAME = SearchConfig(adaptability_weight=1.0, student_bits="w2a2", epochs=8)
 
 
 @pytest.fixture
