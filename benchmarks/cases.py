@@ -15,7 +15,6 @@ from plain_search import plain_search_step
 from torch import Tensor, nn
 
 from nni_autorecon.compression import Compression
-from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.generator import Generator, derived_generator
 from nni_autorecon.genotype import generator_macs, random_choices, uniform_choices
 from nni_autorecon.image_sources import GeneratorImages
@@ -25,8 +24,10 @@ from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.operations import EdgeShape, make_operation
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step, weight_optimizer
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import CrossChoice, GeneratorSpace
 from nni_autorecon.strategy import AutoReConStrategy, MixedEdge
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import CROSS, Edge, ImageShape
 

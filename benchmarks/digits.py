@@ -21,7 +21,6 @@ import torch
 
 from nni_autorecon.cli import report_errors
 from nni_autorecon.compression import run_compression
-from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.generator import generator_from_spec
 from nni_autorecon.latent import LatentSource
@@ -29,6 +28,8 @@ from nni_autorecon.reconstruction import evaluate_generator, objective_for
 from nni_autorecon.results import CompressionResult
 from nni_autorecon.runs import RunFolder, versions
 from nni_autorecon.search import search
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import load_teacher
 
 SEEDS = (0, 1, 2)

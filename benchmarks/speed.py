@@ -24,10 +24,11 @@ from cases import PHASES, PLAIN, STOCK, cifar, compression_cases, digits, search
 from timing import Timing, compare
 
 from nni_autorecon.cli import report_errors
-from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.networks import resnet20
 from nni_autorecon.runs import versions
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
 

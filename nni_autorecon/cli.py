@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import commands
-from .config import CompressConfig, Config, DistillConfig, SearchConfig
+from .config import Config
 from .errors import AutoReConError, InputError
+from .search_config import SearchConfig
+from .student_config import CompressConfig, DistillConfig
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from .config import STRATEGIES, STRATEGY_SETTINGS
 from .records import FINISHED, STAGES, Run
+from .search_config import STRATEGIES, STRATEGY_SETTINGS
 
 Row = tuple[Any, ...]
 

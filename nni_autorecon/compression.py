@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import CompressConfig
 from .coverage import Coverage
 from .data import EvaluationData
 from .dfq import dfq
@@ -38,6 +37,7 @@ from .runs import RunFolder
 from .saving import Description, float_size, save_network
 from .snapshots import State
 from .student import SCHEDULES, agreement, evaluation_data
+from .student_config import CompressConfig
 from .teacher import Teacher, configured_teacher
 
 EpochMetrics = dict[str, Any]

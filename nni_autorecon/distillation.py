@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import DistillConfig
 from .data import EvaluationData
 from .errors import InputError
 from .files import write_atomically, write_json
@@ -36,6 +35,7 @@ from .results import DistillationResult
 from .runs import RunFolder
 from .snapshots import State, random_state, set_random_state, tensor_bytes
 from .student import SCHEDULES, agreement, evaluation_data
+from .student_config import DistillConfig
 from .teacher import Teacher, architecture, configured_teacher
 
 EpochMetrics = dict[str, Any]

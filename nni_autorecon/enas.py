@@ -18,9 +18,9 @@ from tianshou.data import Batch, ReplayBuffer
 from tianshou.policy import PGPolicy
 from torch import Tensor
 
-from .config import SearchConfig
 from .genotype import generator_macs, repair
 from .reconstruction import MeanLoss, require_finite
+from .search_config import SearchConfig
 from .snapshots import State
 from .space import choices_of, sample_of
 from .supernet import SupernetModule, SupernetStrategy

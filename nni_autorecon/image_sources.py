@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import CompressConfig, StudentConfig
 from .distilled_images import distil_images
 from .errors import InputError
 from .generator import GDFQGenerator, Generator, generator_from_spec
@@ -28,6 +27,7 @@ from .reconstruction import (
 )
 from .refinements import low_pass
 from .snapshots import State
+from .student_config import CompressConfig, StudentConfig
 from .teacher import Teacher
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]

@@ -12,9 +12,9 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import TPE, Random, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
 
-from .config import SearchConfig
 from .errors import AutoReConError
 from .genotype import repair
+from .search_config import SearchConfig
 from .snapshots import State
 from .space import GeneratorSpace, sample_of
 from .topology import EDGES

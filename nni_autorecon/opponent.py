@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import SearchConfig
 from .quantization import quantize_network
 from .quantizers import observe_ranges
 from .reconstruction import require_finite_weights
 from .refinements import adaptability_loss, disagreement_entropy
+from .search_config import SearchConfig
 from .snapshots import State
 from .teacher import Teacher
 

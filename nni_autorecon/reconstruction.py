@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import Config, SearchConfig
+from .config import Config
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss, reconstruction_loss
+from .search_config import SearchConfig
 
 FINAL_VALIDATION_STEPS = 16
 

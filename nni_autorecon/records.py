@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import CompressConfig, Config, DistillConfig, SearchConfig
+from .config import Config
 from .errors import InputError, shown
 from .files import parse_json, read_text
+from .search_config import SearchConfig
+from .student_config import CompressConfig, DistillConfig
 
 FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",

@@ -21,7 +21,6 @@ from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 from tqdm import tqdm
 
-from .config import MULTI_TRIAL, SearchConfig
 from .errors import InputError
 from .files import write_json
 from .generator import Generator, derived_generator
@@ -40,6 +39,7 @@ from .reconstruction import (
     train_generator,
 )
 from .runs import RunFolder
+from .search_config import MULTI_TRIAL, SearchConfig
 from .space import GeneratorSpace, sample_of
 from .strategy import AutoReConStrategy
 from .supernet import ReconstructionModule, SupernetStrategy

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .compression import WARM_UP, phases
-from .config import MULTI_TRIAL, CompressConfig, Config, DistillConfig, SearchConfig
+from .config import Config
 from .errors import InputError
 from .experiment import (
     STATUSES,
@@ -28,6 +28,8 @@ from .experiment import (
 )
 from .records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
 from .runs import SNAPSHOT
+from .search_config import MULTI_TRIAL, SearchConfig
+from .student_config import CompressConfig, DistillConfig
 from .trial import plain_parameters
 
 INTERRUPTED = "interrupted"

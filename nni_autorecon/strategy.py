@@ -17,11 +17,11 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.strategy import GumbelDARTS
 from torch import Tensor, nn
 
-from .config import SearchConfig
 from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
 from .operations import Features, fused_mixture, sampled_operation
 from .opponent import Opponent
+from .search_config import SearchConfig
 from .snapshots import State
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
 from .supernet import EpochCallback, SupernetModule, SupernetStrategy

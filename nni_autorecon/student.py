@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .config import StudentConfig
 from .data import EvaluationData
 from .errors import InputError
 from .evaluation import load_evaluation_data
+from .student_config import StudentConfig
 from .teacher import Teacher
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

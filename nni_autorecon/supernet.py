@@ -12,9 +12,9 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.strategy.base import Strategy
 from torch import Tensor
 
-from .config import SearchConfig
 from .losses import ReconstructionLoss
 from .reconstruction import MeanLoss, Objective, weight_optimizer
+from .search_config import SearchConfig
 from .snapshots import State, random_state, set_random_state
 
 EpochCallback = Callable[[dict[str, float]], None]

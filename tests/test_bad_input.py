@@ -23,11 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from nni_autorecon import cli, saving
-from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.genotype import Genotype, uniform_choices
 from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.saving import Description, save_network
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 
 Content = str | bytes | Callable[[Path], object] | None

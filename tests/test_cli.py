@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from nni_autorecon import cli
-from nni_autorecon.config import CompressConfig, DistillConfig, SearchConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.genotype import Genotype, random_choices
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.snapshots import load_snapshot
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 from nni_autorecon.teacher import architecture
 
 SEARCH = (

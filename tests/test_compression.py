@@ -9,7 +9,6 @@ from torch.nn.utils import parametrize
 
 from nni_autorecon import image_sources
 from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.image_sources import FixedImages, distillation_steps
@@ -20,6 +19,7 @@ from nni_autorecon.quantizers import RANGES as RANGE_ESTIMATES
 from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer
 from nni_autorecon.refinements import adaptability_loss, disagreement_entropy, feature_alignment_loss, low_pass
 from nni_autorecon.student import SCHEDULES
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher

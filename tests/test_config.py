@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from nni_autorecon.config import CompressConfig, Config, DistillConfig, SearchConfig
+from nni_autorecon.config import Config
 from nni_autorecon.errors import InputError
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 
 
 def test_a_whole_float_is_taken_for_an_int():

@@ -11,7 +11,19 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 LAYERS = [
-    {"version", "errors", "events", "files", "settings", "presets", "config", "topology", "gpus"},
+    {
+        "version",
+        "errors",
+        "events",
+        "files",
+        "settings",
+        "presets",
+        "config",
+        "search_config",
+        "student_config",
+        "topology",
+        "gpus",
+    },
     {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs", "refinements"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
@@ -37,8 +49,10 @@ LAYERS = [
 NNI_MODULES = LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
-    ("config", "errors"), ("config", "presets"), ("config", "settings"),
-    ("config", "topology"), ("gpus", "errors"), ("operations", "convolution"), ("runs", "snapshots"),
+    ("config", "settings"), ("gpus", "errors"),
+    *((stage, below) for stage in ("search_config", "student_config")
+      for below in ("config", "errors", "presets", "settings", "topology")),
+    ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
     ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),

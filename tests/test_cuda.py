@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nni_autorecon.compression import Compression
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import random_choices
 from nni_autorecon.image_sources import GeneratorImages
@@ -16,6 +15,7 @@ from nni_autorecon.networks import digits_resnet
 from nni_autorecon.operations import EdgeShape, Features, fused_mixture, make_candidates
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import EDGES, NORMAL, ImageShape
 

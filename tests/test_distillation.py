@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from nni_autorecon.config import DistillConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.distillation import LOSSES, Distillation, distill
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.losses import balance_loss
+from nni_autorecon.student_config import DistillConfig
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from nni_autorecon import cli
-from nni_autorecon.config import SearchConfig
 from nni_autorecon.enas import DRAWN, EnasModule, EnasStrategy
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.genotype import check_choices, dead_nodes, generator_macs
 from nni_autorecon.losses import ReconstructionLoss
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, sample_of
 from nni_autorecon.supernet import ReconstructionModule
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.data import LabelledImages, accuracy
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.evaluation import Pictures, fit_image, load_evaluation_data
 from nni_autorecon.student import evaluation_data
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import ImageShape
 

@@ -6,12 +6,13 @@ import sqlite3
 import pytest
 
 from nni_autorecon import cli, experiment
-from nni_autorecon.config import CompressConfig, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment import best_genotype, read_runs, read_trials
 from nni_autorecon.genotype import Genotype, random_choices
 from nni_autorecon.records import METRICS
 from nni_autorecon.search import SearchResult
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.trial import plain_parameters
 
 

@@ -14,12 +14,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nni_autorecon.config import CompressConfig, DistillConfig, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import LARGEST_TEXT
 from nni_autorecon.genotype import Genotype, uniform_choices
 from nni_autorecon.records import read_folder
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.snapshots import load_snapshot, save_snapshot
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 
 EXAMPLES = [25, pytest.param(400, marks=pytest.mark.slow)]
 """Of each kind of each reader: some 200 a reader, and over 10,000 in all."""

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from nni_autorecon.compression import Compression
-from nni_autorecon.config import CompressConfig, DistillConfig
 from nni_autorecon.distillation import Distillation
 from nni_autorecon.layout import in_usual_layout, memory_format
 from nni_autorecon.networks import resnet20
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 from nni_autorecon.topology import ImageShape
 
 IMAGE = ImageShape(3, 12, 10)

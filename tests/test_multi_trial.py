@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from nni_autorecon import cli
-from nni_autorecon.config import MULTI_TRIAL, SearchConfig
 from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.genotype import check_choices, dead_nodes
 from nni_autorecon.multi_trial import CandidateSearch
+from nni_autorecon.search_config import MULTI_TRIAL, SearchConfig
 from nni_autorecon.space import GeneratorSpace
 
 from .toys import GENERATOR

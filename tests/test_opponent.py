@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.config import SearchConfig
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.opponent import Opponent
 from nni_autorecon.quantizers import ActivationQuantizer
 from nni_autorecon.refinements import disagreement_entropy
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.strategy import AutoReConStrategy
 
 from .test_strategy import CONFIG, _run

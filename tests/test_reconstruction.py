@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from nni_autorecon.config import SearchConfig
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import random_choices
@@ -15,6 +14,7 @@ from nni_autorecon.reconstruction import (
     measure_generator,
     weight_optimizer,
 )
+from nni_autorecon.search_config import SearchConfig
 
 from .toys import CLASSES, GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
 

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 
 from nni_autorecon import cli, records
-from nni_autorecon.config import CompressConfig, Config, SearchConfig
+from nni_autorecon.config import Config
 from nni_autorecon.errors import InputError
 from nni_autorecon.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, WAITING, Run
 from nni_autorecon.report import make_report, table_markdown
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.student_config import CompressConfig
 
 VERSIONS = {"nni-autorecon": "0.1.0", "torch": "2.15.0"}
 _number = itertools.count()

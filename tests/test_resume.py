@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from nni_autorecon import cli, compression, distillation, enas, search
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import load_snapshot, save_snapshot
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
 
 SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]

@@ -7,9 +7,10 @@ import sqlite3
 import pytest
 
 from nni_autorecon import cli, experiment, status
-from nni_autorecon.config import CompressConfig, DistillConfig, SearchConfig
 from nni_autorecon.errors import InputError
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.status import duration, experiment_status, planned_trials
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 
 SEARCH = "python trials/search.py --epochs 5 --weight-steps 3 --architecture-steps 1 --final-steps 8"
 COMPRESS = "python trials/compress.py --generator gdfq --epochs 9 --warmup-epochs 2"

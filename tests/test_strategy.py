@@ -6,13 +6,13 @@ from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 
-from nni_autorecon.config import SearchConfig
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import check_choices, generator_macs
 from nni_autorecon.gumbel import temperature_at
 from nni_autorecon.latent import LatentLoader
 from nni_autorecon.operations import Features, mixture
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy
 from nni_autorecon.supernet import ReconstructionModule

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.config import DistillConfig
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.student import SCHEDULES, agreement, evaluation_data
+from nni_autorecon.student_config import DistillConfig
 
 
 @pytest.mark.parametrize(

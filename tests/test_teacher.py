@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from nni_autorecon import digits
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import resnet20
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher, configured_teacher, load_teacher, resolve_device
 from nni_autorecon.teacher_sources import IMAGENET_MEAN, IMAGENET_STD
 from nni_autorecon.topology import ImageShape

@@ -7,9 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_autorecon import cli, compression, search
-from nni_autorecon.config import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.runs import RunFolder
+from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.trial import Trial
 
 from .test_resume import RUNS, KilledError, _killed

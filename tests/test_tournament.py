@@ -5,10 +5,10 @@ import json
 import pytest
 
 from nni_autorecon import cli, search
-from nni_autorecon.config import SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.genotype import Genotype, dead_nodes, uniform_choices
 from nni_autorecon.search import _drawn
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.topology import EDGES
 
 from .test_cli import SEARCH

@@ -3,7 +3,7 @@
 import sys
 
 from nni_autorecon.cli import leave, run_as_trial, run_compress
-from nni_autorecon.config import CompressConfig
+from nni_autorecon.student_config import CompressConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(CompressConfig, run_compress, sys.argv[1:]))

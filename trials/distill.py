@@ -3,7 +3,7 @@
 import sys
 
 from nni_autorecon.cli import leave, run_as_trial, run_distill
-from nni_autorecon.config import DistillConfig
+from nni_autorecon.student_config import DistillConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(DistillConfig, run_distill, sys.argv[1:]))

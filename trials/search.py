@@ -3,7 +3,7 @@
 import sys
 
 from nni_autorecon.cli import leave, run_as_trial, run_search
-from nni_autorecon.config import SearchConfig
+from nni_autorecon.search_config import SearchConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(SearchConfig, run_search, sys.argv[1:]))
