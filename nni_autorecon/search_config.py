@@ -67,6 +67,10 @@ class SearchConfig(Config):
     mac_penalty: float = setting(
         0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
     )
+    entropy_penalty: float = setting(
+        0.0, "weight of the entropy of p (1 = that of uniform p, mean over edges) in the loss of alpha, reached by "
+        "equal steps over the epochs; edges get decided", low=0.0,
+    )  # fmt: skip
     adaptability_weight: float = setting(
         0.0, "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
         "epochs; 0: none", low=0.0,
@@ -134,7 +138,8 @@ class SearchConfig(Config):
 STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("autorecon",): (
         "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
-        "mac_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament", "tournament_steps",
+        "mac_penalty", "entropy_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament",
+        "tournament_steps",
     ),
     ("autorecon", "enas"): (
         "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",

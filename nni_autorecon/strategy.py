@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
@@ -147,9 +148,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
         images, loss = self.training_module.images_and_loss(batch)
-        total = loss.total
-        if searching and self.config.mac_penalty:
-            total = total + self.config.mac_penalty * self.expected_macs() / self.uniform_macs
+        total = loss.total + self.penalties() if searching else loss.total
         if self.opponent and self.opponent.plays(self.epoch):
             total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, batch[1])
         optimizer.zero_grad()
@@ -159,6 +158,15 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         self._train_loss.add(loss)
         if self.opponent and not searching:
             self.opponent.learn(self.epoch, images.detach(), loss.logits.detach())
+
+    def penalties(self) -> Tensor:
+        """What α minimizes beside L_r: expected MACs and undecided edges, each in units of those of uniform p."""
+        config, total = self.config, self.mixed_edges()[0].alpha.new_zeros(())
+        if config.mac_penalty:
+            total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
+        if config.entropy_penalty:
+            total = total + config.entropy_penalty * (self.epoch + 1) / config.epochs * self.indecision()
+        return total
 
     def architecture_metrics(self) -> dict[str, float]:
         if self.opponent:
@@ -189,6 +197,14 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     def confidence(self) -> float:
         """Mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
         return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
+
+    def indecision(self) -> Tensor:
+        """Mean over the edges of H(p) / log F, from 1 (undecided) to 0 (decided), differentiable in α; a scalar."""
+        shares = [
+            torch.distributions.Categorical(logits=alpha).entropy() / math.log(len(alpha))
+            for alpha in self.arch_parameters()
+        ]
+        return torch.stack(shares).mean()
 
     def expected_macs(self) -> Tensor:
         """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""

@@ -247,6 +247,20 @@ def test_the_mac_penalty_has_a_gradient_and_makes_generators_cheaper():
     assert macs[1] < 0.9 * macs[0]
 
 
+def test_the_entropy_penalty_decides_edges():
+    _, module = _module(CONFIG.override({"architecture_init": 0.0}))
+    assert module.indecision().item() == pytest.approx(1)
+    for alpha in module.arch_parameters():
+        alpha.data[0] = 50
+    assert module.indecision().item() == pytest.approx(0, abs=1e-6)
+    confidences = []
+    for penalty in (0.0, 100.0):
+        rows = []
+        _run(CONFIG.override({"entropy_penalty": penalty, "architecture_init": 0.1}), on_epoch=rows.append)
+        confidences.append(rows[-1]["confidence"])
+    assert confidences[1] > confidences[0] + 0.02
+
+
 def test_alpha_is_initialized_as_configured():
     _supernet, module = _module(CONFIG.override({"architecture_init": 2.0}))
     values = torch.cat([alpha.detach() for alpha in module.arch_parameters()])

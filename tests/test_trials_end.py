@@ -16,7 +16,7 @@ from .managers import FLAGS, ROOT, free_port, get, processes, tool, wait_until
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 50  # of the trial that goes on to its end
+EPOCHS = 20  # of the trial that goes on to its end
 ENDLESS = 100_000
 
 
