@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from nni_autorecon.cli import report_errors
+from nni_autorecon.endings import report_errors
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.generator import generator_from_spec
 from nni_autorecon.latent import LatentSource

@@ -23,7 +23,7 @@ import torch
 from cases import PHASES, PLAIN, STOCK, cifar, compression_cases, digits, search_cases, teacher_of
 from timing import Timing, compare
 
-from nni_autorecon.cli import report_errors
+from nni_autorecon.endings import report_errors
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.networks import resnet20
 from nni_autorecon.runs import versions

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nni_autorecon import cli, compression, distillation, reconstruction, runs, search
+from nni_autorecon import cli, compression, distillation, endings, reconstruction, runs, search
 from nni_autorecon.digits import load_digits_teacher
 from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import digits_resnet
@@ -331,7 +331,7 @@ def test_another_error_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("a fault of ours")
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        cli.report_errors(fail)
+        endings.report_errors(fail)
 
 
 # Caches

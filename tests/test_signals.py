@@ -26,7 +26,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 INTERRUPTED_IMPORT = """
 import os, sys
-from nni_autorecon import cli
+from nni_autorecon import cli, endings
 
 
 class Interrupt:
@@ -37,7 +37,7 @@ class Interrupt:
 
 
 sys.meta_path.insert(0, Interrupt())
-cli.leave(cli.main(sys.argv[3:]))
+endings.leave(cli.main(sys.argv[3:]))
 """
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from nni_autorecon.cli import leave, run_as_trial, run_compress
+from nni_autorecon.cli import run_as_trial, run_compress
+from nni_autorecon.endings import leave
 from nni_autorecon.student_config import CompressConfig
 
 if __name__ == "__main__":
