@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,18 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from .records import FINISHED, STAGES, Run
-from .search_config import STRATEGIES, STRATEGY_SETTINGS
+from .entries import EQUAL_MACS, NOT_USED, SCALE, Entry, kind_of
+from .records import FINISHED
+from .search_config import STRATEGIES
 
 Row = tuple[Any, ...]
 
-SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
-NOT_USED = "–"
-EXECUTION = ("threads", "device")
-IMAGE_METHODS, IMAGE_SETTINGS = ("zeroq", "zeroq-kd", "dfc"), ("image_count", "image_steps", "image_lr")
-"""Methods that distil images, and how."""
-NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
-"""Settings that make no row: they make columns and tables, or say where it ran."""
 IN_ORDER = (
     "dfq", "zeroq", "zeroq-kd", "dfc", "gdfq", "gdfq-conditional", EQUAL_MACS, "random", "all", "published", "searched",
 )  # fmt: skip
@@ -53,18 +46,6 @@ MEASURES = {
     "updates": Measure("updates", 1, 0),
     "seconds": Measure("seconds", 1, 0),
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run and the settings it is compared by, its generator under the name it has over all seeds.
-
-    ``pattern`` spells that name out: "searched" may be ``searched:digits/seed-{seed}.json``.
-    """
-
-    run: Run
-    settings: Mapping[str, Any]
-    pattern: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +102,7 @@ class Table:
 
         Where GDFQ's generator stands at equal MACs only, that is the row.
         """
-        kinds = {_kind(str(each[-1])): each[-1] for each in self.rows}
+        kinds = {kind_of(str(each[-1])): each[-1] for each in self.rows}
         gdfq_row = {
             "method": "gdfq",
             "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)),
@@ -143,93 +124,6 @@ class Table:
         if self.column is None:
             return [MEASURES[self.metric].head]
         return [f"s = {value:g}" if self.column == SCALE else str(value) for value in self.columns]
-
-
-def compare(runs: Sequence[Run]) -> list[Entry]:
-    """``runs`` with comparable settings.
-
-    Where NNI's record lacks a setting, it is the other runs' if these agree. A method without a generator has none,
-    whatever the setting says, and so it is with other settings that a method or strategy does not use. A preset speaks
-    for settings that differ as it does.
-    """
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
-    known = {name: {settings[name] for settings in given if name in settings} for name in names}
-    shared = {name: next(iter(values)) if len(values) == 1 else None for name, values in known.items()}
-    filled = [
-        {**(shared if run.command is None else dict.fromkeys(names)), **settings}
-        for run, settings in zip(runs, given, strict=True)
-    ]
-    generators = _generator_names(filled)
-    genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
-    for settings, genotype in zip(filled, genotypes, strict=True):
-        matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
-        settings["genotype"] = genotype.partition(":")[2] if matters else None
-    for name in IMAGE_SETTINGS:
-        _level_unless_used(filled, name, [one.get("method") in IMAGE_METHODS for one in filled])
-    for strategies, names_used in STRATEGY_SETTINGS.items():
-        for name in names_used:
-            _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
-    _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
-    for kind in STAGES.values():
-        for preset, meanings in kind.PRESETS.items():
-            _level_what_presets_say(filled, preset, meanings)
-    return [
-        Entry(run, {**settings, "generator": name}, pattern)
-        for run, settings, (name, pattern) in zip(runs, filled, generators, strict=True)
-    ]
-
-
-def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequence[bool]) -> None:
-    """Give runs that have no use for a setting the one value of those that have, or –, so that it makes no row."""
-    used = {one.get(name) for one, use in zip(settings, uses, strict=True) if use}
-    for one, use in zip(settings, uses, strict=True):
-        if used and not use:
-            one[name] = next(iter(used)) if len(used) == 1 else NOT_USED
-
-
-def _level_what_presets_say(
-    settings: Sequence[dict[str, Any]], preset: str, meanings: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Take away the settings that differ between runs just as the runs' presets have them differ.
-
-    Beside runs that name a preset, one whose values are a preset's counts as named so.
-    """
-    if not any(one.get(preset) in meanings for one in settings):
-        return
-    for one in settings:
-        for name, meaning in meanings.items():
-            if one.get(preset) is None and all(one.get(key) == value for key, value in meaning.items()):
-                one[preset] = name
-    if any(one.get(preset) not in meanings for one in settings):
-        return
-    for name in dict.fromkeys(name for meaning in meanings.values() for name in meaning):
-        said = [(one.get(name), meanings[one[preset]].get(name)) for one in settings]
-        if len(set(said)) > 1 and all(value in (None, meant) for value, meant in said):
-            for one in settings:
-                one.pop(name, None)
-
-
-def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
-    return _kind(str(settings.get("generator"))) in ("random", "all") and settings.get("width") is None
-
-
-def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> list[str]:
-    """The settings in which ``entries`` differ."""
-    names = entries[0].settings if among is None else among
-    return [name for name in names if len({entry.settings.get(name) for entry in entries}) > 1]
-
-
-def row_settings(entries: Sequence[Entry], stage: str) -> tuple[str, ...]:
-    """The settings that tell rows apart: of searches, the strategy and others.
-
-    Of students, method first, generator last, the others between; at least the generator.
-    """
-    names = [name for name in varying(entries) if name not in NO_ROW | {"strategy", "method", "generator"}]
-    if stage == "search":
-        return ("strategy", *names)
-    ends = varying(entries, among=("method", "generator"))
-    return (*(["method"] if "method" in ends else []), *names, *(["generator"] if ends != ["method"] else []))
 
 
 def make_table(
@@ -277,51 +171,6 @@ def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) ->
     return " / ".join(texts) if set(texts) != {"–"} else "–"
 
 
-def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """``random:0`` of seed 0 and ``random:1`` of seed 1 are one generator, ("random", "random:{seed}"); so are files.
-
-    If there are several of a kind, the pattern is the name. What runs of several seeds share is left as it is.
-    """
-    patterns = _patterns([(_spelled(one), one.get("seed")) for one in settings])
-    kinds = Counter(_kind(pattern) for pattern in set(patterns) if SEED in pattern)
-    return [
-        (_kind(pattern) if SEED in pattern and kinds[_kind(pattern)] == 1 else pattern, pattern) for pattern in patterns
-    ]
-
-
-def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
-    """Generators, each with its run's seed, with ``{seed}`` in its place unless several seeds share the generator."""
-    alone = {text for text, times in Counter(text for text, _ in set(generators)).items() if times == 1}
-    return [_with_placeholder(text, seed) if text in alone else text for text, seed in generators]
-
-
-def _spelled(settings: Mapping[str, Any]) -> str:
-    """The generator with its genotype's file, or – for a method that has none."""
-    if settings.get("method") not in (None, "gdfq"):
-        return NOT_USED
-    generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
-    return f"{generator}:{genotype}" if genotype and _means_genotype(generator) else str(generator)
-
-
-def _with_placeholder(text: str, seed: int | None) -> str:
-    """The last whole number that is the seed becomes ``{seed}``, if a seed may stand there at all."""
-    if SEED in text:
-        return text
-    kind, argument = _kind(text), text.partition(":")[2]
-    found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", argument))
-    if not (kind == "random" or _means_genotype(kind)) or not found:
-        return text
-    return f"{kind}:{argument[: found[-1].start()]}{SEED}{argument[found[-1].end() :]}"
-
-
-def _means_genotype(kind: str) -> bool:
-    return kind == "searched" or kind.endswith("@equal-macs")
-
-
-def _kind(generator: str) -> str:
-    return generator.partition(":")[0]
-
-
 def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
     """Sorts numbers by size, strategies as they are listed, methods and generators as the paper has them.
 
@@ -329,11 +178,6 @@ def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
     """
     if isinstance(value, (int, float)):
         return -1, value, ""
-    kind = _kind(str(value))
+    kind = kind_of(str(value))
     order = STRATEGIES if setting == "strategy" else IN_ORDER
     return order.index(kind) if kind in order else len(order), 0.0, str(value)
-
-
-def _plain(value: Any) -> Any:
-    """NNI's record may hold anything; a table needs something that can be compared."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from .comparison import EXECUTION, MEASURES, SCALE, SEED, Entry, Table, compare, make_table, row_settings, varying
+from .comparison import MEASURES, Table, make_table
+from .entries import EXECUTION, SCALE, SEED, Entry, compare, row_settings, varying
 from .errors import InputError
 from .reconstruction import FINAL_VALIDATION_STEPS
 from .records import FINISHED, METRICS, STAGES, Run, stage_of

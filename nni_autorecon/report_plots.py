@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .comparison import NOT_USED, SCALE, Row, Table
+from .comparison import Row, Table
+from .entries import NOT_USED, SCALE
 from .plots import DPI, INK, MUTED, SERIES_COLOURS
 from .report import Report, show
 

@@ -38,7 +38,7 @@ LAYERS = [
         "distilled_images",
         "dfq",
     },
-    {"results", "student", "opponent", "image_sources", "comparison", "integers", "folding"},
+    {"results", "student", "opponent", "image_sources", "entries", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
@@ -54,7 +54,8 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
       for below in ("config", "errors", "presets", "settings", "topology")),
     ("operations", "convolution"), ("runs", "snapshots"),
     ("equalization", "moments"), ("teacher", "teacher_sources"), ("distilled_images", "reconstruction"),
-    ("folding", "integers"), ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
+    ("folding", "integers"), ("comparison", "entries"),
+    ("runtime", "saving"), ("export", "saving"), ("export", "runtime"),
     ("report_plots", "plots"), ("report_plots", "report"),
     ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
