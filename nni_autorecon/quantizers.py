@@ -17,6 +17,8 @@ PERCENTILE = 0.999
 """Share of the values that lie at or above the low end, and at or below the high end, of a percentile range."""
 SHRINKAGES = tuple(step / 50 for step in range(50, 9, -1))
 """Fractions of the min-max range among which an MSE range is the best: 1, 0.98 … 0.2."""
+LARGEST_SAMPLE = 2**16
+"""Values of a row, at most, by whose error an MSE range is chosen: a batch of activations has millions."""
 
 
 def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -55,9 +57,11 @@ def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Of the min-max range shrunk by each of ``SHRINKAGES``, the one with the least mean squared quantization error.
 
-    values: [rows, n]; returns low and high, both [rows].
+    Of a long row, the error is that of every n-th value. values: [rows, n]; returns low and high, both [rows].
     """
     full = torch.stack(values.aminmax(dim=1))  # [2, rows]
+    if (stride := -(-values.shape[1] // LARGEST_SAMPLE)) > 1:
+        values = values[:, :: stride | 1].contiguous()  # odd: an even one may meet the same columns of every image
     best, least = full.clone(), full.new_full(full.shape[1:], torch.inf)
     for fraction in SHRINKAGES:
         scale, zero_point = affine_qparams(fraction * full[0], fraction * full[1], bits)

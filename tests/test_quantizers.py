@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from nni_autorecon import quantizers
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantizers import (
     PERCENTILE,
@@ -269,6 +270,15 @@ def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:
         torch.testing.assert_close((on_grid - values).square().mean(1), best, rtol=1e-4, atol=0)
     assert (mse_range(values, 2)[1] < 8).all()  # far below the outlier at 20
     assert torch.equal(mse_range(torch.zeros(2, 5), 4)[1], torch.zeros(2))
+
+
+def test_mse_range_of_a_batch_is_about_that_of_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = torch.linspace(0.2, 3, 32)  # an even stride would see but a few of them
+    values = (torch.randn(32 * 32 * 32 * 16, 32).relu() * columns).reshape(1, -1)
+    sampled = mse_range(values, 3)[1]
+    monkeypatch.setattr(quantizers, "LARGEST_SAMPLE", values.numel())
+    step = (SHRINKAGES[0] - SHRINKAGES[1]) * values.max()
+    assert abs(sampled - mse_range(values, 3)[1]) < 1.5 * step
 
 
 def test_a_changed_range_is_seen_however_it_changed() -> None:
