@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .config import BITS, Config
 from .errors import InputError
-from .presets import GDFQ, LOSSES
+from .presets import BEST, GDFQ, LOSSES
 from .settings import Presets, setting
 from .topology import LARGEST_SIZE
 
@@ -74,14 +74,14 @@ class CompressConfig(StudentConfig):
     """Stage 2 of Algorithm 1, and the methods of Table 5."""
 
     PRESETS: ClassVar[Presets] = {
-        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}},
+        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": BEST},
         "losses": LOSSES,
     }
 
     preset: str | None = setting(
-        None, "training for 32×32 images: gdfq, with its generator, or paper, with the one searched; other settings "
-        "override its own",
-        choices=("paper", "gdfq"),
+        None, "for 32×32 images: gdfq, its training with its generator; paper, the same with the one searched; best, "
+        "ours for a short training; other settings override its own",
+        choices=("paper", "gdfq", "best"),
     )  # fmt: skip
     losses: str | None = setting(
         None, "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
@@ -193,7 +193,8 @@ class CompressConfig(StudentConfig):
         ):
             given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
             if given:
-                remedy = f"choose other losses than {self.losses}" if self.losses in LOSSES else "leave it out"
+                preset = self._preset_of(given)
+                remedy = f"leave out {preset}" if preset else "leave it out"
                 raise InputError(f"{why}, so that {', '.join(given)} would do nothing; {remedy}")
         if idle and not (self.disagreement_weight or self.feature_weight) and self.method not in ("dfq", "zeroq"):
             raise InputError(
@@ -205,6 +206,14 @@ class CompressConfig(StudentConfig):
                 "class_weight, bns_weight and adaptability_weight are all 0, so that the generator has nothing to "
                 "learn; raise one of them"
             )
+
+    def _preset_of(self, names: list[str]) -> str | None:
+        """The preset that sets one of them, as ``losses hast``."""
+        for preset, meanings in self.PRESETS.items():
+            value = getattr(self, preset)
+            if not meanings.get(value, {}).keys().isdisjoint(names):
+                return f"{preset} {value}"
+        return None
 
     @property
     def generator_spec(self) -> str | None:

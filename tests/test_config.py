@@ -80,7 +80,8 @@ GDFQ = CompressConfig(generator="gdfq")
             {"method": "zeroq-kd", "bns_form": "kl"},
             "zeroq-kd has a loss of its own, so that bns_form",
         ),
-        (CompressConfig(), {"method": "dfc", "losses": "adadfq"}, "nothing; choose other losses than adadfq"),
+        (CompressConfig(), {"method": "dfc", "losses": "adadfq"}, "nothing; leave out losses adadfq"),
+        (CompressConfig(), {"method": "zeroq", "preset": "best"}, "feature_weight would do nothing; leave out preset"),
         (GDFQ, {"class_weight": 0.0, "bns_weight": 0.0}, "are all 0, so that the generator has nothing to learn"),
     ],
 )
