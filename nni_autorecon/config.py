@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .settings import Settings, setting
 
 BITS = r"w[2-8]a[2-8]"
 """Bit widths of weights and activations."""
+
+
+def bit_widths(bits: str) -> dict[str, Any]:
+    """``w4a8`` as ``quantize_network`` takes it."""
+    return {"weight_bits": int(bits[1]), "activation_bits": int(bits[3])}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .records import STAGES, Run
-from .search_config import STRATEGY_SETTINGS
+from .search_config import IDLE_SETTINGS, STRATEGY_SETTINGS
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
@@ -57,6 +57,9 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     for strategies, names_used in STRATEGY_SETTINGS.items():
         for name in names_used:
             _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
+    for switch, names_idle in IDLE_SETTINGS.items():
+        for name in names_idle:
+            _level_unless_used(filled, name, [one.get(switch) not in (None, 0, NOT_USED) for one in filled])
     _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
     for kind in STAGES.values():
         for preset, meanings in kind.PRESETS.items():

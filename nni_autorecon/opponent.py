@@ -1,17 +1,22 @@
-"""The quantized student that a search can play AdaDFQ's game against: the generator found then suits students."""
+"""The quantized student that a search can play AdaDFQ's game against: the generator found is to suit students."""
 
 from __future__ import annotations
+
+import logging
 
 import torch
 from torch import Tensor
 
+from .config import bit_widths
+from .errors import DivergenceError
 from .quantization import quantize_network
 from .quantizers import observe_ranges
-from .reconstruction import require_finite_weights
 from .refinements import adaptability_loss, disagreement_entropy
 from .search_config import SearchConfig
 from .snapshots import State
 from .teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 TEMPERATURE = 20.0
 """At which the student learns: GDFQ's, and the default of stage 2."""
@@ -27,10 +32,9 @@ class Opponent:
 
     def __init__(self, config: SearchConfig, teacher: Teacher) -> None:
         self.first_epoch = max(1, config.epochs // 4)
-        weight_bits, activation_bits = int(config.student_bits[1]), int(config.student_bits[3])
-        student, _ = quantize_network(
-            teacher.network, weight_bits=weight_bits, activation_bits=activation_bits, allow_partial=True
-        )
+        student, coverage = quantize_network(teacher.network, **bit_widths(config.student_bits), allow_partial=True)
+        for gap in coverage.gaps:
+            log.warning("the opposing student is not quantized in %s: %s", gap.name, gap.reason)
         self.student = student.requires_grad_(False).to(teacher.device).to(memory_format=teacher.memory_format)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True
@@ -60,7 +64,8 @@ class Opponent:
 
     def require_finite(self) -> None:
         """Raise DivergenceError if its training went to NaN or infinity."""
-        require_finite_weights(self.student, "the opposing student's")
+        if not all(parameter.isfinite().all() for parameter in self.student.parameters()):
+            raise DivergenceError("weights of the opposing student are no longer finite; lower student_lr")
 
     def state(self) -> State:
         """What :meth:`load` takes up again."""

@@ -57,11 +57,14 @@ def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Of the min-max range shrunk by each of ``SHRINKAGES``, the one with the least mean squared quantization error.
 
-    Of a long row, the error is that of every n-th value. values: [rows, n]; returns low and high, both [rows].
+    Of a long row, the error is that of some values, always the same. values: [rows, n]; returns low and high, both
+    [rows].
     """
     full = torch.stack(values.aminmax(dim=1))  # [2, rows]
-    if (stride := -(-values.shape[1] // LARGEST_SAMPLE)) > 1:
-        values = values[:, :: stride | 1].contiguous()  # odd: an even one may meet the same columns of every image
+    if values.shape[1] > LARGEST_SAMPLE:  # drawn, for at equal distances they might be of the same pixels of each map
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(values.shape[1], (LARGEST_SAMPLE,), generator=generator)
+        values = values[:, drawn.to(values.device)]
     best, least = full.clone(), full.new_full(full.shape[1:], torch.inf)
     for fraction in SHRINKAGES:
         scale, zero_point = affine_qparams(fraction * full[0], fraction * full[1], bits)

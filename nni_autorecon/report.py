@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .comparison import MEASURES, Table, make_table
-from .entries import EXECUTION, SCALE, SEED, Entry, compare, row_settings, varying
+from .entries import EXECUTION, NOT_USED, SCALE, SEED, Entry, compare, row_settings, varying
 from .errors import InputError
 from .reconstruction import FINAL_VALIDATION_STEPS
 from .records import FINISHED, METRICS, STAGES, Run, stage_of
@@ -206,7 +206,9 @@ def _equal_cost(entries: Sequence[Entry]) -> list[str]:
     if not counts:
         return []
     cost = f"{'Equal' if len(counts) == 1 else 'Unequal'} cost, {' or '.join(counts)} updates"
-    return [f"{cost} ({UPDATES}); seconds include the final training"]
+    plays = any(entry.settings.get("adaptability_weight") not in (None, 0, NOT_USED) for entry in entries)
+    beside = "; steps of the student that a search plays against are not counted" if plays else ""
+    return [f"{cost} ({UPDATES}); seconds include the final training{beside}"]
 
 
 def _settings_line(entries: Sequence[Entry], stage: str) -> str:

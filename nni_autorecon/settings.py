@@ -54,29 +54,33 @@ class Settings:
         """A copy with ``values`` replaced, each checked against its type and range.
 
         A preset among them gives its own values to those that they do not name and that nobody has given: they are
-        still at their default, or where the preset before has put them.
+        still at their default, or where the presets before have put them. Of two presets the later in ``PRESETS`` wins.
         ``source`` says in errors where the values came from. Raises InputError for an unknown name, a wrong
         type or a value out of range. A whole float is taken for an int: NNI's ``quniform`` sends 4.0.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
         fields = {field.name: field for field in dataclasses.fields(self)}
-        checked: dict[str, Any] = {}
-        for preset, meanings in self.PRESETS.items():
-            if values.get(preset) is not None:
-                checked |= self._ungiven(meanings, getattr(self, preset), str(values[preset]))
+        presets = {name: str(values[name]) for name in self.PRESETS if values.get(name) is not None}
+        checked = self._ungiven(presets) if presets else {}
         for name, value in values.items():
             if name not in fields:
                 raise InputError(f"{source}: unknown setting {shown(name)}{_suggestion(name, fields)}")
             checked[name] = _check(fields[name], type(self).field_type(name), value, source)
         return dataclasses.replace(self, **checked)
 
-    def _ungiven(self, meanings: Mapping[str, Mapping[str, Any]], before: str | None, now: str) -> dict[str, Any]:
-        """What preset ``now`` says, and in what ``before`` said the default, of settings that have not been given."""
-        old, defaults = meanings.get(str(before), {}), {field.name: field.default for field in dataclasses.fields(self)}
-        new = {**{name: defaults[name] for name in old}, **meanings.get(now, {})}
+    def _ungiven(self, presets: Mapping[str, str]) -> dict[str, Any]:
+        """What ``presets`` say, and in what those before said the default, of settings that have not been given."""
+        before = {name: str(getattr(self, name)) for name in self.PRESETS}
+        old, defaults = self._meaning(before), {field.name: field.default for field in dataclasses.fields(self)}
+        new = {**{name: defaults[name] for name in old}, **self._meaning({**before, **presets})}
         ungiven = {name: (defaults[name], old.get(name, defaults[name])) for name in new}
         return {name: value for name, value in new.items() if getattr(self, name) in ungiven[name]}
+
+    def _meaning(self, presets: Mapping[str, str]) -> dict[str, Any]:
+        """What presets of these names say together."""
+        said = [meanings.get(presets[name], {}) for name, meanings in self.PRESETS.items()]
+        return {name: value for meaning in said for name, value in meaning.items()}
 
     @classmethod
     def load(cls, path: str | Path | None) -> Self:

@@ -142,13 +142,18 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         if self.opponent and self.initial_state is not None:
             self.opponent.load(self.initial_state["opponent"])
 
+    def on_validation_epoch_end(self) -> None:
+        if self.opponent:
+            self.opponent.require_finite()  # before L_r, which the student's loss would have ruined, too
+        super().on_validation_epoch_end()
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         weights, architecture = self.optimizers()
         searching = batch_idx >= self.config.weight_steps
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
         images, loss = self.training_module.images_and_loss(batch)
-        total = loss.total + self.penalties() if searching else loss.total
+        total = self.penalized(loss.total) if searching else loss.total
         if self.opponent and self.opponent.plays(self.epoch):
             total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, batch[1])
         optimizer.zero_grad()
@@ -159,9 +164,9 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         if self.opponent and not searching:
             self.opponent.learn(self.epoch, images.detach(), loss.logits.detach())
 
-    def penalties(self) -> Tensor:
-        """What α minimizes beside L_r: expected MACs and undecided edges, each in units of those of uniform p."""
-        config, total = self.config, self.mixed_edges()[0].alpha.new_zeros(())
+    def penalized(self, total: Tensor) -> Tensor:
+        """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""
+        config = self.config
         if config.mac_penalty:
             total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
         if config.entropy_penalty:
@@ -169,8 +174,6 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return total
 
     def architecture_metrics(self) -> dict[str, float]:
-        if self.opponent:
-            self.opponent.require_finite()
         return {
             "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
             "confidence": self.confidence(),
@@ -200,11 +203,8 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     def indecision(self) -> Tensor:
         """Mean over the edges of H(p) / log F, from 1 (undecided) to 0 (decided), differentiable in α; a scalar."""
-        shares = [
-            torch.distributions.Categorical(logits=alpha).entropy() / math.log(len(alpha))
-            for alpha in self.arch_parameters()
-        ]
-        return torch.stack(shares).mean()
+        logs = [alpha.log_softmax(-1) for alpha in self.arch_parameters()]
+        return torch.stack([-(log_p.exp() @ log_p) / math.log(len(log_p)) for log_p in logs]).mean()
 
     def expected_macs(self) -> Tensor:
         """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .config import BITS, Config
+from .config import BITS, Config, bit_widths
 from .errors import InputError
 from .presets import BEST, GDFQ, LOSSES
 from .settings import Presets, setting
@@ -165,8 +165,6 @@ class CompressConfig(StudentConfig):
         self._require_used()
         if self.protocol == "gdfq" and self.input_bits is not None:
             raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
-        if self.method == "dfq" and self.activation_ranges != "minmax":
-            raise InputError("method dfq takes ranges from statistics; leave out activation_ranges")
         if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
         if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
@@ -184,6 +182,7 @@ class CompressConfig(StudentConfig):
             (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
             (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
             (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
+            (self.method == "dfq", ("activation_ranges",), "method dfq takes ranges from statistics"),
             (self.method in ("dfq", "zeroq", "zeroq-kd"), ("bns_form",), f"method {self.method} has a loss of its own"),
             (
                 self.method in ("dfq", "zeroq"),
@@ -193,8 +192,7 @@ class CompressConfig(StudentConfig):
         ):
             given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
             if given:
-                preset = self._preset_of(given)
-                remedy = f"leave out {preset}" if preset else "leave it out"
+                remedy = f"leave out {' and '.join(self._presets_of(given) or given)}"
                 raise InputError(f"{why}, so that {', '.join(given)} would do nothing; {remedy}")
         if idle and not (self.disagreement_weight or self.feature_weight) and self.method not in ("dfq", "zeroq"):
             raise InputError(
@@ -207,13 +205,14 @@ class CompressConfig(StudentConfig):
                 "learn; raise one of them"
             )
 
-    def _preset_of(self, names: list[str]) -> str | None:
-        """The preset that sets one of them, as ``losses hast``."""
-        for preset, meanings in self.PRESETS.items():
-            value = getattr(self, preset)
-            if not meanings.get(value, {}).keys().isdisjoint(names):
-                return f"{preset} {value}"
-        return None
+    def _presets_of(self, names: list[str]) -> list[str]:
+        """The presets that one of them has its value from, as ``losses hast``."""
+        said = {preset: meanings.get(str(getattr(self, preset)), {}) for preset, meanings in self.PRESETS.items()}
+        return [
+            f"{preset} {getattr(self, preset)}"
+            for preset, meaning in said.items()
+            if any(name in meaning and meaning[name] == getattr(self, name) for name in names)
+        ]
 
     @property
     def generator_spec(self) -> str | None:
@@ -223,8 +222,11 @@ class CompressConfig(StudentConfig):
     def quantization(self) -> dict[str, Any]:
         """How ``quantize_network`` is to be called."""
         names = ("protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges")
-        bits = {"weight_bits": int(self.bits[1]), "activation_bits": int(self.bits[3])}
-        return {**bits, **{name: getattr(self, name) for name in names}, "allow_partial": self.allow_partial}
+        return {
+            **bit_widths(self.bits),
+            **{name: getattr(self, name) for name in names},
+            "allow_partial": self.allow_partial,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,11 @@ GDFQ = CompressConfig(generator="gdfq")
         (CompressConfig(), {"method": "zeroq-kd", "epochs": 5}, "epochs .* must exceed"),
         (DistillConfig(), {}, "there is no generator"),
         (CompressConfig(), {"method": "dfc", "mixed_share": 0.4}, "dfc has no generator, so that mixed_share would do"),
-        (GDFQ, {"generator_updates": "warmup", "class_weight": 0.0}, "no generator learns while .*leave it out"),
+        (
+            GDFQ,
+            {"generator_updates": "warmup", "class_weight": 0.0},
+            "while the student does.*leave out class_weight",
+        ),
         (CompressConfig(), {"method": "zeroq", "flip_share": 0.1}, "does not train the student, so that flip_share"),
         (GDFQ, {"mixed_classes": 3}, "mixed_share is 0, so that mixed_classes would do nothing"),
         (GDFQ, {"ce_weight": 0.0, "ce_gate": 0.5}, "ce_weight is 0, so that ce_gate would do nothing"),
@@ -82,6 +86,7 @@ GDFQ = CompressConfig(generator="gdfq")
         ),
         (CompressConfig(), {"method": "dfc", "losses": "adadfq"}, "nothing; leave out losses adadfq"),
         (CompressConfig(), {"method": "zeroq", "preset": "best"}, "feature_weight would do nothing; leave out preset"),
+        (CompressConfig(), {"method": "zeroq", "losses": "gdfq", "hard_step": 0.1}, "nothing; leave out hard_step"),
         (GDFQ, {"class_weight": 0.0, "bns_weight": 0.0}, "are all 0, so that the generator has nothing to learn"),
     ],
 )
@@ -112,6 +117,14 @@ def test_a_preset_gives_its_values_to_what_is_not_given_beside_it():
     again = config.override({"preset": "paper", "losses": "gdfq"})  # whichever comes first
     assert (again.epochs, again.kd_weight) == (7, 2.0)
     assert (again.steps, again.ce_weight, again.generator) == (200, 1.0, None)
+
+
+def test_presets_mean_the_same_in_whatever_order_they_are_given():
+    both = {"preset": "best", "losses": "gdfq"}
+    together = CompressConfig().override(both)
+    assert (together.feature_weight, together.activation_ranges) == (0.0, "percentile")  # losses speak of losses
+    for first, second in (("preset", "losses"), ("losses", "preset")):
+        assert CompressConfig().override({first: both[first]}).override({second: both[second]}) == together
 
 
 def test_gdfqs_losses_are_the_defaults():

@@ -14,6 +14,7 @@ LAYERS = [
     {
         "version",
         "errors",
+        "endings",
         "events",
         "files",
         "settings",
@@ -44,7 +45,7 @@ LAYERS = [
     {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
     | {"space", "supernet", "strategy", "enas", "multi_trial", "search"},
     {"doctor"},
-    {"commands", "endings", "cli", "__init__"},
+    {"commands", "cli", "__init__"},
 ]
 NNI_MODULES = LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
@@ -60,7 +61,7 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("experiment", "trial"), ("trial", "loopback"), ("loopback", "experiment_file"),
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
     ("start", "experiment"), ("start", "manager"),
-    ("cli", "commands"), ("cli", "endings"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
+    ("cli", "commands"), ("endings", "errors"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
     ("multi_trial", "space"), ("search", "multi_trial"),
     ("enas", "space"), ("enas", "supernet"), ("search", "enas"), ("strategy", "supernet"), ("search", "supernet"),
 }  # fmt: skip

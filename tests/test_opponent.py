@@ -9,8 +9,10 @@ from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.opponent import Opponent
 from nni_autorecon.quantizers import ActivationQuantizer
 from nni_autorecon.refinements import disagreement_entropy
+from nni_autorecon.runs import RunFolder
+from nni_autorecon.search import search
 from nni_autorecon.search_config import SearchConfig
-from nni_autorecon.strategy import AutoReConStrategy
+from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy
 
 from .test_strategy import CONFIG, _run
 from .toys import snapshot
@@ -93,24 +95,51 @@ class Dimmer:
         return {}
 
 
-def test_weights_and_alpha_follow_it_once_it_plays():
+def _playing(opponent, **changes):
+    """A search that has nothing to minimize but an opponent's loss; the confidence after each epoch."""
+
     def indifferent(images, labels):
         zero = 0 * images.mean()
         return ReconstructionLoss(zero, zero, zero, zero)
 
-    config = SearchConfig(**{**CONFIG.to_dict(), "adaptability_weight": 1.0, "weight_lr": 0.02, "weight_steps": 8})
-    opponent, confidences = Dimmer(), []
+    confidences = []
 
     def kind(config, on_epoch):
         return AutoReConStrategy(
             config, opponent=opponent, on_epoch=lambda metrics: confidences.append(metrics["confidence"])
         )
 
-    _run(config, objective=indifferent, kind=kind)
+    config = {**CONFIG.to_dict(), "adaptability_weight": 1.0, "weight_lr": 0.02, "weight_steps": 8, **changes}
+    _run(SearchConfig(**config), objective=indifferent, kind=kind)
+    return confidences
+
+
+def test_weights_and_alpha_follow_it_once_it_plays():
+    opponent = Dimmer()
+    confidences = _playing(opponent)
     assert opponent.learned == [0] * 8 + [1] * 8 + [2] * 8  # in the steps of W alone
     assert len(opponent.losses) == 2 * 10
     assert opponent.losses[0] - opponent.losses[-1] > 0.1
     assert confidences[0] < confidences[1] < confidences[2]  # without it, alpha would get no gradient
+
+
+def test_its_weight_scales_the_loss(monkeypatch):
+    opponent, minimized = Dimmer(), []
+    backward = AutoReConModule.manual_backward
+    monkeypatch.setattr(
+        AutoReConModule, "manual_backward", lambda self, loss: minimized.append(loss.item()) or backward(self, loss)
+    )
+    _playing(opponent, adaptability_weight=0.25)
+    assert minimized[10:] == pytest.approx([0.25 * loss for loss in opponent.losses])
+
+
+def test_a_search_whose_student_diverges_says_what_to_lower(digits_teacher, tmp_path):
+    config = SearchConfig(
+        width=2, latent_dim=5, batch_size=4, epochs=3, weight_steps=4, architecture_steps=1, validation_steps=1,
+        adaptability_weight=1.0, student_lr=1e30,
+    )  # fmt: skip
+    with pytest.raises(DivergenceError, match="opposing student are no longer finite; lower student_lr"):
+        search(config, RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -273,8 +273,8 @@ def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:
 
 
 def test_mse_range_of_a_batch_is_about_that_of_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = torch.linspace(0.2, 3, 32)  # an even stride would see but a few of them
-    values = (torch.randn(32 * 32 * 32 * 16, 32).relu() * columns).reshape(1, -1)
+    pixels = torch.linspace(0.2, 3, 49)  # at equal distances, values might be of a single one
+    values = (torch.randn(32 * 256, 49).relu() * pixels).reshape(1, -1)
     sampled = mse_range(values, 3)[1]
     monkeypatch.setattr(quantizers, "LARGEST_SAMPLE", values.numel())
     step = (SHRINKAGES[0] - SHRINKAGES[1]) * values.max()

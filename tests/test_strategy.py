@@ -11,6 +11,7 @@ from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import check_choices, generator_macs
 from nni_autorecon.gumbel import temperature_at
 from nni_autorecon.latent import LatentLoader
+from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.operations import Features, mixture
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
@@ -247,6 +248,14 @@ def test_the_mac_penalty_has_a_gradient_and_makes_generators_cheaper():
     assert macs[1] < 0.9 * macs[0]
 
 
+def test_penalties_are_added_at_their_weights():
+    config = CONFIG.override({"mac_penalty": 3.0, "entropy_penalty": 6.0, "epochs": 4, "architecture_init": 1.0})
+    _, module = _module(config)
+    macs, indecision = module.expected_macs().item() / module.uniform_macs, module.indecision().item()
+    for module.epoch, share in ((0, 0.25), (3, 1.0)):
+        assert module.penalized(torch.tensor(2.0)).item() == pytest.approx(2 + 3 * macs + 6 * share * indecision)
+
+
 def test_the_entropy_penalty_decides_edges():
     _, module = _module(CONFIG.override({"architecture_init": 0.0}))
     assert module.indecision().item() == pytest.approx(1)
@@ -259,6 +268,15 @@ def test_the_entropy_penalty_decides_edges():
         _run(CONFIG.override({"entropy_penalty": penalty, "architecture_init": 0.1}), on_epoch=rows.append)
         confidences.append(rows[-1]["confidence"])
     assert confidences[1] > confidences[0] + 0.02
+
+
+def test_alpha_that_is_no_number_is_divergence():
+    with pytest.raises(DivergenceError):
+        _run(CONFIG.override({"entropy_penalty": 1.0, "architecture_steps": 3}), objective=_never_finite)
+
+
+def _never_finite(images, labels):
+    return ReconstructionLoss(*(images.mean() * float("nan") for _ in range(4)))
 
 
 def test_alpha_is_initialized_as_configured():
