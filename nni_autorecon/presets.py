@@ -1,4 +1,4 @@
-"""Settings that go together, by the name of the paper that they come from."""
+"""Settings that go together: those of papers, by their names, and ours."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def search(
     if a loss is no longer finite.
     """
     config.require_consistent()
-    _require_installed(config)
+    if config.strategy == "enas":
+        _enas_strategy()  # refused before a teacher is loaded
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
     objective = objective_for(teacher.observed, config)
@@ -133,22 +134,20 @@ def search(
     return result
 
 
-def _require_installed(config: SearchConfig) -> None:
-    """Raise InputError if the strategy is ENAS, and the extra ``enas`` is not installed."""
-    if config.strategy == "enas":
-        try:
-            from . import enas  # noqa: F401
-        except ImportError as error:
-            raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
-
-
 def _supernet_strategy(config: SearchConfig, teacher: Teacher, **arguments: Any) -> SupernetStrategy:
     if config.strategy == "enas":
-        from .enas import EnasStrategy
-
-        return EnasStrategy(config, **arguments)
+        return _enas_strategy()(config, **arguments)
     opponent = Opponent(config, teacher) if config.adaptability_weight else None
     return AutoReConStrategy(config, opponent=opponent, **arguments)
+
+
+def _enas_strategy() -> type[SupernetStrategy]:
+    """Raises InputError if the extra ``enas`` is not installed."""
+    try:
+        from .enas import EnasStrategy
+    except ImportError as error:
+        raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
+    return EnasStrategy
 
 
 def run_strategy(
