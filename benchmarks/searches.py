@@ -6,6 +6,7 @@ About an hour on two CPU cores for the digits teacher. Flags are those of `nni-a
 
     python benchmarks/searches.py --output NAME --teacher nni_autorecon.networks:resnet20 --checkpoint FILE ...
 
+``--variants`` chooses some of the searches.
 L_r alone is compared: no real image enters it. Runs that stand in --runs are not run again.
 """
 
@@ -49,17 +50,22 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
     """Settings that differ from ``config``, by name."""
     half, steps = max(1, config.epochs // 2), config.epoch_steps
     for_tournament = max(1, (config.epochs - half) * steps // 9)
+    as_many = {"weight_steps": steps - steps // 2, "architecture_steps": steps // 2}
+    whole = {"tournament": RANDOM - 2, "tournament_steps": config.final_steps}  # costs about what trying RANDOM does
     return {
         BASELINE: {},
         "eq. 7 as printed": {"relaxation": "paper"},
         "hard samples": {"sampling": "hard"},
-        "as many steps of α as of W": {"weight_steps": steps - steps // 2, "architecture_steps": steps // 2},
+        "as many steps of α as of W": as_many,
         "τ to 0.3": {"temperature_end": 0.3},
         "τ = 1": {"temperature_start": 1.0, "temperature_end": 1.0},
         "entropy penalty 1": {"entropy_penalty": 1.0},
         "MAC penalty 0.5": {"mac_penalty": 0.5},
         "MAC penalty 2": {"mac_penalty": 2.0},
         "half the epochs, tournament": {"epochs": half, "tournament": 8, "tournament_steps": for_tournament},
+        f"tournament of {RANDOM - 1}, each trained in full": whole,
+        f"as many steps of α as of W, tournament of {RANDOM - 1}, each trained in full": {**as_many, **whole},
+        "MAC penalty 0.1, such a tournament": {"mac_penalty": 0.1, **whole},
         "inherited weights": {"inherit_weights": True},
         "game against a w4a4 student": {"adaptability_weight": 1.0},
     }
@@ -70,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md")
     parser.add_argument("--force", action="store_true", help="replace it if it exists")
     parser.add_argument("--runs", type=Path, default=Path("runs/searches"), metavar="FOLDER", help="of the searches")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(variants(SearchConfig())), metavar="NAME",
+        help=f"besides {BASELINE!r}, as the table calls them (default: all)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one CPU thread each (default: 2)")
     parser.set_defaults(config=None)
     SearchConfig.add_arguments(parser)
@@ -78,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"seeds are {SEEDS}, and each run has one thread; leave out --seed and --threads")
     require_absent(arguments.output.with_suffix(".md"), force=arguments.force)
     config = SearchConfig.from_arguments(arguments).override({"threads": 1})
+    chosen = [name for name in variants(config) if name == BASELINE or name in (arguments.variants or variants(config))]
     configured_teacher(config)  # the digits' is trained once, before the processes ask for it
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(config, seed, name, arguments.runs) for name, seed in product(variants(config), SEEDS)]
+        jobs = [(config, seed, name, arguments.runs) for name, seed in product(chosen, SEEDS)]
         searched = list(pool.map(find, *zip(*jobs, strict=True)))
         controls = list(pool.map(measure_controls, [config] * len(SEEDS), SEEDS, [arguments.runs] * len(SEEDS)))
     rows: dict[str, list[Result]] = {}

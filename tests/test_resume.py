@@ -47,12 +47,14 @@ def make(num_classes):
 """
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
     """They take most of the time and are drawn from what is compared. So do the architectures that ENAS draws."""
-    for stage in (search, compression, distillation):
-        monkeypatch.setattr(stage, "_draw", lambda *arguments: None)
-    monkeypatch.setattr(enas, "DRAWN", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (search, compression, distillation):
+            patch.setattr(stage, "_draw", lambda *arguments: None)
+        patch.setattr(enas, "DRAWN", 3)
+        yield
 
 
 class KilledError(BaseException):
@@ -64,10 +66,14 @@ def _killed(*arguments):
         cli.main([*arguments])
 
 
-@pytest.fixture
-def arguments(request, tmp_path):
-    (tmp_path / "small.py").write_text(DROPOUT)
-    return [part.format(student=f"{tmp_path}/small.py:make") for part in RUNS[request.param]]
+@pytest.fixture(scope="module", params=RUNS)
+def undisturbed(request, digits_teacher, tmp_path_factory):
+    """(arguments, folder) of a run to its end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "small.py").write_text(DROPOUT)
+    arguments = [part.format(student=f"{folder}/small.py:make") for part in RUNS[request.param]]
+    assert cli.main([*arguments, "-o", str(folder / "run")]) == 0
+    return arguments, folder / "run"
 
 
 def _results(folder):
@@ -80,11 +86,10 @@ def _results(folder):
     return results
 
 
-@pytest.mark.parametrize("arguments", RUNS, indirect=True)
 @pytest.mark.parametrize("moment", ["between the epochs", "within an epoch", "after the last epoch"])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(arguments, moment, digits_teacher, tmp_path, monkeypatch):
-    assert cli.main([*arguments, "-o", str(tmp_path / "whole")]) == 0
-    rows = (tmp_path / "whole" / "metrics.csv").read_text().count("\n") - 1
+def test_an_interrupted_run_ends_as_if_it_had_not_been(undisturbed, moment, tmp_path, monkeypatch):
+    arguments, whole = undisturbed
+    rows = (whole / "metrics.csv").read_text().count("\n") - 1
     last = rows if moment == "after the last epoch" else 3
     save, log = RunFolder.save, RunFolder.log
 
@@ -106,7 +111,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(arguments, moment, digits
         _killed(*arguments, "-o", str(tmp_path / "killed"))
     torch.manual_seed(7)  # another process would have other random numbers
     assert cli.main([*arguments, "-o", str(tmp_path / "killed"), "--resume"]) == 0
-    assert _results(tmp_path / "killed") == _results(tmp_path / "whole")
+    assert _results(tmp_path / "killed") == _results(whole)
     assert not (tmp_path / "killed" / SNAPSHOT).exists()
 
 
