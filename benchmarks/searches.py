@@ -18,11 +18,10 @@ import multiprocessing
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +29,7 @@ from nni_autorecon.endings import report_errors
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import require_absent, write_json, write_text
 from nni_autorecon.generator import generator_from_spec
+from nni_autorecon.genotype import Genotype
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.reconstruction import FINAL_VALIDATION_STEPS, measure_generator, objective_for, train_generator
 from nni_autorecon.runs import RunFolder, versions
@@ -40,10 +40,19 @@ from nni_autorecon.teacher import configured_teacher
 SEEDS = (0, 1, 2)
 RANDOM = 8
 """Random genotypes for each seed, of which the best is taken as well."""
+TRAININGS = 4
+"""Of each generator: one alone says more of its luck than of the generator."""
 BASELINE = "searched"
 
-Result = Mapping[str, float]
-"""``loss`` (L_r), ``generator_macs`` and, if a search or a choice was made, its ``updates``."""
+Result = Mapping[str, Any]
+"""``losses`` (L_r after each training), ``generator_macs`` and, if a search or a choice was made, its ``updates``."""
+
+
+class Candidate(NamedTuple):
+    """A generator as ``generator_from_spec`` takes it, and the batches that finding it took, if any."""
+
+    spec: str
+    updates: int | None = None
 
 
 def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
@@ -66,7 +75,6 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
         f"tournament of {RANDOM - 1}, each trained in full": whole,
         f"as many steps of α as of W, tournament of {RANDOM - 1}, each trained in full": {**as_many, **whole},
         "MAC penalty 0.1, such a tournament": {"mac_penalty": 0.1, **whole},
-        "inherited weights": {"inherit_weights": True},
         "game against a w4a4 student": {"adaptability_weight": 1.0},
     }
 
@@ -91,22 +99,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [name for name in variants(config) if name == BASELINE or name in (arguments.variants or variants(config))]
     configured_teacher(config)  # the digits' is trained once, before the processes ask for it
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(config, seed, name, arguments.runs) for name, seed in product(chosen, SEEDS)]
-        searched = list(pool.map(find, *zip(*jobs, strict=True)))
-        controls = list(pool.map(measure_controls, [config] * len(SEEDS), SEEDS, [arguments.runs] * len(SEEDS)))
-    rows: dict[str, list[Result]] = {}
-    for (_, _, name, _), result in zip(jobs, searched, strict=True):
-        rows.setdefault(name, []).append(result)
-    for of_seed in controls:
-        for name, result in of_seed.items():
-            rows.setdefault(name, []).append(result)
+        places = [(name, seed) for name in chosen for seed in SEEDS]
+        found = {place: pool.submit(find, config, *place, arguments.runs) for place in places}
+        best = {seed: pool.submit(best_of_random, config, seed, arguments.runs) for seed in SEEDS}
+        candidates = {place: job.result() for place, job in found.items()}
+        for seed in SEEDS:
+            controls = {
+                f"best of {RANDOM} random genotypes": best[seed].result(),
+                "random genotype": Candidate(f"random:{RANDOM * seed}"),
+                "dil_conv_5x5 on all normal edges": Candidate("all:dil_conv_5x5"),
+                "GDFQ's": Candidate("gdfq"),
+                "GDFQ's at the MACs of the searched": Candidate("gdfq@equal-macs"),
+            }
+            candidates |= {(name, seed): candidate for name, candidate in controls.items()}
+        jobs = {
+            place: pool.submit(measure, config, *place, candidate, arguments.runs)
+            for place, candidate in candidates.items()
+        }
+        rows: dict[str, list[Result]] = {}
+        for (name, _), job in jobs.items():
+            rows.setdefault(name, []).append(job.result())
     text = table(rows, config)
     print(text)
     write_text(arguments.output.with_suffix(".md"), text)
 
 
-def find(config: SearchConfig, seed: int, name: str, runs: Path) -> Result:
-    """One variant at one seed."""
+def find(config: SearchConfig, name: str, seed: int, runs: Path) -> Candidate:
+    """What one variant finds at one seed."""
     folder = runs / f"{slug(name)}-{seed}"
     config = config.override({**variants(config)[name], "seed": seed})
     if not (folder / "result.json").exists():
@@ -114,35 +133,51 @@ def find(config: SearchConfig, seed: int, name: str, runs: Path) -> Result:
             search(config, run)
             run.finish()
     require_same(json.loads((folder / "config.json").read_text())["config"], config, folder)
-    result: Result = json.loads((folder / "result.json").read_text())
-    print(f"{name}, seed {seed}: L_r {result['loss']:.4f}", flush=True)
-    return result
+    return Candidate(
+        f"searched:{folder / 'genotype.json'}", json.loads((folder / "result.json").read_text())["updates"]
+    )
 
 
-def measure_controls(config: SearchConfig, seed: int, runs: Path) -> dict[str, Result]:
-    """Generators that no search has found; the searched one, of the same seed, says what equal MACs are."""
-    file, config = runs / f"controls-{seed}.json", config.override({"seed": seed})
+def best_of_random(config: SearchConfig, seed: int, runs: Path) -> Candidate:
+    """The random genotype with the least L_r after a training as of a generator that was found."""
+    config, specs = config.override({"seed": seed}), [f"random:{RANDOM * seed + n}" for n in range(RANDOM)]
+    losses = once(runs / f"random-{seed}.json", config, specs, lambda: [train(spec, config)[0] for spec in specs])
+    return Candidate(specs[losses.index(min(losses))], RANDOM * config.final_steps)
+
+
+def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, runs: Path) -> Result:
+    """L_r of a candidate after each training, with seeds that no search, and no choice, had; and its MACs."""
+    config = config.override({"seed": seed})
+    genotype = runs / f"{slug(BASELINE)}-{seed}" / "genotype.json"  # says what equal MACs are
+    kind, _, file = candidate.spec.partition(":")
+    trained = once(
+        runs / "trained" / f"{slug(name)}-{seed}.json",
+        config,
+        [candidate.spec, Genotype.load(file if kind == "searched" else genotype).to_json()],
+        lambda: [
+            train(candidate.spec, config.override({"seed": TRAININGS * (seed + 1) + n}), str(genotype))
+            for n in range(TRAININGS)
+        ],
+    )
+    losses = [loss for loss, _ in trained]
+    print(f"{name}, seed {seed}: L_r {', '.join(f'{loss:.4f}' for loss in losses)}", flush=True)
+    return {"losses": losses, "generator_macs": trained[0][1], "updates": candidate.updates}
+
+
+def once(file: Path, config: SearchConfig, what: Any, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, kept in ``file``. InputError if that is of other settings, or not of ``what``."""
     if not file.exists():
-        genotype = str(runs / f"{slug(BASELINE)}-{seed}" / "genotype.json")
-        specs = {
-            "all dil_conv_5x5": "all:dil_conv_5x5",
-            "GDFQ's": "gdfq",
-            "GDFQ's at the MACs of the searched": "gdfq@equal-macs",
-        }
-        results = {name: control(spec, config, genotype) for name, spec in specs.items()}
-        drawn = [control(f"random:{RANDOM * seed + n}", config, genotype) for n in range(RANDOM)]
-        results["random genotype"] = drawn[0]
-        best = min(drawn, key=lambda one: one["choice_loss"])
-        results[f"best of {RANDOM} random genotypes"] = {**best, "updates": RANDOM * config.final_steps}
-        write_json(file, {"config": config.to_dict(), "results": results})
-    stored = json.loads(file.read_text())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"config": config.to_dict(), "what": what, "made": make()})
+    stored: dict[str, Any] = json.loads(file.read_text())
     require_same(stored["config"], config, file)
-    controls: dict[str, Result] = stored["results"]
-    return controls
+    if stored["what"] != what:
+        raise InputError(f"{file} is of other generators; choose another folder with --runs")
+    return stored["made"]
 
 
-def control(spec: str, config: SearchConfig, genotype: str) -> dict[str, float]:
-    """A generator, trained and measured as those searched are; ``choice_loss`` is L_r on others, to choose by."""
+def train(spec: str, config: SearchConfig, genotype: str | None = None) -> tuple[float, int]:
+    """L_r of a generator trained as those found by a search are, and its MACs."""
     teacher = configured_teacher(config)
     torch.manual_seed(config.seed)
     generator = generator_from_spec(
@@ -152,12 +187,8 @@ def control(spec: str, config: SearchConfig, genotype: str) -> dict[str, float]:
     objective = objective_for(teacher.observed, config)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     train_generator(generator, objective, source, config, stream="final", steps=config.final_steps)
-    choice, final = (
-        measure_generator(generator, objective, source, stream=stream, steps=FINAL_VALIDATION_STEPS)["loss"]
-        for stream in ("validation", "final-validation")
-    )
-    print(f"{spec}, seed {config.seed}: L_r {final:.4f}", flush=True)
-    return {"loss": final, "choice_loss": choice, "generator_macs": generator.macs()}
+    result = measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
+    return result["loss"], generator.macs()
 
 
 def require_same(stored: Mapping[str, Any], config: SearchConfig, where: Path) -> None:
@@ -172,11 +203,13 @@ def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig) -> str:
     defaults = SearchConfig().to_dict()
     changes = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
     settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
+    within = statistics.mean(statistics.stdev(result["losses"]) for results in rows.values() for result in results)
     lines = [
         f"`python benchmarks/searches.py`, teacher {config.teacher}, seeds {', '.join(map(str, SEEDS))}, mean ± "
-        f"standard deviation. L_r after {config.final_steps} batches of {config.batch_size}, from fresh weights unless "
-        f"they are inherited, on {FINAL_VALIDATION_STEPS} others; updates are batches of the search, or of the choice, "
-        f"before these. Settings beside defaults: {settings}. "
+        f"standard deviation. L_r after {config.final_steps} batches of {config.batch_size} from fresh weights, on "
+        f"{FINAL_VALIDATION_STEPS} others, is for each seed the mean of {TRAININGS} trainings, which differ by a "
+        f"standard deviation of {within:.3f} (mean over generators); updates are batches of the search, or of the "
+        f"choice, before these. Settings beside defaults: {settings}. "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
@@ -184,9 +217,10 @@ def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig) -> str:
         "|---|---|---|---|",
     ]
     for name, results in rows.items():
-        losses, macs = ([result[key] for result in results] for key in ("loss", "generator_macs"))
-        updates = f"{results[0]['updates']:.0f}" if "updates" in results[0] else "–"
-        lines.append(f"| {name} | {spread(losses, '.3f')} | {spread([m / 1e6 for m in macs], '.1f')} | {updates} |")
+        losses = [statistics.mean(result["losses"]) for result in results]
+        macs = [result["generator_macs"] / 1e6 for result in results]
+        updates = "–" if results[0]["updates"] is None else results[0]["updates"]
+        lines.append(f"| {name} | {spread(losses, '.3f')} | {spread(macs, '.1f')} | {updates} |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ from .test_cli import _heed_ctrl_c
 from .test_faults import STAGES, assert_whole
 from .test_resume import _results
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 INTERRUPTED_IMPORT = """
 import os, sys
@@ -45,16 +45,16 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("stage", "module"),
+    ("stage", "module", "number"),
     [
-        ("compress", "torch.fx"),
-        pytest.param("search", "pandas", marks=SLOW),
-        pytest.param("search", "pytorch_lightning.trainer", marks=SLOW),
-        pytest.param("distill", "matplotlib.figure", marks=SLOW),
+        ("compress", "torch.fx", signal.SIGINT),
+        ("compress", "torch.fx", signal.SIGTERM),
+        pytest.param("search", "pandas", signal.SIGINT, marks=SLOW),
+        pytest.param("search", "pytorch_lightning.trainer", signal.SIGTERM, marks=SLOW),
+        pytest.param("distill", "matplotlib.figure", signal.SIGINT, marks=SLOW),
     ],
 )
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_during_the_imports(stage: str, module: str, number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_during_the_imports(stage: str, module: str, number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), *STAGES[stage], "-o", "run"]
     start = time.monotonic()
     done = subprocess.run(
@@ -62,7 +62,7 @@ def test_a_signal_during_the_imports(stage: str, module: str, number: int, code:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
     assert done.stdout == f"{module}\n"  # it came as far as that
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (CODES[number], 1), done.stderr
     assert done.stderr.startswith("nni-autorecon: ")
     assert not list(tmp_path.iterdir())
     assert time.monotonic() - start < 60
@@ -117,7 +117,7 @@ def test_a_signal_while_something_is_written(
             names = (SNAPSHOT,) if moment == "snapshot" else ("genotype.json", "result.json")
             when = lambda source, target: Path(target).name in names and len(rows(folder)) > 1  # noqa: E731
             patch.setattr(files.os, "replace", _signalling(number, os.replace, when))
-        _stopped(argv, number, dict(SIGNALS)[signal.Signals(number)], capsys)
+        _stopped(argv, number, CODES[number], capsys)
     assert_whole(folder)
     assert (folder / SNAPSHOT).exists()
     monkeypatch.setattr(sys.modules[f"nni_autorecon.{MODULES[stage]}"], "_draw", lambda *arguments: None)
@@ -134,7 +134,7 @@ def rows(folder: Path) -> list[str]:
     return (folder / "metrics.csv").read_text().splitlines()[1:]
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_a_signal_while_the_cache_is_read_or_made(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
