@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
@@ -19,8 +18,6 @@ INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of Ctrl-C and of SIGTER
 
 def report_errors(run: Callable[[], object]) -> int:
     """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
-    # NNI 3.0 says this of classes that torch has added since; nobody can act on it.
-    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")

@@ -102,7 +102,9 @@ def test_nni_stays_at_the_rim(module):
 
 def _modules_after(statement):
     code = f"import sys; {statement}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
 
 
 def test_the_package_and_the_command_line_start_without_heavy_imports():
@@ -112,6 +114,10 @@ def test_the_package_and_the_command_line_start_without_heavy_imports():
 
 def test_compression_runs_without_nni():
     assert not _modules_after("import nni_autorecon.compression") & {"nni", "pytorch_lightning"}
+
+
+def test_the_search_is_imported_without_a_word_of_nni_about_torch():
+    assert "nni" in _modules_after("import nni_autorecon.search")
 
 
 def test_tensorboard_stays_away_until_it_is_asked_for():
