@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
 def _read_checkpoint(path: Path) -> object:
     """What torch.load finds in ``path``, tensors and plain containers only."""
     try:
+        _require_sound(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
@@ -52,6 +54,14 @@ def _read_checkpoint(path: Path) -> object:
         refused = re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
         fault = f"holds {refused[1]}, which could run code" if refused else "is damaged or no PyTorch checkpoint"
         raise InputError(f"checkpoint {path} {fault}; give torch.save(network.state_dict(), FILE)") from error
+
+
+def _require_sound(path: Path) -> None:
+    """Raise an error if the file is an archive, as torch.save makes them, and its checksums do not fit."""
+    if zipfile.is_zipfile(path):  # torch.load does not look at them
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} has another CRC-32")
 
 
 def _unwrapped(content: object, own: Iterable[str], path: Path) -> Mapping[str, Tensor]:

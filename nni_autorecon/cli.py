@@ -185,7 +185,9 @@ def _run_student(
                 sequence = sum("agreement" in earlier for earlier in run.rows) - 1
                 trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
 
-        result = run_stage(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+        on_step = trial.require_manager if trial else lambda: None
+        show = sys.stderr.isatty() and trial is None
+        result = run_stage(config, run, on_epoch=on_epoch, on_step=on_step, progress=show)
         print(result.summary())
         print(f"result: {run / 'result.json'}\ndevice: {run.device}")
         if trial:

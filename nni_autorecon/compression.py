@@ -17,7 +17,6 @@ from .coverage import Coverage
 from .data import EvaluationData
 from .dfq import dfq
 from .features import Outputs, with_features
-from .files import write_json
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
 from .inundation import inundation
 from .layout import in_usual_layout
@@ -265,6 +264,7 @@ def run_compression(
     run: RunFolder,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
     progress: bool = False,
 ) -> CompressionResult:
     """Stage 2 for the configured teacher, or what an earlier run left of it; result, student and figures in ``run``.
@@ -280,7 +280,12 @@ def run_compression(
     )  # now: data that do not fit are refused before the training
     before = 0 if config.generator_spec or state else distillation_steps(config)
     with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
-        compression = Compression.start(config, teacher, bar.update, state)
+
+        def step() -> None:
+            bar.update()
+            on_step()
+
+        compression = Compression.start(config, teacher, step, state)
         bar.update(compression.epoch * config.steps)
         run.start("compress", config, device=teacher.device_name)
 
@@ -290,10 +295,10 @@ def run_compression(
             on_epoch(metrics)
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
-        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
-    write_json(run / "result.json", result.to_dict())  # before anything else can fail
+        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+    run.write_result(result.to_dict())  # before anything else can fail
     result = _save(run, compression, result)
-    write_json(run / "result.json", result.to_dict())
+    run.write_result(result.to_dict())
     _draw(run, compression)
     return result
 

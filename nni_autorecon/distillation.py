@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from .data import EvaluationData
 from .errors import InputError
-from .files import write_atomically, write_json
+from .files import write_atomically
 from .generator import GDFQGenerator, Generator
-from .image_sources import configured_generator
+from .image_sources import OnStep, configured_generator
 from .latent import LatentSource
 from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss
@@ -245,6 +245,7 @@ def run_distillation(
     run: RunFolder,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
     progress: bool = False,
 ) -> DistillationResult:
     """Distil the configured teacher into the configured student; leaves result, student and figures in ``run``.
@@ -263,14 +264,18 @@ def run_distillation(
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
         bar.update(distillation.epoch * config.steps)
 
+        def step() -> None:
+            bar.update()
+            on_step()
+
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
             run.save("distill", config, distillation.state())
             on_epoch(metrics)
             bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
 
-        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=bar.update)
-    write_json(run / "result.json", result.to_dict())
+        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+    run.write_result(result.to_dict())
     content = tensor_bytes({name: value.cpu() for name, value in distillation.student.state_dict().items()})
     write_atomically(run / "student.pt", lambda file: file.write(content))
     _draw(run, distillation)

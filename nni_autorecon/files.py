@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,8 @@ from .errors import InputError, shown
 LARGEST_TEXT = 2**20
 """Bytes. No settings, genotype or record of a run come near."""
 DEEPEST = 32
+SEAL = "sha256"
+"""The name of a JSON file's checksum: of its values, not of its layout."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 CACHE_VARIABLE = "NNI_AUTORECON_CACHE"
@@ -67,6 +70,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN is refused: no other reader accepts it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` for a JSON file, with a checksum of them all."""
+    return {**values, SEAL: _digest(values)}
+
+
+def unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a JSON file without their checksum, if they have one. Raises ValueError if it is of others."""
+    plain = {name: value for name, value in values.items() if name != SEAL}
+    if SEAL in values and values[SEAL] != _digest(plain):
+        raise ValueError(f"its {SEAL} is of other values")
+    return plain
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(values, allow_nan=False))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def read_text(path: Path, what: str) -> str:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import InputError, shown
-from .files import parse_json, read_text, write_text
+from .files import SEAL, parse_json, read_text, sealed, unsealed, write_text
 from .topology import (
     CONVOLUTIONS,
     EDGE_BY_LABEL,
@@ -54,7 +54,8 @@ class Genotype:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         document = {"format": FORMAT, "version": VERSION, "width": self.width, "latent_dim": self.latent_dim}
-        return json.dumps({**document, **self.details, "edges": dict(self.choices)}, indent=indent, allow_nan=False)
+        document |= {**self.details, "edges": dict(self.choices)}
+        return json.dumps(sealed(document), indent=indent, allow_nan=False)
 
     def save(self, path: Path) -> None:
         write_text(path, self.to_json() + "\n")
@@ -89,11 +90,17 @@ class Genotype:
         edges = document.get("edges")
         if not isinstance(edges, dict):
             raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
-        details = {k: v for k, v in document.items() if k not in ("format", "version", "edges", *sizes)}
+        details = {k: v for k, v in document.items() if k not in ("format", "version", "edges", SEAL, *sizes)}
         try:
-            return cls(edges, **sizes, details=details)
+            found = cls(edges, **sizes, details=details)
+            unsealed(document)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        except ValueError as error:
+            raise InputError(
+                f"{source} is damaged, or edited by hand: {error}; export it again, or take {SEAL} out to keep the edit"
+            ) from error
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:

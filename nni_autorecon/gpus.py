@@ -46,7 +46,14 @@ def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:
 
     ``settings`` are those of the experiment file. Experiments on other machines are not judged.
     """
-    top, service = _by_name(settings), _by_name(settings, "trainingService")
+    top = _by_name(settings)
+    services = top.get("trainingservice")
+    for service in services if isinstance(services, list) else [services]:
+        if isinstance(service, Mapping):
+            _refuse_unmeetable(top, _by_name(service), gpus)
+
+
+def _refuse_unmeetable(top: Mapping[str, Any], service: Mapping[str, Any], gpus: int) -> None:
     if service.get("platform") != "local":
         return
     asked = _whole({**top, **service}, "trialGpuNumber", default=0, least=0)
@@ -92,13 +99,9 @@ def _refuse_too_few(top: Mapping[str, Any], service: Mapping[str, Any], share: f
         )
 
 
-def _by_name(settings: Mapping[str, Any], section: str | None = None) -> dict[str, Any]:
-    """Settings, or those of a section, by name as NNI compares them: without regard to case and underscores."""
-    values = {str(name).replace("_", "").lower(): value for name, value in settings.items()}
-    if section is None:
-        return values
-    inner = values.get(section.lower())
-    return _by_name(inner) if isinstance(inner, Mapping) else {}
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name as NNI compares them: without regard to case and underscores."""
+    return {str(name).replace("_", "").lower(): value for name, value in settings.items()}
 
 
 def _whole(settings: Mapping[str, Any], name: str, *, default: int, least: int = 1) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import Config
 from .errors import InputError, shown
-from .files import parse_json, read_text
+from .files import parse_json, read_text, unsealed
 from .search_config import SearchConfig
 from .student_config import CompressConfig, DistillConfig
 
@@ -63,7 +63,12 @@ def read_folder(folder: Path) -> Run:
     result = folder / "result.json"
     if not result.exists():
         return Run(str(folder), command, settings, INCOMPLETE, versions=versions)
-    metrics = checked_metrics(_read_json(result), command, source=str(result))
+    values = _read_json(result)
+    metrics = checked_metrics(values, command, source=str(result))
+    try:
+        unsealed(values)
+    except ValueError as error:
+        raise InputError(f"{result} is damaged ({error}); run it again or leave its folder out") from error
     return Run(str(folder), command, settings, FINISHED, metrics, versions)
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from .config import Config
 from .errors import InputError
 from .events import EventFile, remove_events
-from .files import parse_json, read_text, require_absent, unwritable, write_json, write_text
+from .files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
 from .snapshots import State, load_snapshot, save_snapshot
 from .version import __version__
 
@@ -82,6 +82,10 @@ class RunFolder:
         """Remember where the run stands, after the row of the epoch was logged."""
         here = {"command": command, "config": config.to_dict(), "rows": self.rows, "state": state}
         save_snapshot(self / SNAPSHOT, here)
+
+    def write_result(self, values: Mapping[str, Any]) -> None:
+        """Write ``result.json``, with a checksum."""
+        write_json(self / "result.json", sealed(values))
 
     def finish(self) -> None:
         """Forget it: all results are written."""

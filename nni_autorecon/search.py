@@ -127,7 +127,7 @@ def search(
     genotype = Genotype(choices, config.width, config.latent_dim, details)
     result = SearchResult(genotype, loss, probabilities, config.updates, time.perf_counter() - started)
     genotype.save(run / "genotype.json")
-    write_json(run / "result.json", result.to_dict())
+    run.write_result(result.to_dict())
     if result.probabilities:
         write_json(run / "probabilities.json", result.probabilities)
     _draw(run, result, generator, source)

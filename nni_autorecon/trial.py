@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,10 @@ from .errors import AutoReConError
 from .loopback import open_address
 
 log = logging.getLogger(__name__)
+
+CHANNEL = "NNI_TRIAL_COMMAND_CHANNEL"  # the variable with the address at which NNI listens to its trials
+LOOK_EVERY = 10.0
+"""Seconds after which a trial looks again whether it still has a manager."""
 
 
 class Trial:
@@ -37,6 +43,7 @@ class Trial:
             raise AutoReConError("NNI's manager is gone; nni-autorecon resume starts this trial again") from error
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
+        self._looked = time.monotonic()
 
     @property
     def output(self) -> Path | None:
@@ -61,11 +68,29 @@ class Trial:
         try:
             self._send("PERIODICAL", sequence, metrics)
         except requests.ConnectionError as error:
-            raise AutoReConError(
-                f"NNI's manager is gone; nni-autorecon resume ID, or --resume --output {self.output}, goes on from here"
-            ) from error
+            raise self._gone() from error
         except requests.RequestException as error:
             log.warning("NNI's manager does not answer (%s); this epoch is in metrics.csv only", type(error).__name__)
+
+    def require_manager(self) -> None:
+        """Raise AutoReConError if there is no manager any more; for steps between reports, it looks now and then."""
+        if time.monotonic() < self._looked + LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        channel = urlsplit(os.environ.get(CHANNEL, ""))
+        if channel.port is None:
+            return
+        try:
+            socket.create_connection((channel.hostname, channel.port), timeout=1).close()
+        except ConnectionRefusedError as error:
+            raise self._gone() from error
+        except OSError:  # it is there, or cannot be asked now
+            return
+
+    def _gone(self) -> AutoReConError:
+        return AutoReConError(
+            f"NNI's manager is gone; nni-autorecon resume ID, or --resume --output {self.output}, goes on from here"
+        )
 
     def report_final(self, metrics: Mapping[str, Any]) -> None:
         """Send the result. Must hold ``default``, or NNI's dispatcher dies without a word."""
@@ -90,7 +115,7 @@ class Trial:
 
 def _warn_of_an_open_port() -> None:
     """Say on stderr, in the first trial of an experiment on this machine, if others can reach NNI's manager."""
-    port = urlsplit(os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", "")).port
+    port = urlsplit(os.environ.get(CHANNEL, "")).port
     if port is None or (os.environ.get("NNI_PLATFORM"), os.environ.get("NNI_TRIAL_SEQ_ID")) != ("local", "0"):
         return
     if address := open_address(port):

@@ -42,6 +42,15 @@ class Page:
     def button(self, text: str) -> None:
         self.click(f"//button[normalize-space(.)='{text}' or substring(normalize-space(.), 3)='{text}']")
 
+    @contextmanager
+    def new_window(self) -> Iterator[None]:
+        """Go on in the window that what is done in the block opens."""
+        before = set(self.driver.window_handles)
+        yield
+        self.wait_for(lambda: set(self.driver.window_handles) - before, "a window")
+        self.driver.switch_to.window((set(self.driver.window_handles) - before).pop())
+        self.wait_for(lambda: self.text, "its text")
+
     def find(self, what: str) -> list[WebElement]:
         return self.driver.find_elements(By.XPATH, what)
 

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from nni_autorecon import cli, saving
+from nni_autorecon.files import unsealed
 from nni_autorecon.genotype import Genotype, uniform_choices
 from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import observe_ranges
@@ -67,7 +68,7 @@ class Code:
 
 # Genotypes
 
-VALID = json.loads(Genotype(uniform_choices("conv_3x3"), 5, 7).to_json())
+VALID = unsealed(json.loads(Genotype(uniform_choices("conv_3x3"), 5, 7).to_json()))
 UP, NORMAL = "B1-N1 > B1-N2", "B1-N2 > B1-N4"
 
 
@@ -218,6 +219,20 @@ def cut(write: Callable[[Path], object], end: int) -> Callable[[Path], object]:
     return write_less
 
 
+def flipped(write: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The least bit of a weight turned over: a file that is read without a complaint, if nobody looks."""
+
+    def write_damaged(path: Path) -> None:
+        write(path)
+        content = bytearray(path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            weights = max((archive.read(name) for name in archive.namelist() if "/data/" in name), key=len)
+        content[content.index(weights)] ^= 1
+        path.write_bytes(content)
+
+    return write_damaged
+
+
 def teacher(spec: str, thing: str, remedy: str, weights: Content = b"", flags: str = "--image-size 9") -> Case:
     command = f"search --teacher {spec} --checkpoint w.pt {flags} {TOY} -o run"
     return case(command, thing, remedy, {"nets.py": NETWORKS, "ended.py": "exit(3)", "half.py": "def", "w.pt": weights})
@@ -255,6 +270,7 @@ TEACHERS = [
     teacher(MAKE, "w.pt is damaged or no PyTorch checkpoint", "give torch.save(", b""),
     teacher(MAKE, "w.pt is damaged or no PyTorch checkpoint", "give torch.save(", "GIF89a"),
     teacher(MAKE, "w.pt is damaged or no PyTorch checkpoint", "give torch.save(", cut(state(), 700)),
+    teacher(MAKE, "w.pt is damaged or no PyTorch checkpoint", "give torch.save(", flipped(state())),
     teacher(MAKE, "w.pt holds posix.mkdir, which could run code", "give torch.save(", pickle.dumps(Code(), 2)),
     teacher(MAKE, "w.pt holds posix.mkdir, which could", "give torch.save(", lambda path: torch.save(Code(), path)),
     teacher(MAKE, "checkpoint w.pt: Is a directory", "check the path", None),

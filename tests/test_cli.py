@@ -152,6 +152,7 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
 
         def __init__(self):
             self.parameters, self.curve = {"seed": 3, "width": 4, "generator": "gdfq"}, []
+            self.require_manager = lambda: None
             self.report_intermediate = lambda metrics, sequence: self.curve.append(sequence)
 
         def report_final(self, metrics):

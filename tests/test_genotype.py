@@ -138,3 +138,29 @@ def test_saving_is_loading(tmp_path):
     assert Genotype.load(tmp_path / "g.json") == genotype
     with pytest.raises(InputError, match=re.escape(f"genotype {tmp_path / 'none.json'} does not exist")):
         Genotype.load(tmp_path / "none.json")
+
+
+def test_no_flipped_bit_makes_another_genotype(tmp_path):
+    found, path = Genotype(random_choices(0), width=16, details={"seed": 3, "loss": {"loss": 0.5}}), tmp_path / "g.json"
+    content = found.to_json().encode()
+    positions, refused = range(0, 8 * len(content), 5), 0
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            read = Genotype.load(path)
+        except InputError:
+            refused += 1
+        else:  # the checksum's own name was hit
+            assert (read.choices, read.width, read.latent_dim) == (found.choices, found.width, found.latent_dim)
+    assert len(positions) - 12 <= refused < len(positions)
+
+
+def test_a_genotype_may_be_edited_without_its_checksum(tmp_path):
+    found = Genotype(random_choices(0), width=16)
+    edited = found.to_json().replace('"width": 16', '"width": 24')
+    with pytest.raises(InputError, match=r"g is damaged, or edited by hand: its sha256 .*take sha256 out to keep"):
+        Genotype.from_json(edited, source="g")
+    without = re.sub(r',\s*"sha256": "\w+"', "", edited)
+    assert Genotype.from_json(without).width == 24

@@ -113,6 +113,8 @@ def test_names_and_places_are_as_free_as_nnis():
     with pytest.raises(InputError, match="trialGpuNumber: 1"):
         refuse_unmeetable_request({"trial_gpu_number": 1, "TrainingService": service}, 1)
     refuse_unmeetable_request({"trialGpuNumber": 1, "trainingService": {**service, "trialGpuNumber": 0}}, 1)
+    with pytest.raises(InputError, match="trialGpuNumber: 1"):
+        refuse_unmeetable_request({"trainingService": [{"platform": "remote"}, {**service, "trialGpuNumber": 1}]}, 1)
 
 
 @pytest.mark.parametrize("number", [None, 0])

@@ -11,6 +11,7 @@ import pytest
 from nni_autorecon import cli, records
 from nni_autorecon.config import Config
 from nni_autorecon.errors import InputError
+from nni_autorecon.files import sealed, write_json
 from nni_autorecon.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, WAITING, Run
 from nni_autorecon.report import make_report, table_markdown
 from nni_autorecon.search_config import SearchConfig
@@ -446,7 +447,13 @@ def write(folder, result=None, command="compress", **settings):
     if result is not None:
         known = {"accuracy": None, "teacher_accuracy": None, "agreement": 0.5, "generator_macs": 1, "seconds": 1.5}
         known |= {"loss": {"loss": 0.5}}
-        (folder / "result.json").write_text(json.dumps({**known, **result}))
+        write_json(folder / "result.json", sealed({**known, **result}))
+
+
+def replaced(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def report(*argv):
@@ -490,6 +497,10 @@ def test_reports_are_replaced_by_force_alone(folders, tmp_path, capsys):
         (lambda runs: (runs / "a" / "config.json").write_text("{}"), "a/config.json names no command of"),
         (lambda runs: (runs / "a" / "result.json").write_text('{"accuracy"'), "a/result.json is damaged"),
         (lambda runs: (runs / "a" / "result.json").write_text('{"accuracy": "x"}'), "accuracy = 'x' is not a number"),
+        (
+            lambda runs: replaced(runs / "a" / "result.json", '"accuracy": 0.9', '"accuracy": 0.8'),
+            "a/result.json is damaged (its sha256 is of other values); run it again",
+        ),
         (lambda runs: (runs / "a" / "result.json").write_bytes(b"\xff"), "a/result.json: it is not a text file"),
         (lambda runs: write(runs / "x", seed=-1), "x/config.json: seed = -1 is too small"),
         (lambda runs: write(runs / "x", unheard_of=1), "x/config.json: unknown setting 'unheard_of'"),

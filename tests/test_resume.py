@@ -10,6 +10,7 @@ import torch
 
 from nni_autorecon import cli, compression, distillation, enas, search
 from nni_autorecon.errors import InputError
+from nni_autorecon.files import SEAL
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import load_snapshot, save_snapshot
 from nni_autorecon.student_config import CompressConfig
@@ -82,7 +83,7 @@ def _results(folder):
         path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".json", ".safetensors")
     }
     if "result.json" in results:
-        results["result.json"] = {**json.loads(results["result.json"]), "seconds": None}
+        results["result.json"] = {**json.loads(results["result.json"]), "seconds": None, SEAL: None}
     return results
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -313,6 +314,42 @@ def test_what_nni_keeps_to_itself_is_said_in_one_line_and_nothing_stays(changes,
     assert waiting.startswith("waiting")
     assert re.search(f"^nni-autorecon: error: {message}", error), error
     assert done.stdout == ""
+    assert not processes(str(home))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs OpenSSH's client")
+def test_a_machine_that_does_not_answer_is_said_in_one_line_and_nothing_stays(environment, home, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    machine = {**MACHINE, "sshKeyFile": str(tmp_path / "key")}
+    file = _write(tmp_path, trainingService={"platform": "remote", "machineList": [machine]})
+    done = tool(environment, "nni-autorecon", "start", file, "--port", free_port())
+    error = done.stderr.splitlines()[-1]
+    assert re.search("^nni-autorecon: error: NNI ended by itself: .*ECONNREFUSED.*; mend trainingService in ", error), (
+        error
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 2)
+    assert not processes(str(home))
+
+
+@pytest.mark.slow
+def test_a_dispatcher_that_dies_is_said_in_one_line_and_nothing_stays(environment, home, tmp_path):
+    command = [
+        TOOLS / "nni-autorecon",
+        "start",
+        _write(tmp_path, trialCommand="sleep 1000"),
+        "--port",
+        str(free_port()),
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline().startswith("waiting")
+        (dispatcher,) = wait_until(
+            lambda: [each for each in processes(str(home)) if "--exp_params" in each.cmdline()], "no dispatcher"
+        )
+        dispatcher.kill()
+        error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert re.fullmatch(r"nni-autorecon: error: NNI failed: .*[Dd]ispatcher.*\n", error), error
     assert not processes(str(home))
 
 

@@ -7,7 +7,8 @@ import requests
 
 from . import managers
 from .browser import CHROMIUM, DRIVER, MISSING, web_ui
-from .managers import FLAGS, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
+from .managers import FLAGS, STUDENT, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
+from .screenshots import choices, show_compare, show_compress
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
 
@@ -79,11 +80,14 @@ def test_the_hyper_parameters_are_axes(page):
     assert {"width", "default", "class_loss", "bns_loss", "generator_macs"} <= set(axes)
 
 
-def test_a_trials_folder_is_shown(page, jobs):
+def test_a_trials_folder_and_log_are_shown(page, jobs):
     page.open("detail")
     page.click(f"{ROWS}//*[@data-icon-name='ChevronRight']")
     page.button("Log")
     page.wait_for(lambda: any(job["logPath"] in page.text for job in jobs), "the folder")
+    with page.new_window():
+        page.button("View trial log")
+    assert "genotype: " in page.text
 
 
 def test_the_tensorboard_button_shows_our_metrics(page, port, jobs):
@@ -100,3 +104,38 @@ def test_the_tensorboard_button_shows_our_metrics(page, port, jobs):
         return {name for run in requests.get(address, timeout=30).json().values() for name in run}
 
     assert wait_until(tags, "TensorBoard shows nothing") == (KEYS | {"loss"}) - {"default"}
+
+
+@pytest.fixture(scope="module")
+def students(digits_teacher, tmp_path_factory):
+    """A page with a finished compression by each of two generators, and the trials."""
+    folder, environment = tmp_path_factory.mktemp("students"), managers.environment(tmp_path_factory.mktemp("home"))
+    changes = {
+        "trialCommand": f"python trials/compress.py --teacher digits --threads 1 {STUDENT}",
+        "searchSpace": choices(generator=["gdfq", "random:0"], bits=["w4a4"], student_lr=[0.001]),
+        "maxTrialNumber": 2,
+    }
+    with experiment(environment, folder, **changes) as (_, port):
+        wait_until_done(port)
+        with web_ui(port, tmp_path_factory.mktemp("browser")) as page:
+            yield page, get(port, "trial-jobs")
+
+
+def test_a_compression_shows_its_settings_and_accuracy_as_axes(students):
+    page, _ = students
+    page.open("detail")
+    show_compress(page)
+    axes = page.texts("//*[contains(@class, 'parcoords')]//*[contains(@class, 'label')]")
+    assert {"bits", "student_lr", "default", "accuracy"} <= set(axes)
+
+
+def test_a_comparison_lists_generators_with_their_accuracy(students):
+    page, jobs = students
+    page.open("detail")
+    page.wait_for(lambda: len(page.find(ROWS)) == 2, "two trials")
+    show_compare(page)
+    rows = page.texts(ROWS)
+    for job in jobs:
+        generator = json.loads(job["hyperParameters"][0])["parameters"]["generator"]
+        accuracy = json.loads(json.loads(job["finalMetricData"][0]["data"]))["accuracy"]
+        assert any(generator in row and str(accuracy) in row for row in rows), rows
