@@ -90,17 +90,17 @@ class Genotype:
         edges = document.get("edges")
         if not isinstance(edges, dict):
             raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
-        details = {k: v for k, v in document.items() if k not in ("format", "version", "edges", SEAL, *sizes)}
         try:
-            found = cls(edges, **sizes, details=details)
-            unsealed(document)
+            check_choices(edges)  # a faulty edge says more than a checksum
+            plain = unsealed(document)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         except ValueError as error:
             raise InputError(
                 f"{source} is damaged, or edited by hand: {error}; export it again, or take {SEAL} out to keep the edit"
             ) from error
-        return found
+        details = {k: v for k, v in plain.items() if k not in ("format", "version", "edges", *sizes)}
+        return cls(edges, **sizes, details=details)
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:

@@ -63,12 +63,7 @@ def read_folder(folder: Path) -> Run:
     result = folder / "result.json"
     if not result.exists():
         return Run(str(folder), command, settings, INCOMPLETE, versions=versions)
-    values = _read_json(result)
-    metrics = checked_metrics(values, command, source=str(result))
-    try:
-        unsealed(values)
-    except ValueError as error:
-        raise InputError(f"{result} is damaged ({error}); run it again or leave its folder out") from error
+    metrics = checked_metrics(_read_json(result), command, source=str(result))
     return Run(str(folder), command, settings, FINISHED, metrics, versions)
 
 
@@ -104,10 +99,10 @@ def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(read_text(path, "run file"))
+        if not isinstance(values, dict):
+            raise ValueError("no names and values")
+        return unsealed(values)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); run it again or leave its folder out") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged (no names and values); run it again or leave its folder out")
-    return values

@@ -57,8 +57,10 @@ def test_trials_differ_and_are_as_many_as_announced(path):
         assert len(trials) == int(announced[1])
 
 
-def test_nni_takes_the_settings_for_kubernetes(tmp_path):
-    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "remote.md").read_text(), re.DOTALL)[1]
+@pytest.mark.parametrize("platform", ["frameworkcontroller", "kubeflow"])
+def test_nni_takes_the_settings_for_kubernetes(platform, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "remote.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if f"platform: {platform}\n" in block)
     here = yaml.safe_load((ROOT / "experiments" / "remote.yml").read_text())
     for name in ("trialCommand", "trialCodeDirectory"):
         del here[name]
@@ -68,7 +70,8 @@ def test_nni_takes_the_settings_for_kubernetes(tmp_path):
     (folder / "kubernetes.yml").write_text(yaml.safe_dump(here | yaml.safe_load(block)))
     config = ExperimentConfig.load(folder / "kubernetes.yml")
     config.validate()
-    (role,) = config.training_service.task_roles
+    service = config.training_service
+    role = service.task_roles[0] if platform == "frameworkcontroller" else service.master
     assert (ROOT / shlex.split(role.command)[1]).is_file()
 
 

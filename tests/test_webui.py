@@ -8,7 +8,7 @@ import requests
 from . import managers
 from .browser import CHROMIUM, DRIVER, MISSING, web_ui
 from .managers import FLAGS, STUDENT, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
-from .screenshots import choices, show_compare, show_compress
+from .screenshots import choices, show_compare, show_compress, show_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
 
@@ -70,6 +70,11 @@ def test_a_trials_curve_can_be_each_of_our_metrics(page):
     page.click(f"{ROWS}//button[@title='Intermediate']")
     page.wait_for(lambda: page.find("//*[contains(@class, 'ms-Layer')]//canvas"), "the curve")
     assert set(page.options("//*[contains(@class, 'ms-Layer')]//*[@role='combobox']")) == KEYS
+
+
+def test_the_curves_of_all_trials_are_drawn(page):
+    page.open("detail")
+    show_search(page)
 
 
 def test_the_hyper_parameters_are_axes(page):
