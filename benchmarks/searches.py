@@ -208,19 +208,21 @@ def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig) -> str:
         f"`python benchmarks/searches.py`, teacher {config.teacher}, seeds {', '.join(map(str, SEEDS))}, mean ± "
         f"standard deviation. L_r after {config.final_steps} batches of {config.batch_size} from fresh weights, on "
         f"{FINAL_VALIDATION_STEPS} others, is for each seed the mean of {TRAININGS} trainings, which differ by a "
-        f"standard deviation of {within:.3f} (mean over generators); updates are batches of the search, or of the "
-        f"choice, before these. Settings beside defaults: {settings}. "
+        f"standard deviation of {within:.3f} (mean over generators) and have the same seeds for all; updates are "
+        f"batches of the search, or of the choice, before these. Settings beside defaults: {settings}. "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
-        "| generator | L_r | MMACs | updates |",
-        "|---|---|---|---|",
+        f"| generator | L_r | more than {BASELINE} | MMACs | updates |",
+        "|---|---|---|---|---|",
     ]
+    means = {name: [statistics.mean(result["losses"]) for result in results] for name, results in rows.items()}
     for name, results in rows.items():
-        losses = [statistics.mean(result["losses"]) for result in results]
+        more = [loss - of_searched for loss, of_searched in zip(means[name], means[BASELINE], strict=True)]
         macs = [result["generator_macs"] / 1e6 for result in results]
         updates = "–" if results[0]["updates"] is None else results[0]["updates"]
-        lines.append(f"| {name} | {spread(losses, '.3f')} | {spread(macs, '.1f')} | {updates} |")
+        gap = "–" if name == BASELINE else spread(more, "+.3f")
+        lines.append(f"| {name} | {spread(means[name], '.3f')} | {gap} | {spread(macs, '.1f')} | {updates} |")
     return "\n".join(lines) + "\n"
 
 
@@ -229,7 +231,7 @@ def slug(name: str) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form.removeprefix('+')}}"
 
 
 if __name__ == "__main__":
