@@ -49,7 +49,7 @@ def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
 
 
 def plot_report(report: Report) -> Figure:
-    """A panel per section: a line per row with error bars of one standard deviation; dots where there is one column,
+    """A panel per section, on one scale: a line per row with error bars of one standard deviation; dots where there is one column,
     and a ring for each seed.
 
     The dashed line is the teacher, if it is near. Points that are missing are named below the panels.
@@ -58,16 +58,18 @@ def plot_report(report: Report) -> Figure:
     lines = max(len(table.columns) for table in tables) > 1
     height = 4.0 if lines else 1.6 + 0.45 * max(len(table.rows) for table in tables)
     figure = Figure(figsize=(4.6 * len(tables) + 2.4, height), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    alike = len({table.metric for table in tables}) == 1
+    panels = figure.subplots(1, len(tables), squeeze=False, sharey=lines and alike, sharex=not lines and alike)[0]
     notes = []
     for axes, section, table in zip(panels, report.sections, tables, strict=True):
         (_draw_lines if lines else _draw_dots)(axes, table)
-        _draw_teacher(axes, report.teacher_accuracy, upright=not lines)
         axes.set_title(section.heading, fontsize=11, color=INK)
         axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         if missing := ", ".join(comparison_info(table)[2]):
             notes.append(f"{section.heading}: {missing}" if section.heading else missing)
+    for axes in panels:  # once the scale is known
+        _draw_teacher(axes, report.teacher_accuracy, upright=not lines)
     keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # last
     if labels:

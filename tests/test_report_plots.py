@@ -54,6 +54,12 @@ def test_a_series_per_row_has_means_and_deviations_and_gaps():
     assert missing == ["all:identity at w4a4 (not run)", "all:identity at w3a3 (failed)"]
 
 
+def test_panels_have_one_scale():
+    figure = plot_report(make_report(REPORTS["scales"]))
+    first, second = (axes.get_ylim() for axes in figure.axes)
+    assert first == second
+
+
 def test_scales_stand_at_their_logarithms():
     positions, ((_, mean, std),), _ = comparison_info(make_report(scales()).sections[0].tables[0])
     np.testing.assert_array_equal(positions, [-1, 0, 2])
