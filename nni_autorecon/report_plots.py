@@ -49,8 +49,8 @@ def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
 
 
 def plot_report(report: Report) -> Figure:
-    """A panel per section, on one scale: a line per row with error bars of one standard deviation; dots where there is one column,
-    and a ring for each seed.
+    """A panel per section, all on one scale: a line per row with error bars of one standard deviation; dots where there
+    is one column, and a ring for each seed.
 
     The dashed line is the teacher, if it is near. Points that are missing are named below the panels.
     """
