@@ -81,18 +81,21 @@ def export_onnx(
     disagree, or the file cannot be written.
     """
     try:
-        import onnx_ir
+        import onnx_ir  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX needs {error.name}; pip install -e '.[onnx]'") from error
-    program = _translate(_onnx_form(saved), torch.zeros(2, *saved.description.image))
-    _narrow_weights(program.model.graph, onnx_ir)
-    _strip(program.model.graph)
+    try:
+        program, exported = _exported(saved, narrowest=2)
+    except InputError:
+        if all(weight.bits > 2 for weight in saved.weights.values()):
+            raise
+        program, exported = _exported(saved, narrowest=4)  # onnxruntime 1.23, the last for Python 3.10, lacks UINT2
     noise = torch.randn(noise_images, *saved.description.image, generator=torch.Generator().manual_seed(seed))
     agreement = compare(
         saved.network,
-        OnnxNetwork(program.model_proto.SerializeToString(), "the exported network"),
+        exported,
         noise if images is None else torch.cat([noise, images.cpu()]),
     )
     if agreement.alike < ALIKE or agreement.clear_decisions < DECISIONS:
@@ -134,8 +137,19 @@ def compare(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: 
     )
 
 
-def _onnx_form(saved: SavedNetwork) -> nn.Module:
-    """A copy of the network with its quantizers and weights as ONNX operators, for tracing only."""
+def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]:
+    """The ``torch.onnx.ONNXProgram``, and what it is in onnxruntime. InputError if it cannot be made or is refused."""
+    program = _translate(_onnx_form(saved, narrowest), torch.zeros(2, *saved.description.image))
+    _narrow_weights(program.model.graph)
+    _strip(program.model.graph)
+    return program, OnnxNetwork(program.model_proto.SerializeToString(), "the exported network")
+
+
+def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
+    """A copy of the network with its quantizers and weights, of 8, 4 or the ``narrowest`` bits, as ONNX operators.
+
+    For tracing only.
+    """
     form, weights = copy.deepcopy(saved.network), dict(saved.weights)
     fold_norms(form, weights)
     replaced: dict[nn.Module, nn.Module] = {
@@ -143,7 +157,7 @@ def _onnx_form(saved: SavedNetwork) -> nn.Module:
     }
     for name, weight in weights.items():
         layer: Any = form.get_submodule(name)
-        parametrize.register_parametrization(layer, "weight", _Dequantize(name, weight, layer), unsafe=True)
+        parametrize.register_parametrization(layer, "weight", _Dequantize(name, weight, layer, narrowest), unsafe=True)
         if layer.bias is not None:
             replaced[layer] = nn.Sequential(layer, _Bias(layer.bias, is_map=isinstance(layer, nn.Conv2d)))
             layer.bias = None
@@ -154,10 +168,10 @@ def _onnx_form(saved: SavedNetwork) -> nn.Module:
 class _Dequantize(nn.Module):
     """Parametrization of a weight: DequantizeLinear of its codes."""
 
-    def __init__(self, name: str, weight: IntegerWeight, layer: nn.Module) -> None:
+    def __init__(self, name: str, weight: IntegerWeight, layer: nn.Module, narrowest: int) -> None:
         super().__init__()
         has_bias = isinstance(layer, nn.Conv2d) and layer.bias is not None
-        bits = 8 if weight.bits > 4 else 4 if weight.bits > 2 or not has_bias else 2
+        bits = 8 if weight.bits > 4 else 4 if weight.bits > 2 or not has_bias else narrowest
         self.note = {"weight": f"{name}.weight", "type": f"UINT{bits}"}  # for _narrow_weights
         for part in ("codes", "scale", "zero_point"):
             self.register_buffer(part, getattr(weight, part))
@@ -228,9 +242,10 @@ def _layer(program: torch.export.ExportedProgram, node_name: str) -> str:
     return node_name
 
 
-def _narrow_weights(graph: Any, ir: Any) -> None:
+def _narrow_weights(graph: Any) -> None:
     """Give the codes and zero points of weights their own ONNX type, and names that tell the layer."""
     import ml_dtypes  # numpy's types of 2 and 4 bits; onnx brings it
+    import onnx_ir as ir
 
     for node in graph:
         if "weight" in node.metadata_props:

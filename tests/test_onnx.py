@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon import cli
+from nni_autorecon import cli, export
 from nni_autorecon.data import accuracy
 from nni_autorecon.dfq import dfq
 from nni_autorecon.digits import digits_data
@@ -29,6 +29,7 @@ from .toys import CLASSES, IMAGE
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+RUNS_UINT2 = not onnxruntime.__version__.startswith("1.23.")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's, of its own future
 
 
@@ -135,7 +136,7 @@ def test_the_model_holds_integers_and_nothing_of_the_code(exported):
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=False)
     bits = saved.description.quantization["weight_bits"]
-    narrow = {2: onnx.TensorProto.UINT2, 4: onnx.TensorProto.UINT4}[bits]
+    narrow = onnx.TensorProto.UINT2 if bits == 2 and RUNS_UINT2 else onnx.TensorProto.UINT4
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     codes = {name.removesuffix(".weight.codes"): t.data_type for name, t in tensors.items() if name.endswith(".codes")}
     assert codes == {name: onnx.TensorProto.UINT4 if "linear" in name or name == "bare" else narrow for name in codes}
@@ -148,6 +149,18 @@ def test_the_model_holds_integers_and_nothing_of_the_code(exported):
     assert operators["DequantizeLinear"] == 6 + len(codes)
     assert "BatchNormalization" not in operators
     assert not any(node.metadata_props for node in model.graph.node)
+
+
+def test_a_runtime_without_2_bits_is_given_4(tmp_path, monkeypatch):
+    def refuse(content, what):
+        if any(t.data_type == onnx.TensorProto.UINT2 for t in onnx.load_from_string(content).graph.initializer):
+            raise InputError("refused")
+        return OnnxNetwork(content, what)
+
+    monkeypatch.setattr(export, "OnnxNetwork", refuse)
+    export_onnx(_saved(tmp_path, "tests.test_onnx:Branches", 2, 8), tmp_path / "net.onnx")
+    codes = [t for t in onnx.load(tmp_path / "net.onnx").graph.initializer if t.name.endswith(".codes")]
+    assert {t.data_type for t in codes} == {onnx.TensorProto.UINT4}
 
 
 def test_the_model_says_what_it_is(exported):
