@@ -142,7 +142,8 @@ def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]
     program = _translate(_onnx_form(saved, narrowest), torch.zeros(2, *saved.description.image))
     _narrow_weights(program.model.graph)
     _strip(program.model.graph)
-    return program, OnnxNetwork(program.model_proto.SerializeToString(), "the exported network")
+    remedy = "use another onnxruntime, or the .safetensors file"
+    return program, OnnxNetwork(program.model_proto.SerializeToString(), "the exported network", remedy)
 
 
 def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:

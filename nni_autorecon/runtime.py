@@ -19,10 +19,10 @@ METADATA = "nni-autorecon"
 class OnnxNetwork(nn.Module):
     """ONNX ``content`` as a module on the CPU, with as many threads as PyTorch.
 
-    Raises InputError, naming it ``what``, if onnxruntime is missing or does not take it.
+    Raises InputError, naming it ``what`` and the ``remedy``, if onnxruntime is missing or does not take it.
     """
 
-    def __init__(self, content: bytes, what: str) -> None:
+    def __init__(self, content: bytes, what: str, remedy: str) -> None:
         super().__init__()
         try:
             import onnxruntime
@@ -36,7 +36,7 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # its errors have no class of their own
             reason = " ".join(str(error).split())
             fault = f"onnxruntime {onnxruntime.__version__} refuses {what}: {reason.rstrip('.')}"
-            raise InputError(f"{fault}; give a file of export-model") from error
+            raise InputError(f"{fault}; {remedy}") from error
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.eval()
 
@@ -54,7 +54,7 @@ def load_onnx(path: str | Path) -> SavedNetwork:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    network = OnnxNetwork(content, str(path))
+    network = OnnxNetwork(content, str(path), "give a file of export-model")
     if METADATA not in network.metadata:
         raise InputError(f"{path} was not written by nni-autorecon; give a file of export-model")
     try:

@@ -30,6 +30,9 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 RUNS_UINT2 = not onnxruntime.__version__.startswith("1.23.")
+optimizes_sums = pytest.mark.skipif(  # of two quantized maps: "unable to remove node"
+    onnxruntime.__version__.startswith("1.23."), reason="onnxruntime 1.23 fails on protocol integer"
+)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's, of its own future
 
 
@@ -87,7 +90,7 @@ def test_onnxruntime_agrees_with_pytorch(exported):
     assert compare(saved.network, load_onnx(path).network, images).close >= 0.89
 
 
-@pytest.mark.parametrize("method", ["integer", "dfq"])
+@pytest.mark.parametrize("method", [pytest.param("integer", marks=optimizes_sums), "dfq"])
 def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_path, digits_teacher):
     """The first quantizes sums and pooled features, the second has biases and no norm."""
     bits = {"weight_bits": 4, "activation_bits": 4} | ({"protocol": "integer"} if method == "integer" else {})
@@ -109,6 +112,7 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
     assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.9
 
 
+@optimizes_sums
 def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_export(tmp_path, digits_teacher):
     bits = {"weight_bits": 4, "activation_bits": 4, "protocol": "integer"}
     pixels = digits_teacher.pixel_range
@@ -152,10 +156,10 @@ def test_the_model_holds_integers_and_nothing_of_the_code(exported):
 
 
 def test_a_runtime_without_2_bits_is_given_4(tmp_path, monkeypatch):
-    def refuse(content, what):
+    def refuse(content, *what):
         if any(t.data_type == onnx.TensorProto.UINT2 for t in onnx.load_from_string(content).graph.initializer):
             raise InputError("refused")
-        return OnnxNetwork(content, what)
+        return OnnxNetwork(content, *what)
 
     monkeypatch.setattr(export, "OnnxNetwork", refuse)
     export_onnx(_saved(tmp_path, "tests.test_onnx:Branches", 2, 8), tmp_path / "net.onnx")
@@ -177,7 +181,7 @@ def test_other_weights_do_not_pass(exported, tmp_path, monkeypatch):
     saved, path, _ = exported
     other = _saved(tmp_path, "tests.test_onnx:Branches", 8, 8)
     assert compare(other.network, load_onnx(path).network, torch.randn(64, *IMAGE)).alike < 0.5
-    monkeypatch.setattr("nni_autorecon.export.OnnxNetwork", lambda *content: OnnxNetwork(path.read_bytes(), "other"))
+    monkeypatch.setattr("nni_autorecon.export.OnnxNetwork", lambda _, *what: OnnxNetwork(path.read_bytes(), *what))
     with pytest.raises(InputError, match="is not written: onnxruntime and PyTorch decide alike on"):
         export_onnx(replace(saved, network=other.network, weights=other.weights), tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
