@@ -279,11 +279,13 @@ def test_only_this_machine_reaches_the_tensorboard_of_the_web_ui(cache_folder, t
 
 @pytest.mark.slow
 def test_other_machines_may_be_let_in(environment, home, tmp_path):
-    port = free_port()
+    own, port = loopback._own_addresses(), free_port()
+    if not own:
+        pytest.skip("there are no other machines: this one has no network")
     done = tool(environment, "nni-autorecon", "start", _write(tmp_path), "--port", port, "--listen-everywhere")
     try:
         assert done.returncode == 0, done.stderr
-        assert loopback.open_address(port) == next(iter(loopback._own_addresses()), None)
+        assert loopback.open_address(port) == own[0]
     finally:
         tool(environment, "nnictl", "stop", "--all")
 
