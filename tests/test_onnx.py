@@ -30,7 +30,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 RUNS_UINT2 = not onnxruntime.__version__.startswith("1.23.")
-optimizes_sums = pytest.mark.skipif(  # of two quantized maps: "unable to remove node"
+runs_protocol_integer = pytest.mark.skipif(  # of two quantized maps: "unable to remove node"
     onnxruntime.__version__.startswith("1.23."), reason="onnxruntime 1.23 fails on protocol integer"
 )
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's, of its own future
@@ -90,7 +90,7 @@ def test_onnxruntime_agrees_with_pytorch(exported):
     assert compare(saved.network, load_onnx(path).network, images).close >= 0.89
 
 
-@pytest.mark.parametrize("method", [pytest.param("integer", marks=optimizes_sums), "dfq"])
+@pytest.mark.parametrize("method", [pytest.param("integer", marks=runs_protocol_integer), "dfq"])
 def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_path, digits_teacher):
     """The first quantizes sums and pooled features, the second has biases and no norm."""
     bits = {"weight_bits": 4, "activation_bits": 4} | ({"protocol": "integer"} if method == "integer" else {})
@@ -112,7 +112,7 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
     assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.9
 
 
-@optimizes_sums
+@runs_protocol_integer
 def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_export(tmp_path, digits_teacher):
     bits = {"weight_bits": 4, "activation_bits": 4, "protocol": "integer"}
     pixels = digits_teacher.pixel_range
