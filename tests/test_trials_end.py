@@ -70,6 +70,15 @@ def _assert_resumable(trial):
     assert not [path for path in folder.iterdir() if path.name.startswith(".snapshot")]
 
 
+def _assert_ends_with_its_manager(trial, identifier):
+    """Kill the manager of the experiment, as nothing can prepare for."""
+    (manager,) = [process for process in processes(identifier) if "--experiments-directory" in process.cmdline()]
+    manager.kill()
+    wait_until(lambda: not processes(identifier), "an orphan survives", seconds=60)
+    assert re.search("NNI's manager is gone; nni-autorecon resume ID", _said(trial))
+    _assert_resumable(trial)
+
+
 def test_a_trial_is_canceled_from_the_web_ui(experiment):
     _, port = experiment
     trial = _running_trial(port)
@@ -87,11 +96,7 @@ def test_a_trial_is_canceled_from_the_web_ui(experiment):
 def test_after_kill_9_of_the_manager_the_trial_ends_and_nnictl_resume_goes_on_to_the_end(experiment, environment):
     identifier, port = experiment
     trial = _running_trial(port)
-    (manager,) = [process for process in processes(identifier) if "--experiments-directory" in process.cmdline()]
-    manager.kill()
-    wait_until(lambda: not processes(identifier), "an orphan survives", seconds=60)
-    assert re.search("NNI's manager is gone; nni-autorecon resume ID", _said(trial))
-    _assert_resumable(trial)
+    _assert_ends_with_its_manager(trial, identifier)
     done = _epochs(trial)
     assert 0 < done < EPOCHS
 
@@ -135,8 +140,4 @@ def test_a_compression_ends_with_its_manager_also_while_nothing_is_reported(envi
     }
     with managers.experiment(environment, tmp_path, **changes) as (identifier, port):
         trial = _running_trial(port)
-        (manager,) = [process for process in processes(identifier) if "--experiments-directory" in process.cmdline()]
-        manager.kill()
-        wait_until(lambda: not processes(identifier), "an orphan survives", seconds=60)
-        assert re.search("NNI's manager is gone; nni-autorecon resume ID", _said(trial))
-        _assert_resumable(trial)
+        _assert_ends_with_its_manager(trial, identifier)
