@@ -149,7 +149,9 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
             if trial:
                 trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
 
-        result = search(config, run, on_epoch=on_epoch, progress=sys.stderr.isatty() and trial is None)
+        on_step = trial.require_manager if trial else lambda: None
+        show = sys.stderr.isatty() and trial is None
+        result = search(config, run, on_epoch=on_epoch, on_step=on_step, progress=show)
         loss, details = result.loss, result.genotype.details
         print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")

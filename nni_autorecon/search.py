@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pytorch_lightning
 import torch
-from nni.nas.evaluator.pytorch import Lightning, Trainer
-from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.space import RawFormatModelSpace
+from torch import Tensor
 from tqdm import tqdm
 
+from .engine import run_strategy
 from .errors import InputError
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs, repair
-from .latent import LatentLoader, LatentSource
+from .latent import LatentSource
+from .losses import ReconstructionLoss
 from .multi_trial import CandidateSearch
 from .networks import parameter_count
 from .opponent import Opponent
@@ -40,9 +35,9 @@ from .reconstruction import (
 )
 from .runs import RunFolder
 from .search_config import MULTI_TRIAL, SearchConfig
-from .space import GeneratorSpace, sample_of
+from .space import sample_of
 from .strategy import AutoReConStrategy
-from .supernet import ReconstructionModule, SupernetStrategy
+from .supernet import SupernetStrategy
 from .teacher import Teacher, configured_teacher
 
 
@@ -75,19 +70,20 @@ def search(
     run: RunFolder,
     *,
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
+    on_step: Callable[[], object] = lambda: None,
     progress: bool = False,
 ) -> SearchResult:
     """Search a generator for the configured teacher, or go on with it, and leave everything in ``run``.
 
-    ``on_epoch`` receives each epoch's metrics. Raises InputError for what the person can mend, DivergenceError
-    if a loss is no longer finite.
+    ``on_epoch`` receives each epoch's metrics, ``on_step`` is called with every batch. Raises InputError for what the
+    person can mend, DivergenceError if a loss is no longer finite.
     """
     config.require_consistent()
     if config.strategy == "enas":
         _enas_strategy()  # refused before a teacher is loaded
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
-    objective = objective_for(teacher.observed, config)
+    objective = _announced(objective_for(teacher.observed, config), on_step)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     run.start("search", config, device=teacher.device_name)
     started = time.perf_counter() - (state["seconds"] if state else 0)
@@ -134,6 +130,16 @@ def search(
     return result
 
 
+def _announced(objective: Objective, on_step: Callable[[], object]) -> Objective:
+    """``objective``, which every step of every strategy evaluates once, after a call of ``on_step``."""
+
+    def evaluate(images: Tensor, labels: Tensor) -> ReconstructionLoss:
+        on_step()
+        return objective(images, labels)
+
+    return evaluate
+
+
 def _supernet_strategy(config: SearchConfig, teacher: Teacher, **arguments: Any) -> SupernetStrategy:
     if config.strategy == "enas":
         return _enas_strategy()(config, **arguments)
@@ -148,55 +154,6 @@ def _enas_strategy() -> type[SupernetStrategy]:
     except ImportError as error:
         raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
     return EnasStrategy
-
-
-def run_strategy(
-    strategy: SupernetStrategy | CandidateSearch,
-    config: SearchConfig,
-    teacher: Teacher,
-    objective: Objective,
-    source: LatentSource,
-    run: RunFolder,
-) -> None:
-    """Run ``strategy`` on NNI's sequential engine for the epochs or candidates of which ``run`` has no row yet."""
-    space = GeneratorSpace(
-        image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
-    )
-    with _quiet():
-        if isinstance(strategy, CandidateSearch):
-            strategy.run(space)
-            torch.manual_seed(config.seed)  # what was measured before a run was resumed drew nothing in this process
-        else:
-            _train_supernet(strategy, space, config, objective, source, run)
-
-
-def _train_supernet(
-    strategy: SupernetStrategy,
-    space: GeneratorSpace,
-    config: SearchConfig,
-    objective: Objective,
-    source: LatentSource,
-    run: RunFolder,
-) -> None:
-    first = len(run.rows)
-    trainer = Trainer(
-        max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=run.path,
-    )  # fmt: skip
-    epoch = lambda: first + trainer.current_epoch  # noqa: E731
-    evaluator = Lightning(
-        ReconstructionModule(config, objective), trainer,
-        LatentLoader(source, "search", config.epoch_steps, epoch),
-        LatentLoader(source, "validation", config.validation_steps, lambda: 0),
-    )  # fmt: skip
-    try:
-        strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C, with an exit code that says nothing
-        if not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from stop
 
 
 def _measure_candidate(
@@ -286,19 +243,3 @@ def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
     total = config.updates + config.final_steps
     return tqdm(total=total, desc="search", disable=not show, bar_format=layout, file=sys.stderr)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what nobody can act on off the screen: Lightning's hardware report and hints, NNI's echo of our errors."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "nni")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=pytorch_lightning.__name__)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

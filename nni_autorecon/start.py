@@ -93,8 +93,8 @@ def _wait_for_orphans(experiment_id: str) -> None:
     if alive := psutil.wait_procs(left, timeout=ORPHANS)[1]:
         numbers = ", ".join(str(process.pid) for process in alive)
         raise InputError(
-            f"experiment {experiment_id} still has processes from before ({numbers}); a trial ends at its next report: "
-            "wait for that, or kill them"
+            f"experiment {experiment_id} still has processes from before ({numbers}); a trial ends within ten "
+            "seconds of work: wait for that, or kill them"
         )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from nni_autorecon import cli
 from nni_autorecon.digits import digits_data
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.genotype import Genotype, random_choices
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.snapshots import load_snapshot
@@ -168,6 +168,35 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
     assert not (tmp_path / "snapshot.bin").exists()  # nothing is left to resume
     for name in ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "generator_macs", "generator_parameters"):
         assert trial.final[name] == result[name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "last"),
+    [
+        ("", 2 * (3 + 1) + 2 + 16),  # epochs of training and validation steps, then the generator found
+        ("--tournament 1 --tournament-steps 4", 2 * (3 + 1) + 2 * (4 + 1) + 2 + 16),
+        ("--strategy random --candidate-steps 2", 3 * (2 + 1) + 2 + 16),
+    ],
+    ids=["autorecon", "tournament", "random"],
+)
+def test_a_search_trial_looks_for_its_manager_at_every_step(flags, last, digits_teacher, tmp_path):
+    class Trial:
+        output, parameters, looks = tmp_path, {}, 0
+
+        def require_manager(self):
+            self.looks += 1
+            if self.looks == self.gone:
+                raise AutoReConError("NNI's manager is gone")
+
+        def report_intermediate(self, metrics, sequence):
+            pass
+
+    for Trial.gone in (2, last // 2, last):
+        trial = Trial()
+        with pytest.raises(AutoReConError, match="manager is gone"):
+            cli.run_search(cli.build_parser().parse_args(["search", *SEARCH, *flags.split(), "--force"]), trial)
+        assert trial.looks == trial.gone
+        (tmp_path / "snapshot.bin").unlink(missing_ok=True)
 
 
 def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):
