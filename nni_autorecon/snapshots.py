@@ -22,7 +22,8 @@ State = Mapping[str, Any]
 def save_snapshot(path: Path, state: State) -> None:
     """Write ``state`` after its checksum, whole or not at all. Raises InputError if the folder cannot be written."""
     content = tensor_bytes(dict(state))
-    write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
+    parts = hashlib.sha256(content).digest(), content  # apart: joined, they would be there twice
+    write_atomically(path, lambda file: file.writelines(parts))
 
 
 def tensor_bytes(value: Any) -> bytes:
@@ -41,7 +42,7 @@ def load_snapshot(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         log.warning("%s cannot be read (%s); starting from the beginning", path, error.strerror)
         return None
-    checksum, content = stored[:32], stored[32:]
+    checksum, content = stored[:32], memoryview(stored)[32:]
     if hashlib.sha256(content).digest() != checksum:
         log.warning("%s is damaged; starting from the beginning", path)
         return None

@@ -17,6 +17,12 @@ from nni_autorecon.teacher import Teacher, load_teacher
 from .toys import SmallResNet
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep out of the person's own cache, unless the environment names a folder (a CI's, say)."""

@@ -25,20 +25,20 @@ def test_a_bad_trial_is_stopped_and_keeps_where_it_stood(digits_teacher, tmp_pat
     environment = managers.environment(tmp_path)
     shipped = yaml.safe_load((ROOT / "experiments" / "medianstop.yml").read_text())
     assessor = shipped["assessor"] | {"classArgs": shipped["assessor"]["classArgs"] | {"start_step": START_STEP}}
-    # In the grid's order: two alike, then one whose L_r is a hundred times as large, and which would never end.
-    choices = [_choice(100, EPOCHS), _choice(90, EPOCHS), _choice(10_000, ENDLESS)]
+    # In the grid's order: one that ends, then one whose L_r is a hundred times as large, and which never would.
+    choices = [_choice(100, EPOCHS), _choice(10_000, ENDLESS)]
     changes = {
         "trialCommand": f"{shipped['trialCommand']} {FLAGS}",
         "searchSpace": {"bns_weight": {"_type": "choice", "_value": choices}},
-        "maxTrialNumber": 3,
+        "maxTrialNumber": 2,
         "assessor": assessor,
     }
     with experiment(environment, tmp_path, **changes) as (identifier, port):
         wait_until_done(port)
-        first, second, bad = sorted(get(port, "trial-jobs"), key=lambda trial: trial["sequenceId"])
+        good, bad = sorted(get(port, "trial-jobs"), key=lambda trial: trial["sequenceId"])
         status = tool(environment, "nni-autorecon", "status")
     # NNI 3.0 notes that the assessor stopped a local trial only after it has called it USER_CANCELED.
-    assert [trial["status"] for trial in (first, second, bad)] == ["SUCCEEDED", "SUCCEEDED", "USER_CANCELED"]
+    assert [trial["status"] for trial in (good, bad)] == ["SUCCEEDED", "USER_CANCELED"]
 
     folder = Path(bad["logPath"])
     assert (folder / "trial.stderr").read_text() == "nni-autorecon: interrupted\n"
@@ -49,12 +49,11 @@ def test_a_bad_trial_is_stopped_and_keeps_where_it_stood(digits_teacher, tmp_pat
 
     assert status.stderr == ""
     summary, _, *lines = status.stdout.splitlines()
-    assert "3 of 3 trials done" in summary
+    assert "2 of 2 trials done" in summary
     assert [line.split()[:3] for line in lines] == [
-        [first["trialJobId"], "finished", f"{EPOCHS}/{EPOCHS}"],
-        [second["trialJobId"], "finished", f"{EPOCHS}/{EPOCHS}"],
+        [good["trialJobId"], "finished", f"{EPOCHS}/{EPOCHS}"],
         [bad["trialJobId"], "canceled", f"{done}/{ENDLESS}"],
     ]
     exported = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
     assert (exported.returncode, exported.stderr) == (0, "")
-    assert Genotype.load(tmp_path / "best.json").details["config"]["bns_weight"] in (90, 100)
+    assert Genotype.load(tmp_path / "best.json").details["config"]["bns_weight"] == 100

@@ -43,7 +43,7 @@ LAYERS = [
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
-    | {"space", "supernet", "strategy", "enas", "multi_trial", "search"},
+    | {"space", "supernet", "strategy", "enas", "multi_trial", "engine", "search"},
     {"doctor"},
     {"commands", "cli", "__init__"},
 ]
@@ -62,7 +62,8 @@ WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("start", "experiment_file"), ("status", "experiment"), ("status", "trial"), ("start", "loopback"),
     ("start", "experiment"), ("start", "manager"),
     ("cli", "commands"), ("endings", "errors"), ("strategy", "space"), ("search", "space"), ("search", "strategy"),
-    ("multi_trial", "space"), ("search", "multi_trial"),
+    ("multi_trial", "space"), ("search", "multi_trial"), ("search", "engine"),
+    ("engine", "space"), ("engine", "supernet"), ("engine", "multi_trial"),
     ("enas", "space"), ("enas", "supernet"), ("search", "enas"), ("strategy", "supernet"), ("search", "supernet"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from nni_autorecon.genotype import Genotype
 
 pytestmark = pytest.mark.slow
 
-GIBIBYTES = 3.0
+GIBIBYTES = 2.75
 SEARCH = (
     "--width 8 --batch-size 2 --epochs 1 --weight-steps 1 --architecture-steps 1 --validation-steps 1 --final-steps 1"
 )
