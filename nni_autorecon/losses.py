@@ -34,7 +34,7 @@ def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
 
 def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
     """KL(N(batch) ‖ N(running)), the mean over channels of log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2,
-    σ² being var + ``eps``."""
+    σ² being var + ``eps``: the divergence of two normal distributions, as DFC compares them (Haroush et al., 2020)."""
     var, running_var = s.var + eps, s.running_var + eps
     return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1).mean() / 2
 

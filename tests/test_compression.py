@@ -366,6 +366,19 @@ def test_the_students_loss_is_the_sum_of_its_terms():
     torch.testing.assert_close(compression._student_loss(images, labels=labels, target=target), expected)
 
 
+def test_the_student_learns_from_images_a_step_harder():
+    compression, seen = _start(CONFIG.override({"hard_step": 0.05})), []
+    for epoch in range(3):
+        compression.run_epoch(epoch)
+    compression.student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
+    loss = compression._student_step(images, labels, None)
+    asked, learned_from = seen
+    assert torch.equal(asked, images)
+    torch.testing.assert_close((learned_from - images).abs().max().item(), 0.05)
+    assert loss.isfinite()
+
+
 def test_images_are_filtered_for_whoever_sees_them():
     compression = _start(CONFIG.override({"low_pass": 1.0}))
     z, labels = next(compression.images.source.batches("compress", 0, 1))

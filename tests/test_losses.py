@@ -6,6 +6,7 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import entropy
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from nni_autorecon.losses import (
     ReconstructionLoss,
@@ -18,6 +19,8 @@ from nni_autorecon.losses import (
     reconstruction_loss,
     zeroq_loss,
 )
+from nni_autorecon.reconstruction import objective_for
+from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.statistics import ObservedBatchNorm2d, observed, record_bn_statistics
 
 
@@ -78,6 +81,28 @@ def test_eq_1_against_the_written_formula():
     assert loss.class_.item() == pytest.approx(cross_entropy)
     assert loss.total.item() == pytest.approx(cross_entropy + 0.1 * np.mean(gaps))
     torch.testing.assert_close(loss.logits, x)
+
+
+def test_other_forms_of_the_gap_against_their_formulas():
+    teacher, (images, labels) = _teacher(), _images()
+    with record_bn_statistics(teacher) as statistics:
+        teacher(images)
+
+    def means(gap):
+        """Of a gap between (μ, σ) of a batch and those that are remembered, over channels, then over layers."""
+        of_layers = []
+        for s in statistics:
+            batch, running = (s.mean, (s.var + 1e-6).sqrt()), (s.running_mean, (s.running_var + 1e-6).sqrt())
+            of_layers.append(gap(*batch, *running).mean())
+        return torch.stack(of_layers).mean()
+
+    expected = {
+        "std": means(lambda m, s, running_m, running_s: (m - running_m) ** 2 + (s - running_s) ** 2),
+        "kl": means(lambda m, s, running_m, running_s: kl_divergence(Normal(m, s), Normal(running_m, running_s))),
+    }
+    for form, value in expected.items():
+        objective = objective_for(observed(teacher), SearchConfig(bns_form=form))
+        torch.testing.assert_close(objective(images, labels).bns, value)
 
 
 def test_the_gradient_reaches_the_images_only_and_is_right():

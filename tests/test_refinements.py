@@ -12,7 +12,8 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.features import with_features
 from nni_autorecon.inundation import inundation
 from nni_autorecon.latent import LatentSource, mixed_labels
-from nni_autorecon.losses import gated_cross_entropy
+from nni_autorecon.losses import compression_loss, gated_cross_entropy
+from nni_autorecon.operations import embedded
 from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import WeightQuantizer, observe_ranges
 from nni_autorecon.refinements import (
@@ -75,6 +76,15 @@ def test_the_gate_lets_only_images_through_of_whose_label_the_teacher_is_sure():
     torch.testing.assert_close(gated_cross_entropy(STUDENT, TEACHER, LABELS, gate=between), each[0] / 2)
     torch.testing.assert_close(gated_cross_entropy(STUDENT, TEACHER, LABELS, gate=0.95), each.mean())
     assert gated_cross_entropy(STUDENT, TEACHER, LABELS, gate=0.1) == 0
+
+
+def test_the_gate_is_a_part_of_the_students_loss():
+    settings = {"ce_weight": 0.5, "kd_weight": 2.0, "temperature": 4.0, "reduction": "mean"}
+    gate = 0.6  # between the two images
+    gated, whole = (compression_loss(STUDENT, TEACHER, LABELS, **settings, ce_gate=gate) for gate in (gate, 1.0))
+    difference = F.cross_entropy(STUDENT, LABELS) - gated_cross_entropy(STUDENT, TEACHER, LABELS, gate=gate)
+    assert difference > 0.1
+    torch.testing.assert_close(whole - gated, 0.5 * difference)
 
 
 def test_a_low_pass_keeps_what_is_constant_and_takes_what_alternates():
@@ -163,6 +173,14 @@ def test_mixed_labels_are_what_the_formula_says():
     got = mixed_labels(torch.tensor([4, 4, 1]), others, strengths, torch.tensor([True, True, False]), num_classes=5)
     expected = torch.tensor([[0.25, 0, 0.75, 0, 0], [0, 1.0, 0, 0, 0], [0, 1.0, 0, 0, 0]])
     torch.testing.assert_close(got, expected)
+
+
+def test_a_mixed_label_is_the_mixture_of_what_its_classes_have():
+    table = nn.Embedding(7, 4)
+    torch.testing.assert_close(embedded(table, F.one_hot(torch.arange(7), 7).float()), embedded(table, torch.arange(7)))
+    half = torch.zeros(1, 7)
+    half[0, [2, 5]] = torch.tensor([0.25, 0.75])
+    torch.testing.assert_close(embedded(table, half)[0], 0.25 * table.weight[2] + 0.75 * table.weight[5])
 
 
 def test_a_share_of_the_labels_is_mixed_and_the_latent_vectors_stay():

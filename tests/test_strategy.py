@@ -9,7 +9,7 @@ from nni.nas.space import RawFormatModelSpace
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import check_choices, generator_macs
-from nni_autorecon.gumbel import temperature_at
+from nni_autorecon.gumbel import SCHEDULES, temperature_at
 from nni_autorecon.latent import LatentLoader
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.operations import Features, mixture
@@ -104,6 +104,14 @@ def test_each_epoch_reports_what_the_web_ui_shows():
         assert row["loss"] == pytest.approx(row["class_loss"] + 0.1 * row["bns_loss"], rel=1e-5)
         assert row["temperature"] == temperature_at(epoch, 3, start=4.0, end=1.0, schedule="exponential")
         assert 1 / 7 < row["confidence"] < 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_temperature_follows_the_schedule_that_was_chosen(schedule):
+    rows = []
+    _run(CONFIG.override({"temperature_schedule": schedule}), on_epoch=rows.append)
+    expected = [temperature_at(epoch, 3, start=4.0, end=1.0, schedule=schedule) for epoch in range(3)]
+    assert [row["temperature"] for row in rows] == expected
 
 
 def test_the_temperature_reaches_every_edge(monkeypatch):
