@@ -32,7 +32,8 @@ def adaptability_loss(
 
         [low - H']₊ + [H' - high]₊ + disagreement_weight · CE(t - s, y) + agreement_weight · CE(t + s, y),
 
-    H' being the disagreement's entropy over log K: images on which the two neither agree nor differ altogether.
+    H' being the disagreement's entropy over log K (their code takes it between a batch's least and log K): images on
+    which the two neither agree nor differ altogether.
     Logits [N, K]; labels [N], or probabilities [N, K].
     """
     entropy = disagreement_entropy(student, teacher) / math.log(teacher.shape[1])
@@ -43,7 +44,8 @@ def adaptability_loss(
 
 def feature_alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Σ_l mean over images and channels of (a_s - a_t)², a being the mean over pixels of F², of unit length in each
-    image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023).
+    image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023). Their
+    weights of 1000 to 4000 are for this mean; of a sum over channels it is the C-th part.
 
     Features [N, C, H, W], or [N, C], of as many places l in both networks.
     """

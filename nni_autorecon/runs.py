@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -176,7 +177,19 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def versions() -> dict[str, str]:
     """This package, Python, and what results depend on."""
     installed = {name: metadata.version(name) for name in PACKAGES}
-    return {"nni-autorecon": __version__, "python": platform.python_version(), **installed}
+    return {"nni-autorecon": revision(), "python": platform.python_version(), **installed}
+
+
+def revision(root: Path = Path(__file__).parents[1]) -> str:
+    """This package's version; of a git checkout, with its commit: ``0.1.0+gb9f1c2d``, and ``.dirty`` if edited."""
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=7", "--dirty=.dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout that is not this user's
+        return __version__
+    return f"{__version__}+g{commit}"
 
 
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
