@@ -45,8 +45,8 @@ def attempt(resume, seconds, epochs):
 
 
 resume, snapshots = ["--resume", "--force"], 0
-for _ in range(kills):
-    ended = attempt(resume, random.uniform(0.2, 2.5), random.randint(1, 3))
+for kill in range(kills):  # every other one at any time at all, which a busy machine may not take to its first epoch
+    ended = attempt(resume, random.uniform(0.2, 2.5) if kill % 2 else math.inf, random.randint(1, 3))
     assert ended is None, "it ended before it was killed often enough"
     snapshots += os.path.exists(os.path.join(folder, "snapshot.bin"))
 assert attempt(resume, 600, math.inf) == 0
@@ -64,5 +64,5 @@ def test_twenty_kills_change_nothing(stage, epochs, digits_teacher, tmp_path):
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
     run(tmp_path / "whole", 0)
-    assert run(tmp_path / "killed", KILLS) > KILLS / 2  # most kills came after the first epoch
+    assert run(tmp_path / "killed", KILLS) > KILLS / 2  # most came after a first epoch
     assert _results(tmp_path / "killed") == _results(tmp_path / "whole")
