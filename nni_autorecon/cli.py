@@ -149,9 +149,7 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
             if trial:
                 trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
 
-        on_step = trial.require_manager if trial else lambda: None
-        show = sys.stderr.isatty() and trial is None
-        result = search(config, run, on_epoch=on_epoch, on_step=on_step, progress=show)
+        result = search(config, run, on_epoch=on_epoch, **_at_every_step(trial))
         loss, details = result.loss, result.genotype.details
         print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
@@ -187,14 +185,17 @@ def _run_student(
                 sequence = sum("agreement" in earlier for earlier in run.rows) - 1
                 trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
 
-        on_step = trial.require_manager if trial else lambda: None
-        show = sys.stderr.isatty() and trial is None
-        result = run_stage(config, run, on_epoch=on_epoch, on_step=on_step, progress=show)
+        result = run_stage(config, run, on_epoch=on_epoch, **_at_every_step(trial))
         print(result.summary())
         print(f"result: {run / 'result.json'}\ndevice: {run.device}")
         if trial:
             trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
         run.finish()
+
+
+def _at_every_step(trial: Trial | None) -> dict[str, Any]:
+    """What a stage does beside its work: a trial looks for its manager, a person sees a progress bar."""
+    return {"on_step": trial.require_manager} if trial else {"progress": sys.stderr.isatty()}
 
 
 def run_as_trial(

@@ -184,7 +184,8 @@ def revision(root: Path = Path(__file__).parents[1]) -> str:
     """This package's version; of a git checkout, with its commit: ``0.1.0+gb9f1c2d``, and ``.dirty`` if edited."""
     if not (root / ".git").exists():
         return __version__
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=7", "--dirty=.dirty", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(root)]  # a lock could get into the way of the person's own git
+    command += ["describe", "--always", "--abbrev=7", "--dirty=.dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout that is not this user's
