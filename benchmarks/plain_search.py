@@ -122,15 +122,14 @@ def plain_search_step(
     teacher: nn.Module, image: ImageShape, num_classes: int, *, width: int, latent_dim: int, batch_size: int,
     bns_weight: float, of_alpha: bool,
 ) -> Callable[[], None]:  # fmt: skip
-    """One update of the weights, or of alpha, of NNI's supernet."""
+    """One update of the weights, or of alpha, of NNI's supernet. As its strategies do, it takes all gradients for
+    either, and clears those of what it updates."""
     device = next(teacher.parameters()).device
     supernet = GumbelDARTS().mutate_model(PlainSpace(image, num_classes, width, latent_dim)).to(device).train()
     chosen = [parameter for name, parameter in supernet.named_parameters() if ("alpha" in name) == of_alpha]
     optimizer = torch.optim.Adam(chosen, 1e-3, betas=(0.5, 0.999))
 
     def step() -> None:
-        for name, parameter in supernet.named_parameters():
-            parameter.requires_grad_(("alpha" in name) == of_alpha)
         z = torch.randn(batch_size, latent_dim).to(device)
         labels = torch.randint(num_classes, (batch_size,)).to(device)
         loss = plain_loss(teacher, supernet(z, labels), labels, bns_weight=bns_weight)
