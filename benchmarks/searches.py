@@ -40,7 +40,7 @@ from nni_autorecon.teacher import configured_teacher
 SEEDS = (0, 1, 2)
 RANDOM = 8
 """Random genotypes for each seed, of which the best is taken as well."""
-TRAININGS = 4
+TRAININGS = 2
 """Of each generator: one alone says more of its luck than of the generator."""
 BASELINE = "searched"
 

@@ -34,8 +34,9 @@ from .refinements import (
 from .results import CompressionResult
 from .runs import RunFolder
 from .saving import Description, float_size, save_network
+from .schedules import SCHEDULES, set_learning_rate
 from .snapshots import State
-from .student import SCHEDULES, agreement, evaluation_data
+from .student import agreement, evaluation_data
 from .student_config import CompressConfig
 from .teacher import Teacher, configured_teacher
 
@@ -202,8 +203,7 @@ class Compression:
     def _set_student_lr(self, epoch: int, step: int) -> None:
         config, first = self.config, self.phases.index(TRAINING)
         progress = (epoch - first + step / config.steps) / (len(self.phases) - first)
-        for group in self.student_optimizer.param_groups:
-            group["lr"] = config.student_lr * SCHEDULES[config.student_schedule](progress)
+        set_learning_rate(self.student_optimizer, config.student_lr * SCHEDULES[config.student_schedule](progress))
 
     def agreement(self) -> float:
         """Fraction of held-out synthetic images on which student and teacher decide alike."""

@@ -9,6 +9,8 @@ from .settings import Settings, setting
 
 BITS = r"w[2-8]a[2-8]"
 """Bit widths of weights and activations."""
+SCHEDULES = ("constant", "cosine", "step")
+"""Of learning rates."""
 
 
 def bit_widths(bits: str) -> dict[str, Any]:

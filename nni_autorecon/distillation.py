@@ -33,8 +33,9 @@ from .reconstruction import (
 )
 from .results import DistillationResult
 from .runs import RunFolder
+from .schedules import SCHEDULES, set_learning_rate
 from .snapshots import State, random_state, set_random_state, tensor_bytes
-from .student import SCHEDULES, agreement, evaluation_data
+from .student import agreement, evaluation_data
 from .student_config import DistillConfig
 from .teacher import Teacher, architecture, configured_teacher
 
@@ -166,12 +167,8 @@ class Distillation:
 
     def _set_rates(self, progress: float) -> None:
         config = self.config
-        for optimizer, rate, schedule in (
-            (self.student_optimizer, config.student_lr, config.student_schedule),
-            (self.generator_optimizer, config.weight_lr, config.weight_schedule),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * SCHEDULES[schedule](progress)
+        set_learning_rate(self.student_optimizer, config.student_lr * SCHEDULES[config.student_schedule](progress))
+        set_learning_rate(self.generator_optimizer, config.weight_lr * SCHEDULES[config.weight_schedule](progress))
 
     def agreement(self) -> float:
         """Fraction of fresh synthetic images on which student and teacher decide alike."""

@@ -26,6 +26,7 @@ from .reconstruction import (
     weight_optimizer,
 )
 from .refinements import low_pass
+from .schedules import set_learning_rate
 from .snapshots import State
 from .student_config import CompressConfig, StudentConfig
 from .teacher import Teacher
@@ -89,8 +90,7 @@ class GeneratorImages:
         """The epoch's batches, each from before the generator's update on ``total`` at ``learning_rate``; None: it
         rests."""
         self.generator.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate or 0.0
+        set_learning_rate(self.optimizer, learning_rate or 0.0)
         for z, labels in self.source.batches("compress", epoch, steps):
             if learning_rate is not None:
                 images, loss = generator_step(self.images, self.objective, self.optimizer, z, labels, total=total)

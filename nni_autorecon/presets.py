@@ -6,9 +6,10 @@ from typing import Any
 
 PAPER_SEARCH = {
     "relaxation": "paper", "bns_weight": 0.1, "width": 64, "batch_size": 64, "epochs": 60, "weight_steps": 100,
-    "architecture_steps": 50, "final_steps": 2000,
+    "architecture_steps": 50, "final_steps": 2000, "weight_lr": 2e-3, "weight_schedule": "constant",
+    "architecture_lr": 0.02,
 }  # fmt: skip
-"""The paper's relaxation and width, on 32×32 images. What it leaves open is ours."""
+"""The paper's relaxation and width, on 32×32 images. What it leaves open, such as all rates, is ours."""
 GDFQ = {
     "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
     "weight_schedule": "step",

@@ -15,6 +15,7 @@ from .config import Config
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss, reconstruction_loss
+from .schedules import SCHEDULES, set_learning_rate
 from .search_config import SearchConfig
 
 FINAL_VALIDATION_STEPS = 16
@@ -77,7 +78,9 @@ def train_generator(
     """Train a generator of fixed architecture for ``steps`` updates."""
     generator.train()
     optimizer = weight_optimizer(generator.parameters(), config)
-    for z, labels in source.batches(stream, 0, steps):
+    factor = SCHEDULES[config.weight_schedule]
+    for step, (z, labels) in enumerate(source.batches(stream, 0, steps)):
+        set_learning_rate(optimizer, config.weight_lr * factor(step / steps))
         generator_step(generator, objective, optimizer, z, labels)
         on_step()
 

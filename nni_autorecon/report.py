@@ -34,7 +34,7 @@ IN_CAPTION = dict.fromkeys(
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
 SAME_IN_SEARCHES = (
     "bns_weight", "bns_form", "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
-    "weight_beta1", "weight_beta2", "weight_decay",
+    "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
 )  # fmt: skip
 """What L_r depends on beside the architecture: another loss, or another final training."""
 

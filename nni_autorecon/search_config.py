@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .config import BITS, Config
+from .config import BITS, SCHEDULES, Config
 from .errors import InputError
 from .presets import PAPER_SEARCH
 from .settings import Presets, setting
@@ -30,7 +30,12 @@ class SearchConfig(Config):
         "tpe, which train one candidate after another",
         choices=STRATEGIES,
     )
-    weight_lr: float = setting(2e-3, "Adam learning rate of the generator's weights W", low=0.0)
+    weight_lr: float = setting(0.016, "Adam learning rate of the generator's weights W", low=0.0)
+    weight_schedule: str = setting(
+        "cosine", "that rate over the training of one generator, a candidate or the one found; a supernet has "
+        "it throughout",
+        choices=SCHEDULES,
+    )  # fmt: skip
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
         16, "channels of every node (the paper's generators: 64)", symbol="C", low=1, high=LARGEST_SIZE
@@ -38,7 +43,7 @@ class SearchConfig(Config):
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
     weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
     architecture_steps: int = setting(
-        8, "batches per epoch that update alpha, or reward ENAS's controller, W fixed", symbol="V1", low=1
+        16, "batches per epoch that update alpha, or reward ENAS's controller, W fixed", symbol="V1", low=1
     )
     validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
     candidate_steps: int = setting(
@@ -58,7 +63,7 @@ class SearchConfig(Config):
         "exponential", "path between the two", choices=("constant", "linear", "exponential", "cosine")
     )
     architecture_lr: float = setting(
-        0.02, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
+        0.1, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
     )
     architecture_beta1: float = setting(0.5, "Adam beta 1 for the same", low=0.0, high=0.9999)
     architecture_beta2: float = setting(0.999, "Adam beta 2 for the same", low=0.0, high=0.999999)

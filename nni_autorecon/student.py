@@ -1,9 +1,8 @@
-"""What the training of any student needs: schedules of its learning rate, and what it is measured by."""
+"""What any student is measured by."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,6 @@ from .errors import InputError
 from .evaluation import load_evaluation_data
 from .student_config import StudentConfig
 from .teacher import Teacher
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
-}
-"""Factor of a learning rate at a progress in [0, 1) through training."""
 
 
 @torch.no_grad()

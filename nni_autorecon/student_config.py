@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .config import BITS, Config, bit_widths
+from .config import BITS, SCHEDULES, Config, bit_widths
 from .errors import InputError
 from .presets import BEST, GDFQ, LOSSES
 from .settings import Presets, setting
@@ -13,7 +13,6 @@ from .topology import LARGEST_SIZE
 
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
-SCHEDULES = ("constant", "cosine", "step")
 
 
 @dataclass(frozen=True, kw_only=True)

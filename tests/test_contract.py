@@ -25,7 +25,8 @@ LAYERS = [
         "topology",
         "gpus",
     },
-    {"convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs", "refinements"},
+    {"schedules", "convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"}
+    | {"refinements"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
     {

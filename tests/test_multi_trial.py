@@ -93,7 +93,7 @@ def test_a_search_does_not_go_on_with_anothers_candidates(config):
         ({"strategy": "enas", "sampling": "hard", "mac_penalty": 1.0}, "enas does not use sampling, mac_penalty;"),
         ({"strategy": "enas", "architecture_steps": 1}, "enas compares .*; raise architecture_steps from 1"),
         ({"candidate_steps": 4}, "strategy autorecon does not use candidate_steps"),
-        ({"strategy": "evolution", "candidate_steps": 200}, r"candidate_steps \(200\) exceeds .* \(192\); lower it"),
+        ({"strategy": "evolution", "candidate_steps": 300}, r"candidate_steps \(300\) exceeds .* \(256\); lower it"),
     ],
 )
 def test_settings_that_a_strategy_does_not_use_are_refused(settings, message):
@@ -103,7 +103,7 @@ def test_settings_that_a_strategy_does_not_use_are_refused(settings, message):
 
 def test_each_strategy_takes_what_it_uses():
     for strategy in MULTI_TRIAL:
-        SearchConfig(strategy=strategy, candidate_steps=192).require_consistent()
+        SearchConfig(strategy=strategy, candidate_steps=256).require_consistent()
     SearchConfig(mac_penalty=1.0, inherit_weights=True).require_consistent()
     SearchConfig().override(
         {"preset": "paper", "strategy": "random"}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nni_autorecon import reconstruction
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import random_choices
@@ -12,6 +13,7 @@ from nni_autorecon.reconstruction import (
     generator_step,
     images_per_class,
     measure_generator,
+    train_generator,
     weight_optimizer,
 )
 from nni_autorecon.search_config import SearchConfig
@@ -49,6 +51,20 @@ def test_training_lowers_the_loss_and_spares_the_teacher():
     assert loss["loss"] == pytest.approx(loss["class_loss"] + 0.1 * loss["bns_loss"])
     assert len(steps) == 30
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_the_learning_rate_follows_its_schedule(monkeypatch):
+    rates = []
+
+    def step(generator, objective, optimizer, z, labels):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(reconstruction, "generator_step", step)
+    for schedule in ("constant", "cosine"):
+        config = SearchConfig(weight_lr=0.01, weight_schedule=schedule)
+        train_generator(_generator(), toy_objective(), toy_source(), config, stream="final", steps=4)
+    half = 0.5**0.5 / 2
+    assert rates == pytest.approx([0.01] * 4 + [0.01, 0.01 * (0.5 + half), 0.005, 0.01 * (0.5 - half)])
 
 
 def test_the_same_seed_gives_the_same_figure():
