@@ -37,12 +37,10 @@ from .saving import Description, float_size, save_network
 from .schedules import SCHEDULES, set_learning_rate
 from .snapshots import State
 from .student import agreement, evaluation_data
-from .student_config import CompressConfig
+from .student_config import TRACKING, TRAINING, WARM_UP, CompressConfig
 from .teacher import Teacher, configured_teacher
 
 EpochMetrics = dict[str, Any]
-
-WARM_UP, RANGES, TRAINING = "warm-up", "ranges", "training"
 
 
 @dataclass
@@ -115,7 +113,7 @@ class Compression:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.phases = phases(config)
+        self.phases = config.phases
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
             weight_decay=config.student_decay, nesterov=config.student_momentum > 0, fused=True,
@@ -135,7 +133,7 @@ class Compression:
         batches = self.images.batches(epoch, config.steps, learning_rate=rate, total=total)
         for step, (images, labels, loss) in enumerate(batches):
             mean.add(loss)
-            if phase == RANGES:
+            if phase == TRACKING:
                 with torch.no_grad(), observe_ranges(self.student):
                     self.student(images)
             elif phase == TRAINING:
@@ -210,14 +208,6 @@ class Compression:
         return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
 
 
-def phases(config: CompressConfig) -> tuple[str, ...]:
-    """What happens in each epoch. All methods that train the student train it for the same number of epochs."""
-    warm_up, ranges = (WARM_UP,) * config.warmup_epochs, (RANGES,) * config.range_epochs
-    training = (TRAINING,) * (config.epochs - config.warmup_epochs - config.range_epochs)
-    without_warm_up = {"dfq": (), "zeroq": ranges, "zeroq-kd": ranges + training, "dfc": ranges + training}
-    return without_warm_up.get(config.method, warm_up + ranges + training)
-
-
 def compress(
     compression: Compression,
     data: EvaluationData | None,
@@ -231,7 +221,7 @@ def compress(
     ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
     """
     config = compression.config
-    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == RANGES), default=None)
+    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
     for epoch in range(compression.epoch, len(compression.phases)):
         compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
@@ -279,7 +269,7 @@ def run_compression(
         teacher.network, data
     )  # now: data that do not fit are refused before the training
     before = 0 if config.generator_spec or state else distillation_steps(config)
-    with tqdm(total=before + len(phases(config)) * config.steps, desc="compress", disable=not progress) as bar:
+    with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
 
         def step() -> None:
             bar.update()

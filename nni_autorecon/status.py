@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .compression import WARM_UP, phases
 from .config import Config
 from .errors import InputError
 from .experiment import (
@@ -29,7 +28,7 @@ from .experiment import (
 from .records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
 from .runs import SNAPSHOT
 from .search_config import MULTI_TRIAL, SearchConfig
-from .student_config import CompressConfig, DistillConfig
+from .student_config import WARM_UP, CompressConfig, DistillConfig
 from .trial import plain_parameters
 
 INTERRUPTED = "interrupted"
@@ -59,7 +58,7 @@ class Plan:
     def epochs(self) -> int | None:
         """How many there will be, or candidates, where a search tries one after another."""
         if isinstance(self.config, CompressConfig):
-            return len(phases(self.config))
+            return len(self.config.phases)
         if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
             return self.config.candidates
         return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None
@@ -67,7 +66,7 @@ class Plan:
     @property
     def silent_epochs(self) -> int:
         """Epochs at the start that NNI does not hear of."""
-        return phases(self.config).count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
+        return self.config.phases.count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
 
     @property
     def afterwards(self) -> float:

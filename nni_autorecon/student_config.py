@@ -13,6 +13,8 @@ from .topology import LARGEST_SIZE
 
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 RANGES = ("minmax", "percentile", "mse")
+WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
+"""Phases of stage 2: the generator alone learns, the ranges of activations are tracked, the student learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,14 @@ class CompressConfig(StudentConfig):
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "
                 f"({self.warmup_epochs} + {self.range_epochs}); raise epochs"
             )
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """That of each epoch. All methods that train the student train it for the same number of epochs."""
+        warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
+        training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
+        without_warm_up = {"dfq": (), "zeroq": tracking, "zeroq-kd": tracking + training, "dfc": tracking + training}
+        return without_warm_up.get(self.method, warm_up + tracking + training)
 
     def _require_used(self) -> None:
         """Raise InputError if a refinement is asked for where nothing would come of it."""

@@ -8,18 +8,17 @@ import torch
 from torch.nn.utils import parametrize
 
 from nni_autorecon import image_sources
-from nni_autorecon.compression import RANGES, TRAINING, WARM_UP, Compression, compress
+from nni_autorecon.compression import Compression, compress
 from nni_autorecon.data import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.image_sources import FixedImages, distillation_steps
 from nni_autorecon.losses import compression_loss
 from nni_autorecon.presets import LOSSES
 from nni_autorecon.quantization import PROTOCOLS
-from nni_autorecon.quantizers import RANGES as RANGE_ESTIMATES
-from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer
+from nni_autorecon.quantizers import RANGES, ActivationQuantizer, WeightQuantizer
 from nni_autorecon.refinements import adaptability_loss, disagreement_entropy, feature_alignment_loss, low_pass
-from nni_autorecon.student import SCHEDULES
-from nni_autorecon.student_config import CompressConfig
+from nni_autorecon.schedules import SCHEDULES
+from nni_autorecon.student_config import TRACKING, TRAINING, WARM_UP, CompressConfig
 from nni_autorecon.teacher import Teacher
 
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher
@@ -41,7 +40,7 @@ def _changed(module, before):
 
 def test_phases_follow_each_other():
     compression = _start()
-    assert compression.phases == (WARM_UP, WARM_UP, RANGES, TRAINING, TRAINING)
+    assert compression.phases == (WARM_UP, WARM_UP, TRACKING, TRAINING, TRAINING)
 
 
 def test_each_phase_changes_only_what_it_should():
@@ -55,7 +54,7 @@ def test_each_phase_changes_only_what_it_should():
         assert ranges
         if compression.phases[epoch] == WARM_UP:
             assert not changed
-        elif compression.phases[epoch] == RANGES:
+        elif compression.phases[epoch] == TRACKING:
             assert changed == ranges
         else:
             assert changed
@@ -236,9 +235,9 @@ METHODS = {"generator": None, "image_count": 9, "image_steps": 3}
     ("method", "expected"),
     [
         ("dfq", ()),
-        ("zeroq", (RANGES,)),
-        ("zeroq-kd", (RANGES, TRAINING, TRAINING)),
-        ("dfc", (RANGES, TRAINING, TRAINING)),
+        ("zeroq", (TRACKING,)),
+        ("zeroq-kd", (TRACKING, TRAINING, TRAINING)),
+        ("dfc", (TRACKING, TRAINING, TRAINING)),
     ],
 )
 def test_methods_without_a_generator(method, expected):
@@ -303,13 +302,13 @@ def test_settings_of_quantization_reach_the_student():
     assert compression.coverage.activations[0].kind == "network input"
     quantizers = [m for m in compression.student.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
     assert {type(q).__name__: q.estimate for q in quantizers} == {
-        "ActivationQuantizer": RANGE_ESTIMATES["percentile"], "WeightQuantizer": RANGE_ESTIMATES["mse"],
+        "ActivationQuantizer": RANGES["percentile"], "WeightQuantizer": RANGES["mse"],
     }  # fmt: skip
 
 
 def test_names_in_the_settings_are_those_of_the_quantizers():
     choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(CompressConfig)}
-    assert choices["weight_ranges"] == choices["activation_ranges"] == tuple(RANGE_ESTIMATES)
+    assert choices["weight_ranges"] == choices["activation_ranges"] == tuple(RANGES)
     assert choices["protocol"] == PROTOCOLS
     assert choices["student_schedule"] == choices["weight_schedule"] == tuple(SCHEDULES)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nni_autorecon.data import LabelledImages
-from nni_autorecon.student import SCHEDULES, agreement, evaluation_data
+from nni_autorecon.schedules import SCHEDULES, agreement, evaluation_data
 from nni_autorecon.student_config import DistillConfig
 
 
