@@ -81,7 +81,9 @@ def test_each_batch_trains_the_operations_that_were_drawn_alone():
 
 def test_the_controller_learns_which_operations_are_rewarded(rigged):
     rows = []
-    config = CONFIG.override({"epochs": 6, "weight_steps": 1, "architecture_steps": 8, "validation_steps": 4})
+    config = CONFIG.override(
+        {"epochs": 6, "weight_steps": 1, "architecture_steps": 8, "validation_steps": 4, "architecture_lr": 0.02}
+    )
     strategy = _search(config, on_epoch=rows.append)
     assert rows[-1]["loss"] < rows[0]["loss"] - 3
     assert rows[-1]["confidence"] > rows[0]["confidence"] + 0.1

@@ -319,16 +319,16 @@ SEARCHES = [
 
 EXPECTED_OF_SEARCHES = """\
 Teacher digits. L_r = class_loss + 100 bns_loss (eq. 1) of the generator found: trained by 150 batches of 32 \
-from fresh weights, measured on 16 others: mean ± standard deviation over seeds 0, 1, 2. Equal cost, 192 updates \
+from fresh weights, measured on 16 others: mean ± standard deviation over seeds 0, 1, 2. Equal cost, 256 updates \
 (batches of the search, which update W or α, or reward a controller); seconds include the final training.
 Settings other than the defaults: none.
 Versions: nni-autorecon 0.1.0, torch 2.15.0.
 
 | strategy | L_r | class_loss | bns_loss | MMACs | updates | seconds |
 | --- | --- | --- | --- | --- | --- | --- |
-| autorecon | 0.523 ± 0.025 | 0.250 | 0.00350 | 7.1 | 192 | 31 ± 1 |
+| autorecon | 0.523 ± 0.025 | 0.250 | 0.00350 | 7.1 | 256 | 31 ± 1 |
 | random | waiting | – | – | – | – | – |
-| tpe | 0.720 ± 0.028, 1 of 3 failed | 0.250 | 0.00350 | 7.1 | 192 | 5 |
+| tpe | 0.720 ± 0.028, 1 of 3 failed | 0.250 | 0.00350 | 7.1 | 256 | 5 |
 
 7 runs: 5 finished; 1 failed (lost); 1 waiting (trial w).
 """
@@ -358,8 +358,8 @@ def test_whatever_varies_makes_a_row_but_not_what_a_strategy_has_no_use_for():
 
 def test_searches_of_unequal_cost_are_said_to_be():
     runs = [found(0.5), found(0.4, epochs=16), found(0.7, strategy="tpe", candidate_steps=100)]
-    assert "Unequal cost, 100 or 192 or 384 updates (" in make_report(runs).caption
-    assert [row[-2] for row in table(runs)[2:]] == ["192", "384", "100"]
+    assert "Unequal cost, 200 or 256 or 512 updates (" in make_report(runs).caption
+    assert [row[-2] for row in table(runs)[2:]] == ["256", "512", "200"]
     assert "updates" not in make_report([found()]).caption
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from nni_autorecon.data import LabelledImages
-from nni_autorecon.schedules import SCHEDULES, agreement, evaluation_data
+from nni_autorecon.schedules import SCHEDULES
+from nni_autorecon.student import agreement, evaluation_data
 from nni_autorecon.student_config import DistillConfig
 
 
