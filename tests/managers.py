@@ -22,7 +22,10 @@ from nni_autorecon.loopback import TUNER_PATIENCE, node_options
 
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent
-FLAGS = "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 --final-steps 2"
+FLAGS = (
+    "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 --validation-steps 1 "
+    "--final-steps 2"
+)
 STUDENT = "--width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
 """Of a compression that is over at once."""
 SECONDS = 240

@@ -16,7 +16,7 @@ from .managers import FLAGS, ROOT, STUDENT, free_port, get, processes, tool, wai
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 20  # of the trial that goes on to its end
+EPOCHS = 40  # of the trial that goes on to its end
 ENDLESS = 100_000
 
 
