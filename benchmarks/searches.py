@@ -40,7 +40,7 @@ from nni_autorecon.teacher import configured_teacher
 SEEDS = (0, 1, 2)
 RANDOM = 8
 """Random genotypes for each seed, of which the best is taken as well."""
-TRAININGS = 2
+TRAININGS = 4
 """Of each generator: one alone says more of its luck than of the generator."""
 BASELINE = "searched"
 
@@ -59,6 +59,7 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
     """Settings that differ from ``config``, by name."""
     half, steps = max(1, config.epochs // 2), config.epoch_steps
     for_tournament = max(1, (config.epochs - half) * steps // 9)
+    in_full = {"tournament": RANDOM - 2, "tournament_steps": config.final_steps}  # costs about what trying RANDOM does
     return {
         BASELINE: {},
         "eq. 7 as printed": {"relaxation": "paper"},
@@ -72,10 +73,8 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
         "MAC penalty 0.5": {"mac_penalty": 0.5},
         "MAC penalty 2": {"mac_penalty": 2.0},
         "half the epochs, tournament": {"epochs": half, "tournament": 8, "tournament_steps": for_tournament},
-        f"tournament of {RANDOM - 1}, each trained in full": {
-            "tournament": RANDOM - 2,
-            "tournament_steps": config.final_steps,  # costs about what trying RANDOM does
-        },
+        f"tournament of {RANDOM - 1}, each trained in full": in_full,
+        "MAC penalty 0.1 and this tournament": {"mac_penalty": 0.1, **in_full},
         "game against a w4a4 student": {"adaptability_weight": 1.0},
     }
 
