@@ -23,7 +23,7 @@ from .layout import in_usual_layout
 from .losses import ReconstructionLoss, compression_loss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
-from .quantizers import observe_ranges
+from .quantizers import learn_ranges, observe_ranges
 from .reconstruction import MeanLoss, reconstruction_total, require_finite, require_finite_weights
 from .refinements import (
     adaptability_loss,
@@ -101,7 +101,7 @@ class Compression:
             "metrics": self.metrics,
             "images": self.images.state(),
             "student": self.student.state_dict(),
-            "student_optimizer": self.student_optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
         }
 
     def _load(self, state: State) -> None:
@@ -109,15 +109,21 @@ class Compression:
         self.ranges_only_accuracy = state["ranges_only_accuracy"]
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
-        self.student_optimizer.load_state_dict(state["student_optimizer"])
+        for (optimizer, _), known in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
 
     def __post_init__(self) -> None:
         config = self.config
         self.phases = config.phases
-        self.student_optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
-            weight_decay=config.student_decay, nesterov=config.student_momentum > 0, fused=True,
+        self.weights = list(self.student.parameters())
+        sgd = torch.optim.SGD(
+            self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay,
+            nesterov=config.student_momentum > 0, fused=True,
         )  # fmt: skip
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(sgd, config.student_lr)]
+        if config.range_lr:
+            adam = torch.optim.Adam(learn_ranges(self.student), config.range_lr, fused=True)
+            self.optimizers.append((adam, config.range_lr))
         if config.feature_weight:
             self._teacher_outputs = with_features(self.teacher.network).to(memory_format=self.teacher.memory_format)
             self._student_outputs = with_features(self.student)
@@ -137,7 +143,7 @@ class Compression:
                 with torch.no_grad(), observe_ranges(self.student):
                     self.student(images)
             elif phase == TRAINING:
-                self._set_student_lr(epoch, step)
+                self._set_learning_rates(epoch, step)
                 student_losses.append(self._student_step(images, labels, loss.logits))
             on_step()
         metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
@@ -146,7 +152,7 @@ class Compression:
             require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
             require_finite_weights(self.student, "the student's")
             metrics["student_loss"] = student_loss
-            metrics["student_lr"] = self.student_optimizer.param_groups[0]["lr"]
+            metrics["student_lr"] = self.optimizers[0][0].param_groups[0]["lr"]
         if phase != WARM_UP:
             metrics["agreement"] = self.agreement()
         return metrics
@@ -167,12 +173,13 @@ class Compression:
             images = hard_samples(images, ours, step=config.hard_step)
             teacher_logits = None
         loss = self._student_loss(images, labels=labels, target=self._target(images, teacher_logits))
-        self.student_optimizer.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
         loss.backward()
         if config.student_clip is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), config.student_clip)
+            nn.utils.clip_grad_norm_(self.weights, config.student_clip)
         with inundation(self.student, share=config.flip_share) if config.flip_share else nullcontext():
-            self.student_optimizer.step()
+            for optimizer, _ in self.optimizers:
+                optimizer.step()
         return loss.detach()
 
     @torch.no_grad()
@@ -198,10 +205,11 @@ class Compression:
             loss = loss + config.feature_weight * feature_alignment_loss(outputs.features, target.features)
         return loss
 
-    def _set_student_lr(self, epoch: int, step: int) -> None:
+    def _set_learning_rates(self, epoch: int, step: int) -> None:
         config, first = self.config, self.phases.index(TRAINING)
         progress = (epoch - first + step / config.steps) / (len(self.phases) - first)
-        set_learning_rate(self.student_optimizer, config.student_lr * SCHEDULES[config.student_schedule](progress))
+        for optimizer, rate in self.optimizers:
+            set_learning_rate(optimizer, rate * SCHEDULES[config.student_schedule](progress))
 
     def agreement(self) -> float:
         """Fraction of held-out synthetic images on which student and teacher decide alike."""

@@ -150,13 +150,15 @@ class ActivationQuantizer(nn.Module):
     """Per-tensor asymmetric fake quantization; the gradient is zero where the input was clipped.
 
     While ``observing``, each forward first moves an exponential average of the batch's range. The buffers hold the
-    raw averages, bias-corrected on reading only; in float64, so that constants come back unchanged.
+    raw averages, bias-corrected on reading only; in float64, so that constants come back unchanged. After
+    :meth:`learn_range` the range has a factor that is trained.
 
     ranges: one of ``RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8.
     """
 
     averages: Tensor  # [2]: low, high
     observations: Tensor  # []
+    log_factor: nn.Parameter | None  # []
 
     def __init__(self, bits: int, *, ranges: str = "minmax", decay: float = 0.9) -> None:
         super().__init__()
@@ -168,6 +170,16 @@ class ActivationQuantizer(nn.Module):
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
         self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
+        self.register_parameter("log_factor", None)
+
+    def learn_range(self) -> nn.Parameter:
+        """Give the range, and so the scale s, a factor to be trained, 1 at first; returns its logarithm, a scalar.
+
+        The gradient is LSQ's (Esser et al., ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is
+        clipped. The zero point stays.
+        """
+        self.log_factor = nn.Parameter(torch.zeros((), device=self.averages.device))
+        return self.log_factor
 
     def forward(self, activation: Tensor) -> Tensor:
         if self.observing:
@@ -176,18 +188,22 @@ class ActivationQuantizer(nn.Module):
                 raise DivergenceError("activations of the student are no longer finite; lower the learning rate")
             self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
             self.observations += 1
-        return fake_quantize(activation, *self._settled(), self.largest_code)
-
-    def _settled(self) -> tuple[Tensor, Tensor]:
-        """:meth:`qparams`, computed anew only where the averages have changed."""
-        now = self.averages, self.averages._version
-        if self._known is None or self._known[0] is not now[0] or self._known[1] != now[1]:
-            self._known = *now, self.qparams()
-        return self._known[2]
+        if self.log_factor is None or not torch.is_grad_enabled():
+            return fake_quantize(activation, *self.qparams(), self.largest_code)
+        factor = self.log_factor.exp()
+        return fake_quantize(activation / factor, *self._tracked(), self.largest_code) * factor
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
-        return affine_qparams(*self.range(), self.bits)
+        scale, zero_point = self._tracked()
+        return (scale if self.log_factor is None else scale * self.log_factor.detach().exp()), zero_point
+
+    def _tracked(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the range as tracked, computed anew only where the averages have changed."""
+        now = self.averages, self.averages._version
+        if self._known is None or self._known[0] is not now[0] or self._known[1] != now[1]:
+            self._known = *now, affine_qparams(*self.range(), self.bits)
+        return self._known[2]
 
     def set_range(self, low: float, high: float) -> None:
         """Make the range ``low`` to ``high``, as one observed batch with these extremes would. Raises ValueError unless
@@ -198,7 +214,7 @@ class ActivationQuantizer(nn.Module):
         self.observations.fill_(1)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """The bias-corrected average low and high. Raises RuntimeError before the first observation."""
+        """The bias-corrected average low and high, without a trained factor. Raises RuntimeError before the first observation."""
         if (count := int(self.observations)) == 0:
             raise RuntimeError("an activation quantizer has no range yet; run batches within observe_ranges() first")
         low, high = (self.averages / (1 - self.decay**count)).float()
@@ -216,6 +232,11 @@ def observe_ranges(network: nn.Module) -> Iterator[None]:
     finally:
         for quantizer, observing in before.items():
             quantizer.observing = observing
+
+
+def learn_ranges(network: nn.Module) -> list[nn.Parameter]:
+    """Let every ActivationQuantizer of ``network`` learn its range; the logarithms of their factors."""
+    return [module.learn_range() for module in network.modules() if isinstance(module, ActivationQuantizer)]
 
 
 def _largest_code(bits: int) -> int:

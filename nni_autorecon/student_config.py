@@ -110,6 +110,10 @@ class CompressConfig(StudentConfig):
     )
     weight_ranges: str = setting("minmax", "ranges of weights, per output channel", choices=RANGES)
     activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
+    range_lr: float = setting(
+        0.0, "Adam learning rate of the logarithms of these ranges while the student trains (LSQ), by student_schedule; "
+        "0: they rest", low=0.0,
+    )  # fmt: skip
     epochs: int = setting(14, "epochs in all, warm-up and range tracking included", symbol="L2", low=1)
     steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
     warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
@@ -195,7 +199,7 @@ class CompressConfig(StudentConfig):
             (self.method in ("dfq", "zeroq", "zeroq-kd"), ("bns_form",), f"method {self.method} has a loss of its own"),
             (
                 self.method in ("dfq", "zeroq"),
-                ("hard_step", "ce_gate", "disagreement_weight", "feature_weight", "flip_share"),
+                ("hard_step", "ce_gate", "disagreement_weight", "feature_weight", "flip_share", "range_lr"),
                 f"method {self.method} does not train the student",
             ),
         ):

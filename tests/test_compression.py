@@ -65,6 +65,22 @@ def test_each_phase_changes_only_what_it_should():
     assert all(parameter.grad is None for parameter in compression.teacher.network.parameters())
 
 
+def test_ranges_are_learned_while_the_student_is_and_by_its_schedule():
+    compression = _start(CONFIG.override({"range_lr": 0.1, "student_clip": 1e-6, "student_schedule": "step"}))
+    factors = [parameter for name, parameter in compression.student.named_parameters() if "log_factor" in name]
+    assert len(factors) == len([m for m in compression.student.modules() if isinstance(m, ActivationQuantizer)])
+    for epoch in range(3):
+        compression.run_epoch(epoch)
+        assert not any(factors)
+    weights = snapshot(compression.student)
+    compression.run_epoch(3)
+    assert all(abs(factor) > 0.01 for factor in factors)  # clipping is for weights
+    before = torch.stack(factors).detach()
+    compression.run_epoch(4)
+    assert (torch.stack(factors) - before).abs().max() < 2 * 3 * 0.01  # three steps at a tenth of the rate
+    assert {name for name in _changed(compression.student, weights) if "averages" in name} == set()
+
+
 def test_the_generator_may_rest_after_the_warm_up():
     compression = _start(CONFIG.override({"generator_updates": "warmup"}))
     for epoch in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,8 @@ from nni_autorecon.quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
     affine_qparams,
+    fake_quantize,
+    learn_ranges,
     mse_range,
     observe_ranges,
     percentile_range,
@@ -110,6 +113,51 @@ def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> No
     value, gradient = value_and_gradient(quantizer, torch.tensor([-9, -1.6, -1.4, -1, 0, 0.6, 2, 2.4, 2.6, 9]))
     assert value.tolist() == [-1, -1, -1, -1, 0, 1, 2, 2, 2, 2]
     assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 2.3), (-0.71, 2.3), (-2.3, -0.1)])
+@pytest.mark.parametrize("factor", [1.0, 0.6, 1.7])
+def test_a_learned_range_has_the_gradient_of_lsq(bits: int, low: float, high: float, factor: float) -> None:
+    quantizer = activation_quantizer(bits, low, high)
+    log_factor = quantizer.learn_range()
+    with torch.no_grad():
+        log_factor.fill_(math.log(factor))
+    x = torch.linspace(-4, 4, 1003)
+    value, gradient = value_and_gradient(quantizer, x)
+    expected, mask = reference(x, factor * torch.tensor(low), factor * torch.tensor(high), bits)
+    same = (
+        value.double() - expected
+    ).abs() < 1e-5  # but for a value midway between codes, which rounding may turn over
+    assert same.double().mean() > 0.995
+    assert (gradient.isclose(mask, rtol=1e-5) | ~same).all()
+    weights = torch.randn(len(x))
+    (by_log,) = torch.autograd.grad((quantizer(x) * weights).sum(), log_factor)
+    torch.testing.assert_close(by_log, ((value - gradient * x) * weights).sum(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_learned_range_is_used_as_it_is_stored() -> None:
+    quantizer = activation_quantizer(4, -1.0, 2.0)
+    with torch.no_grad():
+        quantizer.learn_range().fill_(0.3)
+        x = torch.randn(1000)
+        expected = fake_quantize(x, *quantizer.qparams(), 15)
+        assert torch.equal(quantizer(x), expected)
+    torch.testing.assert_close(quantizer.qparams()[0], torch.tensor(math.exp(0.3) * 3 / 15))
+    assert quantizer.range() == (-1, 2)
+
+
+def test_a_range_that_is_ten_times_too_wide_is_learned_to_have_little_error() -> None:
+    x = torch.randn(4096).relu()
+    quantizer = activation_quantizer(2, 0.0, 10 * float(x.max()))
+    optimizer = torch.optim.Adam(learn_ranges(quantizer), 0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    error = (quantizer(x) - x).square().mean()
+    low, high = mse_range(x[None], 2)
+    assert error < 1.05 * (activation_quantizer(2, float(low), float(high))(x) - x).square().mean()
 
 
 @given(st.floats(-1000, 1000, width=32), st.floats(-1000, 1000, width=32))

@@ -32,7 +32,7 @@ RUNS = {
        for name in ("random", "evolution", "tpe")},
     "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
     "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
-                "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1"],
+                "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1", "--range-lr", "0.01"],
     "zeroq-kd": ["compress", *SMALL, *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method", "zeroq-kd"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
 }  # fmt: skip

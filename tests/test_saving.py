@@ -18,7 +18,7 @@ from nni_autorecon.dfq import dfq
 from nni_autorecon.errors import InputError
 from nni_autorecon.integers import FixedQuantizer, IntegerWeight, activation_quantizers, pack, quantized_layers, unpack
 from nni_autorecon.quantization import quantize_network
-from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer, observe_ranges
+from nni_autorecon.quantizers import ActivationQuantizer, WeightQuantizer, learn_ranges, observe_ranges
 from nni_autorecon.saving import Description, load_network, save_network
 from nni_autorecon.teacher import architecture
 from nni_autorecon.topology import ImageShape
@@ -206,6 +206,14 @@ def test_every_flipped_bit_is_noticed(saved):
         with pytest.raises(InputError) as caught:
             load_network(saved, teacher=TOY)
         assert "\n" not in str(caught.value)
+
+
+def test_a_student_whose_ranges_were_learned_loads_with_the_same_logits(tmp_path):
+    student, description = student_of(TOY, 4, 4)
+    with torch.no_grad():
+        for log_factor in learn_ranges(student):
+            log_factor.normal_()
+    _assert_same_logits(tmp_path, student, description)
 
 
 @pytest.mark.parametrize("bits", [(4, 4), (8, 3)])
