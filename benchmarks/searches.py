@@ -37,7 +37,7 @@ from nni_autorecon.search import search
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.teacher import configured_teacher
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 RANDOM = 8
 """Random genotypes for each seed, of which the best is taken as well."""
 TRAININGS = 4

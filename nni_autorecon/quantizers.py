@@ -214,7 +214,7 @@ class ActivationQuantizer(nn.Module):
         self.observations.fill_(1)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """The bias-corrected average low and high, without a trained factor. Raises RuntimeError before the first observation."""
+        """The bias-corrected average low and high, as tracked. Raises RuntimeError before the first observation."""
         if (count := int(self.observations)) == 0:
             raise RuntimeError("an activation quantizer has no range yet; run batches within observe_ranges() first")
         low, high = (self.averages / (1 - self.decay**count)).float()

@@ -111,8 +111,8 @@ class CompressConfig(StudentConfig):
     weight_ranges: str = setting("minmax", "ranges of weights, per output channel", choices=RANGES)
     activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
     range_lr: float = setting(
-        0.0, "Adam learning rate of the logarithms of these ranges while the student trains (LSQ), by student_schedule; "
-        "0: they rest", low=0.0,
+        0.0, "Adam learning rate of the logarithms of these ranges while the student trains, by its schedule (LSQ); 0: "
+        "they rest", low=0.0,
     )  # fmt: skip
     epochs: int = setting(14, "epochs in all, warm-up and range tracking included", symbol="L2", low=1)
     steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
