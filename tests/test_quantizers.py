@@ -126,9 +126,8 @@ def test_a_learned_range_has_the_gradient_of_lsq(bits: int, low: float, high: fl
     x = torch.linspace(-4, 4, 1003)
     value, gradient = value_and_gradient(quantizer, x)
     expected, mask = reference(x, factor * torch.tensor(low), factor * torch.tensor(high), bits)
-    same = (
-        value.double() - expected
-    ).abs() < 1e-5  # but for a value midway between codes, which rounding may turn over
+    # But for a value midway between codes, which rounding may turn over.
+    same = (value.double() - expected).abs() < 1e-5
     assert same.double().mean() > 0.995
     assert (gradient.isclose(mask, rtol=1e-5) | ~same).all()
     weights = torch.randn(len(x))
