@@ -78,30 +78,47 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_range}
 
 
-def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int) -> Tensor:
+def fake_quantize(
+    values: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int, log_factor: Tensor | None = None
+) -> Tensor:
     """(clamp(round(x / scale) + zero_point, 0, largest_code) - zero_point) · scale; no gradient where clamped.
 
-    values: any shape; scale, zero_point: [].  On the CPU faster than ``torch.fake_quantize_per_tensor_affine``, with
-    the same values.
+    With ``log_factor`` the scale is exp(log_factor) times as large, and the gradient for it is LSQ's (Esser et al.,
+    ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is clamped.
+
+    values: any shape; scale, zero_point, log_factor: [].  On the CPU faster than
+    ``torch.fake_quantize_per_tensor_affine``, with the same values.
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        return cast(Tensor, _FakeQuantize.apply(values, scale.item(), zero_point.item(), largest_code))
-    return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, largest_code)
+        factored = scale if log_factor is None else scale * log_factor.detach().exp()
+        return cast(Tensor, _FakeQuantize.apply(values, log_factor, factored.item(), zero_point.item(), largest_code))
+    if log_factor is None:
+        return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, largest_code)
+    factor = log_factor.exp()
+    return fake_quantize(values / factor, scale, zero_point, largest_code) * factor
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: float, zero_point: int, largest_code: int) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, log_factor: Tensor | None, scale: float, zero_point: int, largest_code: int
+    ) -> Tensor:
         lowest, highest = -zero_point, largest_code - zero_point
-        ctx.save_for_backward(values)
-        ctx.passing = (lowest - 0.5) * scale, (highest + 0.5) * scale
+        ctx.scale, ctx.passing = scale, ((lowest - 0.5) * scale, (highest + 0.5) * scale)
         inverse = float(np.float32(1) / np.float32(scale))
-        return values.mul(inverse).round_().clamp_(lowest, highest).mul_(scale)
+        codes = values.mul(inverse).round_().clamp_(lowest, highest)
+        if log_factor is None:
+            ctx.save_for_backward(values)
+            return codes.mul_(scale)
+        ctx.save_for_backward(values, codes)
+        return codes.mul(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (values,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing), None, None, None
+        values, *codes = ctx.saved_tensors
+        passing = torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing)
+        by_log = [ctx.scale * (gradient * each).sum() - (passing * values).sum() for each in codes]
+        return passing, by_log[0] if by_log else None, None, None, None
 
 
 class _FakeQuantizeChannels(torch.autograd.Function):
@@ -173,10 +190,9 @@ class ActivationQuantizer(nn.Module):
         self.register_parameter("log_factor", None)
 
     def learn_range(self) -> nn.Parameter:
-        """Give the range, and so the scale s, a factor to be trained, 1 at first; returns its logarithm, a scalar.
+        """Give the range, and so the scale, a factor to be trained, 1 at first; returns its logarithm, a scalar.
 
-        The gradient is LSQ's (Esser et al., ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is
-        clipped. The zero point stays.
+        The zero point stays. See :func:`fake_quantize`.
         """
         self.log_factor = nn.Parameter(torch.zeros((), device=self.averages.device))
         return self.log_factor
@@ -188,10 +204,9 @@ class ActivationQuantizer(nn.Module):
                 raise DivergenceError("activations of the student are no longer finite; lower the learning rate")
             self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
             self.observations += 1
-        if self.log_factor is None or not torch.is_grad_enabled():
-            return fake_quantize(activation, *self.qparams(), self.largest_code)
-        factor = self.log_factor.exp()
-        return fake_quantize(activation / factor, *self._tracked(), self.largest_code) * factor
+        if torch.is_grad_enabled():
+            return fake_quantize(activation, *self._tracked(), self.largest_code, self.log_factor)
+        return fake_quantize(activation, *self.qparams(), self.largest_code)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""

@@ -135,6 +135,17 @@ def test_a_learned_range_has_the_gradient_of_lsq(bits: int, low: float, high: fl
     torch.testing.assert_close(by_log, ((value - gradient * x) * weights).sum(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_learned_range_has_the_same_gradient_off_the_cpu(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer, x, weights = activation_quantizer(bits, -0.7, 2.3), torch.randn(1000), torch.randn(1000)
+    log_factor = quantizer.learn_range()
+    by_log = []
+    for compiling in (False, True):  # then it takes the way of other devices
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        by_log += torch.autograd.grad((quantizer(x) * weights).sum(), log_factor)
+    torch.testing.assert_close(*by_log, rtol=1e-4, atol=1e-4)
+
+
 def test_a_learned_range_is_used_as_it_is_stored() -> None:
     quantizer = activation_quantizer(4, -1.0, 2.0)
     with torch.no_grad():
