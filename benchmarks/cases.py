@@ -128,6 +128,6 @@ def compression_cases(teacher: Teacher, config: CompressConfig) -> Cases:
 
     def iteration() -> None:
         for images, labels, loss in compression.images.batches(0, 1, learning_rate=1e-3):
-            compression._student_step(images, labels, loss.logits)
+            compression.training.step(images, labels, loss.logits)
 
     return {PLAIN: plain, "ours": iteration}

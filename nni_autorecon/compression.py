@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,28 +14,23 @@ from tqdm import tqdm
 from .coverage import Coverage
 from .data import EvaluationData
 from .dfq import dfq
-from .features import Outputs, with_features
+from .features import with_features
 from .image_sources import FixedImages, GeneratorImages, OnStep, distillation_steps
-from .inundation import inundation
 from .layout import in_usual_layout
-from .losses import ReconstructionLoss, compression_loss
+from .losses import ReconstructionLoss
 from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
-from .quantizers import learn_ranges, observe_ranges
+from .quantizers import observe_ranges
 from .reconstruction import MeanLoss, reconstruction_total, require_finite, require_finite_weights
-from .refinements import (
-    adaptability_loss,
-    disagreement_entropy,
-    feature_alignment_loss,
-    hard_samples,
-)
+from .refinements import adaptability_loss
 from .results import CompressionResult
 from .runs import RunFolder
 from .saving import Description, float_size, save_network
-from .schedules import SCHEDULES, set_learning_rate
+from .schedules import SCHEDULES
 from .snapshots import State
 from .student import agreement, evaluation_data
 from .student_config import TRACKING, TRAINING, WARM_UP, CompressConfig
+from .student_training import StudentTraining
 from .teacher import Teacher, configured_teacher
 
 EpochMetrics = dict[str, Any]
@@ -45,7 +38,7 @@ EpochMetrics = dict[str, Any]
 
 @dataclass
 class Compression:
-    """Stage 2 under way: the frozen teacher, the images, the quantized student and its optimizer.
+    """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
 
     With a generator, epochs are of warm-up (generator only), then of range tracking, then of training of the student
     on the images that the generator was just trained with (Xu et al., 2020). Methods without one need no warm-up,
@@ -101,7 +94,7 @@ class Compression:
             "metrics": self.metrics,
             "images": self.images.state(),
             "student": self.student.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
+            "optimizers": self.training.state(),
         }
 
     def _load(self, state: State) -> None:
@@ -109,24 +102,11 @@ class Compression:
         self.ranges_only_accuracy = state["ranges_only_accuracy"]
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
-        for (optimizer, _), known in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(known)
+        self.training.load(state["optimizers"])
 
     def __post_init__(self) -> None:
-        config = self.config
-        self.phases = config.phases
-        self.weights = list(self.student.parameters())
-        sgd = torch.optim.SGD(
-            self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay,
-            nesterov=config.student_momentum > 0, fused=True,
-        )  # fmt: skip
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(sgd, config.student_lr)]
-        if config.range_lr:
-            adam = torch.optim.Adam(learn_ranges(self.student), config.range_lr, fused=True)
-            self.optimizers.append((adam, config.range_lr))
-        if config.feature_weight:
-            self._teacher_outputs = with_features(self.teacher.network).to(memory_format=self.teacher.memory_format)
-            self._student_outputs = with_features(self.student)
+        self.phases = self.config.phases
+        self.training = StudentTraining(self.config, self.teacher, self.student)
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
@@ -143,8 +123,9 @@ class Compression:
                 with torch.no_grad(), observe_ranges(self.student):
                     self.student(images)
             elif phase == TRAINING:
-                self._set_learning_rates(epoch, step)
-                student_losses.append(self._student_step(images, labels, loss.logits))
+                first = self.phases.index(TRAINING)
+                self.training.set_progress((epoch - first + step / config.steps) / (len(self.phases) - first))
+                student_losses.append(self.training.step(images, labels, loss.logits))
             on_step()
         metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
         if phase == TRAINING:
@@ -152,7 +133,7 @@ class Compression:
             require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
             require_finite_weights(self.student, "the student's")
             metrics["student_loss"] = student_loss
-            metrics["student_lr"] = self.optimizers[0][0].param_groups[0]["lr"]
+            metrics["student_lr"] = self.training.learning_rate
         if phase != WARM_UP:
             metrics["agreement"] = self.agreement()
         return metrics
@@ -164,52 +145,6 @@ class Compression:
         if config.adaptability_weight:
             total = total + config.adaptability_weight * adaptability_loss(self.student(images), loss.logits, labels)
         return total
-
-    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        """One update of the student; its loss from before the update."""
-        config = self.config
-        if config.hard_step:
-            ours = partial(self._student_loss, labels=labels, target=self._target(images, teacher_logits))
-            images = hard_samples(images, ours, step=config.hard_step)
-            teacher_logits = None
-        loss = self._student_loss(images, labels=labels, target=self._target(images, teacher_logits))
-        self.student.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.student_clip is not None:
-            nn.utils.clip_grad_norm_(self.weights, config.student_clip)
-        with inundation(self.student, share=config.flip_share) if config.flip_share else nullcontext():
-            for optimizer, _ in self.optimizers:
-                optimizer.step()
-        return loss.detach()
-
-    @torch.no_grad()
-    def _target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
-        """What the student is to say of ``images``, of which the teacher's logits may be known."""
-        if self.config.feature_weight:
-            return Outputs(*self._teacher_outputs(images))
-        return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)
-
-    def _student_loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
-        """L_S: GDFQ's, and what else has a weight."""
-        config = self.config
-        outputs = Outputs(*self._student_outputs(images)) if config.feature_weight else Outputs(self.student(images))
-        loss = compression_loss(
-            outputs.logits, target.logits, labels, ce_gate=config.ce_gate,
-            ce_weight=config.ce_weight, kd_weight=config.kd_weight,
-            temperature=config.kd_temperature, reduction=config.kd_reduction,
-        )  # fmt: skip
-        if config.disagreement_weight:
-            entropy = disagreement_entropy(outputs.logits, target.logits, temperature=config.kd_temperature).mean()
-            loss = loss - config.disagreement_weight * config.kd_temperature**2 * entropy
-        if config.feature_weight:
-            loss = loss + config.feature_weight * feature_alignment_loss(outputs.features, target.features)
-        return loss
-
-    def _set_learning_rates(self, epoch: int, step: int) -> None:
-        config, first = self.config, self.phases.index(TRAINING)
-        progress = (epoch - first + step / config.steps) / (len(self.phases) - first)
-        for optimizer, rate in self.optimizers:
-            set_learning_rate(optimizer, rate * SCHEDULES[config.student_schedule](progress))
 
     def agreement(self) -> float:
         """Fraction of held-out synthetic images on which student and teacher decide alike."""

@@ -198,13 +198,13 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
         return images, loss
 
     monkeypatch.setattr(image_sources, "generator_step", recorded)
-    student_step = compression._student_step
+    student_step = compression.training.step
 
     def spied(images, labels, logits):
         seen.append((images, logits))
         return student_step(images, labels, logits)
 
-    monkeypatch.setattr(compression, "_student_step", spied)
+    monkeypatch.setattr(compression.training, "step", spied)
     compression.run_epoch(3)
     assert len(seen) == CONFIG.steps
     assert all(a is c and b is d for (a, b), (c, d) in zip(made, seen, strict=True))
@@ -234,7 +234,7 @@ def test_losses_are_weighted_as_configured(monkeypatch):
         seen.update(weights)
         return student.sum()
 
-    monkeypatch.setattr("nni_autorecon.compression.compression_loss", spy)
+    monkeypatch.setattr("nni_autorecon.student_training.compression_loss", spy)
     config = dataclasses.replace(
         CONFIG, ce_weight=0.3, kd_weight=0.7, kd_temperature=5.0, kd_reduction="batchmean", ce_gate=0.9
     )
@@ -370,15 +370,15 @@ def test_the_students_loss_is_the_sum_of_its_terms():
     for epoch in range(3):
         compression.run_epoch(epoch)
     images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
-    target = compression._target(images, torch.zeros(6, CLASSES))  # found anew, with the features
-    logits, features = compression._student_outputs(images)
+    target = compression.training.target(images, torch.zeros(6, CLASSES))  # found anew, with the features
+    logits, features = compression.training._student_outputs(images)
     torch.testing.assert_close(target.logits, compression.teacher.network(images))
     expected = (
         compression_loss(logits, target.logits, labels, ce_weight=0.5, kd_weight=2.0, temperature=4.0, reduction="mean")
         - 0.3 * 16 * disagreement_entropy(logits, target.logits, temperature=4.0).mean()
         + 7.0 * feature_alignment_loss(features, target.features)
     )
-    torch.testing.assert_close(compression._student_loss(images, labels=labels, target=target), expected)
+    torch.testing.assert_close(compression.training.loss(images, labels=labels, target=target), expected)
 
 
 def test_the_student_learns_from_images_a_step_harder():
@@ -387,7 +387,7 @@ def test_the_student_learns_from_images_a_step_harder():
         compression.run_epoch(epoch)
     compression.student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
-    loss = compression._student_step(images, labels, None)
+    loss = compression.training.step(images, labels, None)
     asked, learned_from = seen
     assert torch.equal(asked, images)
     torch.testing.assert_close((learned_from - images).abs().max().item(), 0.05)

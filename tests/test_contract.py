@@ -40,7 +40,8 @@ LAYERS = [
         "distilled_images",
         "dfq",
     },
-    {"results", "student", "opponent", "image_sources", "entries", "comparison", "integers", "folding"},
+    {"results", "student", "student_training", "opponent", "image_sources"}
+    | {"entries", "comparison", "integers", "folding"},
     {"plots", "saving", "runtime", "export", "report", "report_plots"},
     {"compression", "distillation"},
     {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}

@@ -42,10 +42,10 @@ def test_an_iteration_of_compression_makes_nobody_wait(no_waiting):
     images, labels, loss = next(batches)
     with torch.no_grad(), observe_ranges(compression.student):
         compression.student(images)
-    compression._student_step(images, labels, loss.logits)
+    compression.training.step(images, labels, loss.logits)
     no_waiting()
     for images, labels, loss in batches:
-        loss = compression._student_step(images, labels, loss.logits)
+        loss = compression.training.step(images, labels, loss.logits)
     torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
 

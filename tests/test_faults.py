@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nni_autorecon import cli, compression, distillation, endings, reconstruction, runs, search
+from nni_autorecon import cli, compression, distillation, endings, reconstruction, runs, search, student_training
 from nni_autorecon.digits import load_digits_teacher
 from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import digits_resnet
@@ -232,7 +232,7 @@ class Poison:
 LOSSES = [
     ("search", reconstruction, "reconstruction_loss"),
     ("compress", reconstruction, "reconstruction_loss"),
-    ("compress", compression, "compression_loss"),
+    ("compress", student_training, "compression_loss"),
     ("distill", reconstruction, "reconstruction_loss"),
     ("distill", distillation, "l1_loss"),
 ]
