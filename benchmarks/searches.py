@@ -40,8 +40,6 @@ from nni_autorecon.teacher import configured_teacher
 SEEDS = (0, 1, 2, 3, 4, 5)
 RANDOM = 8
 """Random genotypes for each seed, of which the best is taken as well."""
-TRAININGS = 4
-"""Of each generator: one alone says more of its luck than of the generator."""
 BASELINE = "searched"
 
 Result = Mapping[str, Any]
@@ -88,12 +86,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--variants", nargs="+", choices=list(variants(SearchConfig())), metavar="NAME",
         help=f"besides {BASELINE!r}, as the table calls them (default: all)",
     )  # fmt: skip
+    parser.add_argument(
+        "--trainings", type=int, default=4, metavar="N",
+        help="of each generator, for one alone says more of its luck than of the generator (default: 4, at least 2)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one CPU thread each (default: 2)")
     parser.set_defaults(config=None)
     SearchConfig.add_arguments(parser)
     arguments = parser.parse_args(argv)
     if {"seed", "threads"} & set(vars(arguments)):
         parser.error(f"seeds are {SEEDS}, and each run has one thread; leave out --seed and --threads")
+    if arguments.trainings < 2:
+        parser.error(f"--trainings {arguments.trainings} is too few to tell by how much they differ; give 2 or more")
     require_absent(arguments.output.with_suffix(".md"), force=arguments.force)
     config = SearchConfig.from_arguments(arguments).override({"threads": 1})
     chosen = [name for name in variants(config) if name == BASELINE or name in (arguments.variants or variants(config))]
@@ -113,13 +117,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             candidates |= {(name, seed): candidate for name, candidate in controls.items()}
         jobs = {
-            place: pool.submit(measure, config, *place, candidate, arguments.runs)
+            place: pool.submit(measure, config, *place, candidate, arguments.runs, trainings=arguments.trainings)
             for place, candidate in candidates.items()
         }
         rows: dict[str, list[Result]] = {}
         for (name, _), job in jobs.items():
             rows.setdefault(name, []).append(job.result())
-    text = table(rows, config)
+    text = table(rows, config, trainings=arguments.trainings)
     print(text)
     write_text(arguments.output.with_suffix(".md"), text)
 
@@ -145,7 +149,7 @@ def best_of_random(config: SearchConfig, seed: int, runs: Path) -> Candidate:
     return Candidate(specs[losses.index(min(losses))], RANDOM * config.final_steps)
 
 
-def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, runs: Path) -> Result:
+def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, runs: Path, *, trainings: int) -> Result:
     """L_r of a candidate after each training, with seeds that no search, and no choice, had; and its MACs."""
     config = config.override({"seed": seed})
     genotype = runs / f"{slug(BASELINE)}-{seed}" / "genotype.json"  # says what equal MACs are
@@ -153,10 +157,10 @@ def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, ru
     trained = once(
         runs / "trained" / f"{slug(name)}-{seed}.json",
         config,
-        [candidate.spec, Genotype.load(file if kind == "searched" else genotype).to_json()],
+        [candidate.spec, Genotype.load(file if kind == "searched" else genotype).to_json(), trainings],
         lambda: [
-            train(candidate.spec, config.override({"seed": TRAININGS * (seed + 1) + n}), str(genotype))
-            for n in range(TRAININGS)
+            train(candidate.spec, config.override({"seed": trainings * (seed + 1) + n}), str(genotype))
+            for n in range(trainings)
         ],
     )
     losses = [loss for loss, _ in trained]
@@ -198,7 +202,7 @@ def require_same(stored: Mapping[str, Any], config: SearchConfig, where: Path) -
         raise InputError(f"{where} was made with another {', '.join(changed)}; choose another folder with --runs")
 
 
-def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig) -> str:
+def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig, *, trainings: int) -> str:
     """Mean ± standard deviation over the seeds, as Markdown."""
     defaults = SearchConfig().to_dict()
     changes = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
@@ -207,7 +211,7 @@ def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig) -> str:
     lines = [
         f"`python benchmarks/searches.py`, teacher {config.teacher}, seeds {', '.join(map(str, SEEDS))}, mean ± "
         f"standard deviation. L_r after {config.final_steps} batches of {config.batch_size} from fresh weights, on "
-        f"{FINAL_VALIDATION_STEPS} others, is for each seed the mean of {TRAININGS} trainings, which differ by a "
+        f"{FINAL_VALIDATION_STEPS} others, is for each seed the mean of {trainings} trainings, which differ by a "
         f"standard deviation of {within:.3f} (mean over generators) and have the same seeds for all; updates are "
         f"batches of the search, or of the choice, before these. Settings beside defaults: {settings}. "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
