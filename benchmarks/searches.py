@@ -70,6 +70,7 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
         "MAC penalty 0.1": {"mac_penalty": 0.1},
         "MAC penalty 0.5": {"mac_penalty": 0.5},
         "MAC penalty 2": {"mac_penalty": 2.0},
+        f"as many batches as the best of {RANDOM}": {"epochs": max(1, RANDOM * config.final_steps // steps)},
         "half the epochs, tournament": {"epochs": half, "tournament": 8, "tournament_steps": for_tournament},
         f"tournament of {RANDOM - 1}, each trained in full": in_full,
         "MAC penalty 0.1 and this tournament": {"mac_penalty": 0.1, **in_full},
