@@ -8,7 +8,7 @@ import pytest
 
 from nni_autorecon.config import Config
 from nni_autorecon.errors import InputError
-from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.search_config import STRATEGIES, SearchConfig
 from nni_autorecon.student_config import CompressConfig, DistillConfig
 
 
@@ -118,6 +118,14 @@ def test_a_preset_gives_its_values_to_what_is_not_given_beside_it():
     again = config.override({"preset": "paper", "losses": "gdfq"})  # whichever comes first
     assert (again.epochs, again.kd_weight) == (7, 2.0)
     assert (again.steps, again.ce_weight, again.generator) == (200, 1.0, None)
+
+
+def test_a_preset_of_the_search_goes_with_every_strategy_and_yields_to_what_is_given():
+    for strategy in STRATEGIES:
+        config = SearchConfig().override({"preset": "best", "strategy": strategy})
+        config.require_consistent()
+        assert (config.epochs, config.bns_weight) == (37, 1.0)
+    assert SearchConfig().override({"epochs": 3, "preset": "best"}).epochs == 3
 
 
 def test_presets_mean_the_same_in_whatever_order_they_are_given():
