@@ -2,7 +2,8 @@
 
     python benchmarks/searches.py --output docs/results/searches
 
-About an hour on two CPU cores for the digits teacher. Flags are those of `nni-autorecon search`; for another teacher:
+About an hour and a half on two CPU cores for the digits teacher. Flags are those of `nni-autorecon search`; for
+another teacher:
 
     python benchmarks/searches.py --output NAME --teacher nni_autorecon.networks:resnet20 --checkpoint FILE ...
 
@@ -161,7 +162,7 @@ def best_of_random(config: SearchConfig, seed: int, runs: Path) -> Candidate:
 
 
 def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, runs: Path, *, trainings: int) -> Result:
-    """L_r of a candidate after each training, with seeds that no search, and no choice, had; and its MACs."""
+    """L_r of a candidate after each training, with seeds that neither its search nor its choice had; and its MACs."""
     config = config.override({"seed": seed})
     genotype = runs / f"{slug(BASELINE)}-{seed}" / "genotype.json"  # says what equal MACs are
     kind, _, file = candidate.spec.partition(":")

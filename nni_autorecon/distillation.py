@@ -171,7 +171,7 @@ class Distillation:
         set_learning_rate(self.generator_optimizer, config.weight_lr * SCHEDULES[config.weight_schedule](progress))
 
     def agreement(self) -> float:
-        """Fraction of fresh synthetic images on which student and teacher decide alike."""
+        """Fraction of held-out synthetic images on which student and teacher decide alike."""
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
         return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
 

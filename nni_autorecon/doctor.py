@@ -215,7 +215,7 @@ def check_experiment(file: Path) -> Finding:
     except InputError as error:
         found, _, remedy = str(error).rpartition("; ")
         return Finding(file.name, WRONG, found or str(error), remedy if found else "see experiment.yml")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
         return Finding(file.name, WRONG, f"is not YAML ({one_line(error)})", "mend it there")
     return Finding(file.name, OK, "asks for GPUs that NNI can give, or for none")
 

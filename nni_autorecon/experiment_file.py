@@ -30,8 +30,8 @@ def read_experiment(file: Path) -> dict[str, Any]:
     text = read_text(file, "experiment file")
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"experiment file {file} is not YAML: {one_line(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
+        raise InputError(f"experiment file {file} is not YAML: {one_line(error)}; mend it there") from error
     if not isinstance(content, dict):
         raise InputError(f"experiment file {file} holds no settings; see experiment.yml for an example")
     return content
@@ -78,12 +78,12 @@ def _search_space(config: ExperimentConfig, file: Path | str, folder: Path) -> t
         return config.search_space, file
     path = folder / Path(config.search_space_file).expanduser()
     text = read_text(path, "search space")
-    with suppress(ValueError):
-        return json.loads(text), path
     try:
+        with suppress(ValueError):
+            return json.loads(text), path
         return yaml.safe_load(text), path
-    except yaml.YAMLError as error:
-        raise InputError(f"search space {path} is neither JSON nor YAML: {one_line(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"search space {path} is neither JSON nor YAML: {one_line(error)}; mend it there") from error
 
 
 def _check_space(space: Any, source: Path | str) -> None:

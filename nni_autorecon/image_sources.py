@@ -185,7 +185,7 @@ def held_out_count(config: CompressConfig) -> int:
 
 
 def distillation_steps(config: CompressConfig) -> int:
-    """How often ``FixedImages.distil`` calls ``on_step``."""
+    """How often ``FixedImages.start`` calls ``on_step``."""
     counts = (0 if config.method == "dfq" else config.image_count, held_out_count(config))
     return sum(-(-count // config.batch_size) for count in counts) * config.image_steps
 

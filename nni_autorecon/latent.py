@@ -38,6 +38,7 @@ class LatentSource:
     mixed_classes: int = 2
 
     def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """z [N, latent_dim] and labels [N], or probabilities [N, K] of mixed classes; the same each time."""
         entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
         generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
         for _ in range(steps):

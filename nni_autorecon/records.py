@@ -78,7 +78,11 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 def checked_settings(settings: Any, command: str, *, source: str) -> dict[str, Any]:
     """All settings of ``command``, a default where ``settings`` are of a version that lacked one; or InputError."""
-    return STAGES[command]().override(settings, source=source).to_dict()
+    defaults = STAGES[command]()
+    whole = (
+        {**defaults.to_dict(), **settings} if isinstance(settings, Mapping) else settings
+    )  # else today's presets fill in
+    return defaults.override(whole, source=source).to_dict()
 
 
 def stage_of(settings: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from .records import FINISHED, METRICS, STAGES, Run, stage_of
 
 DESCRIPTIONS = {
     "accuracy": "Test accuracy",
-    "agreement": "No test data: agreement of student and teacher on fresh synthetic images",
+    "agreement": "No test data: agreement of student and teacher on held-out synthetic images",
     "ranges_only_accuracy": "By the ranges alone, before any training of the student",
 }
 UPDATES = "batches of the search, which update W or α, or reward a controller"

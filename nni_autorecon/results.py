@@ -44,7 +44,7 @@ class CompressionResult:
         """What a person reads at the end."""
         lines = [
             self.coverage.summary(),
-            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images",
+            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
         ]
         if self.accuracy is not None:
             lines.append(
@@ -78,7 +78,7 @@ class DistillationResult:
     student: str
     generator: str
     agreement: float
-    """Fraction of fresh synthetic images on which student and teacher decide alike: the data-free metric."""
+    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
     teacher_accuracy: float | None
     accuracy: float | None
     """After the last epoch."""
@@ -97,7 +97,7 @@ class DistillationResult:
         """What a person reads at the end."""
         lines = [
             f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
-            f"student agrees with the teacher on {self.agreement:.2%} of fresh synthetic images",
+            f"student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
         ]
         if self.accuracy is not None:
             lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")

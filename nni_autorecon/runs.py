@@ -59,13 +59,17 @@ class RunFolder:
     def earlier(self, command: str, config: Config) -> State | None:
         """What :meth:`save` left of an unfinished run of the same command and settings, its rows read; None without.
 
-        Raises InputError, unless ``force``, if it is to be resumed and cannot.
+        One that was killed within its first epoch begins again. Raises InputError, unless ``force``, if it is to be
+        resumed and cannot.
         """
         if not self.resume:
             return None
         if (self / SNAPSHOT).exists():
             self._take()
         snapshot = load_snapshot(self / SNAPSHOT)
+        if snapshot is None and self._only_begun(command, config):
+            self.force = True
+            return None
         if snapshot is None:
             fault = f"{self.path} holds no unfinished run"
         elif snapshot["command"] != command:
@@ -78,6 +82,12 @@ class RunFolder:
         if self.force:
             return None
         raise InputError(f"{fault}; leave out --resume and choose another folder")
+
+    def _only_begun(self, command: str, config: Config) -> bool:
+        """Whether the folder holds a run of the same command and settings that has left no snapshot and no result."""
+        earlier = self._earlier()
+        same = earlier.get("command") == command and not _changes(dict(earlier.get("config", {})), config.to_dict())
+        return same and not any((self / name).exists() for name in (SNAPSHOT, "result.json"))
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Remember where the run stands, after the row of the epoch was logged."""

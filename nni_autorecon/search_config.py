@@ -17,7 +17,7 @@ STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute and a half."""
+    """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
     PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH, "best": BEST_SEARCH}}
 

@@ -49,12 +49,14 @@ class Settings:
     """Named values, each declared by :func:`setting` in a subclass."""
 
     PRESETS: ClassVar[Presets] = {}
+    _given: ClassVar[frozenset[str]] = frozenset()
+    """Names that :meth:`override` was given, each object's own."""
 
     def override(self, values: Mapping[str, Any], *, source: str = "settings") -> Self:
         """A copy with ``values`` replaced, each checked against its type and range.
 
-        A preset among them gives its own values to those that they do not name and that nobody has given: they are
-        still at their default, or where the presets before have put them. Of two presets the later in ``PRESETS`` wins.
+        A preset among them gives its own values to those that neither they nor an override before them name. Of two
+        presets the later in ``PRESETS`` wins.
         ``source`` says in errors where the values came from. Raises InputError for an unknown name, a wrong
         type or a value out of range. A whole float is taken for an int: NNI's ``quniform`` sends 4.0.
         """
@@ -67,15 +69,24 @@ class Settings:
             if name not in fields:
                 raise InputError(f"{source}: unknown setting {shown(name)}{_suggestion(name, fields)}")
             checked[name] = _check(fields[name], type(self).field_type(name), value, source)
-        return dataclasses.replace(self, **checked)
+        changed = dataclasses.replace(self, **checked)
+        object.__setattr__(changed, "_given", self._given | values.keys())  # no field: results do not depend on it
+        return changed
 
     def _ungiven(self, presets: Mapping[str, str]) -> dict[str, Any]:
-        """What ``presets`` say, and in what those before said the default, of settings that have not been given."""
+        """What ``presets`` say, and in what those before said the default, of settings that have not been given.
+
+        What the constructor was told counts as given where it differs from the default and from the presets before.
+        """
         before = {name: str(getattr(self, name)) for name in self.PRESETS}
         old, defaults = self._meaning(before), {field.name: field.default for field in dataclasses.fields(self)}
         new = {**{name: defaults[name] for name in old}, **self._meaning({**before, **presets})}
         ungiven = {name: (defaults[name], old.get(name, defaults[name])) for name in new}
-        return {name: value for name, value in new.items() if getattr(self, name) in ungiven[name]}
+        return {
+            name: value
+            for name, value in new.items()
+            if name not in self._given and getattr(self, name) in ungiven[name]
+        }
 
     def _meaning(self, presets: Mapping[str, str]) -> dict[str, Any]:
         """What presets of these names say together."""

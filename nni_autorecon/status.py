@@ -227,11 +227,15 @@ def _plan(trial: TrialRecord, command: str) -> Plan:
         if trial.folder and (trial.folder / "config.json").exists():
             stage, values, _ = read_config(trial.folder / "config.json")
             return Plan(stage, STAGES[stage]().override(values))
-        if stage is None or "--config" in words:
+        if stage is None:
             return Plan(stage)
         parser = argparse.ArgumentParser(exit_on_error=False)
+        parser.add_argument("--config")
         STAGES[stage].add_arguments(parser)
-        config = STAGES[stage].from_arguments(parser.parse_known_args(words)[0])
+        arguments = parser.parse_known_args(words)[0]
+        if arguments.config is not None:  # it may be on another machine
+            return Plan(stage)
+        config = STAGES[stage].from_arguments(arguments)
         return Plan(stage, config.override(plain_parameters(trial.parameters)))
     except (InputError, argparse.ArgumentError):  # the trial itself says so, in its trial.stderr
         return Plan(stage)

@@ -47,7 +47,9 @@ class StudentConfig(Config):
     student_schedule: str = setting(
         "cosine", "learning rate over the student's epochs (step as above)", choices=SCHEDULES
     )
-    agreement_steps: int = setting(8, "fresh batches on which student and teacher are compared each epoch", low=1)
+    agreement_steps: int = setting(
+        8, "held-out batches, the same in every epoch, on which student and teacher are compared", low=1
+    )
     test_data: str | None = setting(
         None, "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
         "imagenet:FOLDER (default: digits for the digits teacher)",

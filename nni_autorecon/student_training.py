@@ -82,13 +82,13 @@ class StudentTraining:
 
     @torch.no_grad()
     def target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
-        """What the student is to say of ``images``, of which the teacher's logits may be known."""
+        """What the student is to say of ``images`` [N, C, H, W], of which the teacher's logits may be known."""
         if self.config.feature_weight:
             return Outputs(*self._teacher_outputs(images))
         return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)
 
     def loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
-        """L_S: GDFQ's, and what else has a weight."""
+        """L_S, a scalar: GDFQ's, and what else has a weight; images and labels as for :meth:`step`."""
         config = self.config
         outputs = Outputs(*self._student_outputs(images)) if config.feature_weight else Outputs(self.student(images))
         loss = compression_loss(

@@ -128,6 +128,14 @@ def test_a_preset_of_the_search_goes_with_every_strategy_and_yields_to_what_is_g
     assert SearchConfig().override({"epochs": 3, "preset": "best"}).epochs == 3
 
 
+@pytest.mark.parametrize("given", [{"feature_weight": 100.0}, {"ce_weight": 1.0}, {"bns_form": "var"}])
+def test_what_was_given_before_stands_whatever_a_later_preset_says(given):
+    """Be it a default, or what the preset beside it says."""
+    config = CompressConfig().override({"preset": "best", **given})
+    for later in ({"losses": "adadfq"}, {"losses": "synq"}, {"preset": "gdfq"}):
+        assert config.override(later).to_dict().items() >= given.items()
+
+
 def test_presets_mean_the_same_in_whatever_order_they_are_given():
     both = {"preset": "best", "losses": "gdfq"}
     together = CompressConfig().override(both)

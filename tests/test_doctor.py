@@ -178,6 +178,8 @@ def test_gpus(monkeypatch, tmp_path):
         ("trialGpuNumber: 1\ntrainingService: {platform: local}", WRONG, "NNI can see no GPU", "leave out it"),
         ("- 1", WRONG, "no names and values", "experiment.yml"),
         ("a: [", WRONG, "is not YAML", "mend it"),
+        ("experimentName: 2021-13-45", WRONG, "is not YAML (month must be in 1..12)", "mend it"),
+        ("[" * 3000, WRONG, "is not YAML", "mend it"),
         (None, WRONG, "e.yml does not exist", "check the path"),
     ],
 )

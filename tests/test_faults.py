@@ -294,7 +294,7 @@ def test_weights_that_are_no_numbers_are_not_kept(
 def test_a_run_that_diverges_again_says_so_again(digits_teacher: Teacher, tmp_path: Path, capsys: Any) -> None:
     argv = [*STAGES["search"], "--weight-lr", "1e30", "-o", tmp_path / "run"]
     refused(argv, capsys, "lower the learning rate", code=1)
-    refused([*argv, "--resume"], capsys, "run holds no unfinished run")
+    refused([*argv, "--resume"], capsys, "lower the learning rate", code=1)
 
 
 # Memory

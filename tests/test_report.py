@@ -269,7 +269,7 @@ def test_without_test_data_agreement_is_used_and_said():
     report = make_report([run(metrics={"agreement": 0.97, "teacher_accuracy": None})])
     assert report.sections[0].tables[0].text(("gdfq",), "w4a4") == "97.00, n=1"
     assert report.caption.startswith(
-        "Teacher digits. No test data: agreement of student and teacher on fresh synthetic"
+        "Teacher digits. No test data: agreement of student and teacher on held-out synthetic"
     )
     assert report.teacher_accuracy is None
 
@@ -540,6 +540,9 @@ def test_settings_of_an_older_version_are_the_defaults(tmp_path):
     (only,) = records.read_folders([tmp_path])
     assert only.settings == CompressConfig(seed=3).to_dict()
     assert (only.status, only.metrics, only.versions) == (INCOMPLETE, {}, {})
+    (tmp_path / "config.json").write_text(json.dumps({"command": "compress", "config": {"preset": "best"}}))
+    (only,) = records.read_folders([tmp_path])  # whatever the preset may mean today
+    assert only.settings == CompressConfig(preset="best").to_dict()
 
 
 def test_the_stage_is_told_by_its_settings():

@@ -132,6 +132,20 @@ def unfinished(tmp_path, digits_teacher, monkeypatch):
     return tmp_path / "run"
 
 
+def test_what_was_killed_in_its_first_epoch_begins_again(tmp_path, digits_teacher, monkeypatch, capsys):
+    def die(run, *rest):
+        raise KilledError
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", die)
+        _killed(*RUNS["gdfq"], "-o", str(folder))
+    assert cli.main([*RUNS["gdfq"], "--seed", "9", "-o", str(folder), "--resume"]) == 2  # which is another run
+    assert "holds no unfinished run" in capsys.readouterr().err
+    assert cli.main([*RUNS["gdfq"], "-o", str(folder), "--resume"]) == 0
+    assert (folder / "result.json").exists()
+
+
 def _bytes(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -78,7 +78,14 @@ def nothing_starts(request, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is not YAML"), ("- a", "holds no settings"), ("", "holds no settings"), ("1: 2", "does not take")],
+    [
+        ("a: [", "is not YAML"),
+        ("a: 2021-13-45", "month must be in 1..12; mend"),
+        ("[" * 3000, "is not YAML"),
+        ("- a", "holds no settings"),
+        ("", "holds no settings"),
+        ("1: 2", "does not take"),
+    ],
 )
 def test_files_that_are_no_experiment(text, message, tmp_path, capsys):
     (tmp_path / "it.yml").write_text(text)

@@ -142,8 +142,9 @@ def test_what_nobody_knows_is_left_out(database, tmp_path):
     assert (damaged.epochs, number.measured) == (None, {})
     _profile(database, f"{SEARCH} --epochs many")
     assert experiment_status("e").trials[0].epochs is None
-    _profile(database, f"{SEARCH} --config mine.yml")
-    assert experiment_status("e").trials[0].epochs is None
+    for spelled in ("--config mine.yml", "--config=mine.yml", "--conf mine.yml"):
+        _profile(database, f"{SEARCH} {spelled}")
+        assert experiment_status("e").trials[0].epochs is None
 
 
 def test_nothing_runs_without_a_manager(database, tmp_path, monkeypatch, capsys):
