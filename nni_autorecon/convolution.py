@@ -1,50 +1,99 @@
 """What every searched convolution is part of: an affine map per class, LeakyReLU, convolution; in one function.
 
-It keeps nothing for its backward pass but its input, which many edges share: what they need of it is computed again.
+It keeps nothing for its backward pass but its inputs, which many edges share: what it needs of them is computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LEAKY_SLOPE = 0.2
 
 
-Affine = tuple[Tensor, Tensor]
-"""Scale and shift by image and channel, both [N, C]."""
+class ConvTerm(NamedTuple):
+    """Σ_j m_j · conv_j(leaky_relu(scale · x + shift)), [N, C', h, w], not computed yet."""
+
+    x: Tensor
+    """[N, C, h, w]."""
+    affine: Tensor
+    """Scale and shift by image and channel, [N, 2, C]."""
+    convs: Sequence[nn.Conv2d]
+    """With biases, square kernels and paddings that keep the size; of each dilation the smallest kernel first."""
+    weights: Tensor | None = None
+    """m, [J]; or all are 1."""
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """Terms of the same form can be summed by one convolution."""
+        return self.x.shape, *((conv.kernel_size, conv.dilation) for conv in self.convs), self.weights is None
 
 
-def activated_conv(x: Tensor, affine: Affine, bias: Tensor, kernels: Mapping[int, Tensor]) -> Tensor:
-    """Σ_d conv_d(leaky_relu(scale · x + shift), kernel_d) + bias: [N, C', h, w] from ``x`` [N, C, h, w].
+def activated_conv(*terms: ConvTerm) -> Tensor:
+    """The sum of terms of the same form: one convolution of all their channels for each dilation.
 
-    ``bias`` [C']; ``kernels`` by dilation d, each [C', C, k, k] with an odd k.
+    Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, smaller
+    kernels padded by zeros.
     """
     if torch.compiler.is_compiling():
-        return plain_activated_conv(x, affine, bias, kernels)
-    return _ActivatedConv.apply(x, *affine, bias, tuple(kernels), *kernels.values())
+        return plain_activated_conv(*terms)
+    affine = _joined([term.affine for term in terms], 2)  # [N, 2, T·C] for T terms
+    kernels, bias = _merged(terms)
+    return _ActivatedConv.apply(affine, bias, tuple(kernels), *kernels.values(), *(term.x for term in terms))
 
 
-def plain_activated_conv(x: Tensor, affine: Affine, bias: Tensor, kernels: Mapping[int, Tensor]) -> Tensor:
+def plain_activated_conv(*terms: ConvTerm) -> Tensor:
     """The same, as an expression."""
-    scale, shift = affine
-    a = F.leaky_relu(torch.addcmul(_pixels(shift), x, _pixels(scale)), LEAKY_SLOPE)
-    parts = [F.conv2d(a, k, padding=_padding(k, d), dilation=d) for d, k in kernels.items()]
-    return sum(parts, bias[:, None, None])
+    total = torch.zeros(())
+    for x, affine, convs, weights in terms:
+        scale, shift = _pixels(affine).unbind(1)
+        a = F.leaky_relu(torch.addcmul(shift, x, scale), LEAKY_SLOPE)
+        for j, conv in enumerate(convs):
+            total = total + (conv(a) if weights is None else weights[j] * conv(a))
+    return total
+
+
+def _merged(terms: Sequence[ConvTerm]) -> tuple[dict[int, Tensor], Tensor]:
+    """Kernels by dilation, [C', T·C, k, k], and a bias [C'] for all terms."""
+    by_conv = list(zip(*(term.convs for term in terms), strict=True))  # J × T
+    biases = torch.stack([conv.bias for convs in by_conv for conv in convs])  # [J·T, C']
+    kernels = [_joined([conv.weight for conv in convs], 1) for convs in by_conv]
+    if terms[0].weights is None:
+        bias = biases.sum(0)
+    else:
+        weights = torch.stack([term.weights for term in terms], 1)  # type: ignore[misc]  # [J, T]
+        bias = weights.flatten() @ biases
+        channels = terms[0].x.shape[1]
+        factors = weights[:, :, None].expand(-1, -1, channels).reshape(len(weights), -1, 1, 1)  # [J, T·C, 1, 1]
+        kernels = [kernel * factor for kernel, factor in zip(kernels, factors.unbind(), strict=True)]
+    merged: dict[int, Tensor] = {}
+    for conv, kernel in zip(terms[0].convs, kernels, strict=True):
+        dilation = conv.dilation[0]
+        if dilation in merged:
+            smaller = merged[dilation]
+            kernel = kernel + F.pad(smaller, [(kernel.shape[-1] - smaller.shape[-1]) // 2] * 4)
+        merged[dilation] = kernel
+    return merged, bias
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 class _ActivatedConv(torch.autograd.Function):
+    """``affine`` [N, 2, C] and each kernel [C', C, k, k] are of the channels of all ``xs`` together."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor, dilations: tuple[int, ...],
-                *kernels: Tensor) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, affine: Tensor, bias: Tensor, dilations: tuple[int, ...], *kernels_and_xs: Tensor) -> Tensor:
         ctx.dilations = dilations
-        ctx.save_for_backward(x, scale, shift, *kernels)
-        a = _activation(x, scale, shift)
+        ctx.save_for_backward(affine, *kernels_and_xs)
+        kernels, xs = kernels_and_xs[: len(dilations)], kernels_and_xs[len(dilations) :]
+        a = _activation(xs, affine)
         y = _conv(a, kernels[0], bias, dilations[0])
         for kernel, dilation in zip(kernels[1:], dilations[1:], strict=True):
             y += _conv(a, kernel, None, dilation)
@@ -53,32 +102,43 @@ class _ActivatedConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, *kernels = ctx.saved_tensors
-        of_x, of_scale, of_shift, of_bias, _, *of_kernels = ctx.needs_input_grad
-        a = _activation(x, scale, shift)
+        count = len(ctx.dilations)
+        affine, *rest = ctx.saved_tensors
+        of_affine, of_bias, _, *of_rest = ctx.needs_input_grad
+        (kernels, xs), (of_kernels, of_xs) = (rest[:count], rest[count:]), (of_rest[:count], of_rest[count:])
+        a = _activation(xs, affine)
         dkernels = [
             _kernel_gradient(dy, a, kernel, dilation) if wanted else None
             for kernel, dilation, wanted in zip(kernels, ctx.dilations, of_kernels, strict=True)
         ]
-        dx = dscale = dshift = None
-        if of_x or of_scale or of_shift:
+        daffine: Tensor | None = None
+        dxs: list[Tensor | None] = [None] * len(xs)
+        if of_affine or any(of_xs):
             da = _input_gradient(dy, a, kernels[0], ctx.dilations[0])
             for kernel, dilation in zip(kernels[1:], ctx.dilations[1:], strict=True):
                 da += _input_gradient(dy, a, kernel, dilation)
             da = torch.ops.aten.leaky_relu_backward(da, a, LEAKY_SLOPE, True)  # a has the sign of what it comes from
-            dscale = (da * x).sum((2, 3)) if of_scale else None
-            dshift = da.sum((2, 3)) if of_shift else None
-            dx = da.mul_(_pixels(scale)) if of_x else None
+            das, scales = da.chunk(len(xs), 1), _pixels(affine[:, 0]).chunk(len(xs), 1)
+            if of_affine:
+                dscales = [(part * x).sum((2, 3)) for part, x in zip(das, xs, strict=True)]
+                daffine = torch.stack([_joined(dscales, 1), da.sum((2, 3))], 1)
+            dxs = [part * scale if wanted else None for part, scale, wanted in zip(das, scales, of_xs, strict=True)]
         dbias = dy.sum((0, 2, 3)) if of_bias else None
-        return dx, dscale, dshift, dbias, None, *dkernels
+        return daffine, dbias, None, *dkernels, *dxs
 
 
-def _activation(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.leaky_relu_(torch.addcmul(_pixels(shift), x, _pixels(scale)), LEAKY_SLOPE)
+def _activation(xs: Sequence[Tensor], affine: Tensor) -> Tensor:
+    """[N, C, h, w] of all channels, in channels_last."""
+    n, _, h, w = xs[0].shape
+    a = xs[0].new_empty(n, h, w, affine.shape[2]).permute(0, 3, 1, 2)
+    parts = (whole.chunk(len(xs), 1) for whole in (a, *_pixels(affine).unbind(1)))
+    for x, part, scale, shift in zip(xs, *parts, strict=True):
+        torch.addcmul(shift, x, scale, out=part)
+    return F.leaky_relu_(a, LEAKY_SLOPE)
 
 
 def _pixels(values: Tensor) -> Tensor:
-    """[N, C] as [N, C, 1, 1]."""
+    """[..., C] as [..., C, 1, 1]."""
     return values.view(*values.shape, 1, 1)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import LEAKY_SLOPE, activated_conv
+from .convolution import LEAKY_SLOPE, ConvTerm, activated_conv
 from .errors import InputError
 from .genotype import Genotype, generator_macs, published_genotype, random_choices, uniform_choices
-from .operations import ClassAffine, EdgeShape, Features, embedded, make_operation
+from .operations import ClassAffine, EdgeShape, Features, Part, embedded, make_operation, node_sum
 from .topology import (
     EDGES,
     NUM_BLOCKS,
@@ -68,8 +67,11 @@ class Generator(nn.Module):
             nodes[Node(block, 1)] = Features(x if block == 1 else nodes[Node(block - 1, 5)].x + x)
             for index in (2, 3, 4, 5):
                 node = Node(block, index)
-                arriving = (self.edges[edge.label](nodes[edge.source], labels) for edge in incoming(node))
-                nodes[node] = Features(reduce(torch.add, arriving))
+                parts: list[Part] = []
+                for edge in incoming(node):
+                    arriving = self.edges[edge.label](nodes[edge.source], labels)
+                    parts += [arriving] if isinstance(arriving, Tensor) else arriving
+                nodes[node] = Features(node_sum(parts, node_size(node, self.image)))
         return self.to_rgb(nodes[Node(NUM_BLOCKS, 5)], labels)
 
 
@@ -79,11 +81,10 @@ class ToImage(nn.Module):
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()
         self.affine = ClassAffine(width, num_classes)
-        self.conv = nn.Conv2d(width, channels, 3)
+        self.conv = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        kernels, bias = {1: self.conv.weight}, cast(Tensor, self.conv.bias)
-        x = torch.tanh(activated_conv(features.normalized, self.affine(labels), bias, kernels))
+        x = torch.tanh(activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv])))
         return Features(x).normalized.contiguous()
 
 
@@ -166,8 +167,8 @@ class _GDFQNorm(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         if self.affine is None:
             return self.norm(x)
-        scale, shift = self.affine(labels)  # both [N, C]
-        return torch.addcmul(shift[:, :, None, None], self.norm(x), scale[:, :, None, None])
+        scale, shift = self.affine(labels)[..., None, None].unbind(1)  # both [N, C, 1, 1]
+        return torch.addcmul(shift, self.norm(x), scale)
 
 
 def derived_generator(

@@ -6,7 +6,8 @@ the statistics of the batch, in every mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import cached_property, reduce
 from typing import NamedTuple, cast
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import Affine, activated_conv
+from .convolution import ConvTerm, activated_conv
 from .topology import CONVOLUTIONS, IDENTITY, INTERPOLATIONS, NONE, NORMAL, Edge
 
 
@@ -54,13 +55,13 @@ class ClassAffine(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.scale = nn.Embedding(num_classes, channels)
-        self.shift = nn.Embedding(num_classes, channels)
-        nn.init.ones_(self.scale.weight)
-        nn.init.zeros_(self.shift.weight)
+        self.table = nn.Embedding(num_classes, 2 * channels)  # scale, then shift
+        nn.init.ones_(self.table.weight[:, :channels])
+        nn.init.zeros_(self.table.weight[:, channels:])
 
-    def forward(self, labels: Tensor) -> Affine:
-        return embedded(self.scale, labels), embedded(self.shift, labels)
+    def forward(self, labels: Tensor) -> Tensor:
+        """[N, 2, C], scale and shift, for labels [N] or probabilities [N, K]."""
+        return embedded(self.table, labels).unflatten(1, (2, -1))
 
 
 def embedded(table: nn.Embedding, labels: Tensor) -> Tensor:
@@ -74,12 +75,11 @@ class ConvOperation(nn.Module):
     def __init__(self, width: int, kernel_size: int, dilation: int, affine: ClassAffine) -> None:
         super().__init__()
         self.affine = affine
-        self.dilation = dilation
-        self.conv = nn.Conv2d(width, width, kernel_size)
+        padding = dilation * (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(width, width, kernel_size, padding=padding, dilation=dilation)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        kernels = {self.dilation: self.conv.weight}
-        return activated_conv(features.normalized, self.affine(labels), cast(Tensor, self.conv.bias), kernels)
+        return activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv]))
 
 
 class UpOperation(nn.Module):
@@ -95,14 +95,15 @@ class UpOperation(nn.Module):
         self.affine = ClassAffine(shape.width, shape.num_classes)
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
-    def forward(self, features: Features, labels: Tensor, factor: Tensor | float = 1.0) -> Tensor:
-        """``factor`` times the operation's output."""
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return node_sum([self.term(features, labels)], self.size)
+
+    def term(self, features: Features, labels: Tensor, weights: Tensor | None = None) -> ConvTerm:
+        """The operation's output, times ``weights`` [1], before its pixels are repeated if that comes last."""
         before = features.x.shape[2:]
         last = self.mode == "nearest" and all(after % b == 0 for after, b in zip(self.size, before, strict=True))
         source = features if last else features.resized(self.mode, self.size)
-        weight, bias = self.conv.weight * factor, cast(Tensor, self.conv.bias) * factor
-        y = activated_conv(source.normalized, self.affine(labels), bias, {1: weight})
-        return F.interpolate(y, self.size, mode=self.mode) if last else y
+        return ConvTerm(source.normalized, self.affine(labels), [self.conv], weights)
 
 
 class Identity(nn.Module):
@@ -154,27 +155,46 @@ def mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Feat
     return reduce(torch.add, terms)
 
 
-def fused_mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Tensor:
-    """Eq. 8 with the weights inside the kernels, and two convolutions instead of five on a normal edge.
+Part = Tensor | ConvTerm
+"""Of the sum that a node is."""
 
-    The candidates' convolutions on a normal edge share their input a, so Σ_j m_j · conv_j(a) is linear in
-    the kernels: conv_1x1, conv_3x3 and conv_5x5 merge into one 5×5 kernel, the dilated ones into another of
-    dilation 2. The values and gradients are those of :func:`mixture`, up to rounding.
+
+def node_sum(parts: Iterable[Part], size: tuple[int, int]) -> Tensor:
+    """The sum of all parts [N, C, *size]; convolutions of the same form are one.
+
+    Those of fewer pixels are interpolated to ``size`` by "nearest".
     """
-    m = dict(zip(operations, weights.unbind(), strict=True))
+    tensors, terms = [], defaultdict(list)
+    for part in parts:
+        if isinstance(part, Tensor):
+            tensors.append(part)
+        else:
+            terms[part.form].append(part)
+    for alike in terms.values():
+        y = activated_conv(*alike)
+        tensors.append(y if y.shape[2:] == size else F.interpolate(y, size, mode="nearest"))
+    return reduce(torch.add, tensors)
+
+
+def fused_mixture(
+    operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor
+) -> list[Part]:
+    """Eq. 8 as parts of the target node's sum, with the weights [F] inside the kernels.
+
+    The five convolutions on a normal edge share their input: they become two, one for each dilation. The values and
+    gradients are those of :func:`mixture`, up to rounding.
+    """
+    m = dict(zip(operations, weights.split(1), strict=True))
     if IDENTITY not in m:
-        terms = [operation(features, labels, m[name]) for name, operation in operations.items() if name != NONE]
-        return reduce(torch.add, terms)
-    convs = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
-    kernels: dict[int, Tensor] = {}
-    for name, conv in zip(CONVOLUTIONS, convs, strict=True):  # of each dilation the smallest first
-        smaller = kernels.get(conv.dilation)
-        scaled = conv.conv.weight * m[name]
-        kernels[conv.dilation] = scaled if smaller is None else scaled + F.pad(smaller, [1] * 4)
-    biases = torch.stack([cast(Tensor, conv.conv.bias) for conv in convs])  # [5, C]
-    bias = weights[: len(convs)] @ biases
-    y = activated_conv(features.normalized, convs[0].affine(labels), bias, kernels)
-    return torch.addcmul(y, features.x, m[IDENTITY])
+        return [
+            cast(UpOperation, operation).term(features, labels, m[name])
+            for name, operation in operations.items()
+            if name != NONE
+        ]
+    operations_ = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
+    convs = [operation.conv for operation in operations_]
+    affine = operations_[0].affine(labels)
+    return [ConvTerm(features.normalized, affine, convs, weights[: len(convs)]), features.x * m[IDENTITY]]
 
 
 def sampled_operation(

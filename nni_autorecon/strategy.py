@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
-from .operations import Features, fused_mixture, sampled_operation
+from .operations import Features, Part, fused_mixture, sampled_operation
 from .opponent import Opponent
 from .search_config import SearchConfig
 from .snapshots import State
@@ -98,7 +98,7 @@ class MixedEdge(BaseSuperNetModule):
         edge, candidates = EDGE_BY_LABEL[choice.label], cast("dict[str, nn.Module]", module.candidates)
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
-    def forward(self, features: Features, labels: Tensor) -> Tensor:
+    def forward(self, features: Features, labels: Tensor) -> Tensor | list[Part]:
         mix = sampled_operation if self.sample.hard else fused_mixture
         return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
 

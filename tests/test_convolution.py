@@ -2,37 +2,51 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
-from nni_autorecon.convolution import activated_conv, plain_activated_conv
+from nni_autorecon.convolution import ConvTerm, activated_conv, plain_activated_conv
 
-KERNELS = [{1: 1}, {1: 3}, {2: 5}, {1: 5, 2: 5}, {3: 3}]
+CONVS = [[(1, 1)], [(3, 1)], [(5, 2)], [(5, 1), (5, 2)], [(3, 3)], [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)]]
+"""Kernel size and dilation of each convolution."""
+FORMS = (plain_activated_conv, activated_conv)
 
 
-def _arguments(kernels, size, *, channels=(3, 4)):
+def _terms(convs, size, *, count=1, channels=(3, 4), weighted=False):
     torch.manual_seed(0)
     before, after = channels
 
     def random(*shape):
         return torch.randn(*shape, dtype=torch.double, requires_grad=True)
 
-    x, affine, bias = random(5, before, *size), (random(5, before), random(5, before)), random(after)
-    return x, affine, bias, {d: random(after, before, k, k) for d, k in kernels.items()}
+    def conv(kernel_size, dilation):
+        padding = dilation * (kernel_size - 1) // 2
+        return nn.Conv2d(before, after, kernel_size, padding=padding, dilation=dilation, dtype=torch.double)
+
+    return [
+        ConvTerm(
+            random(5, before, *size), random(5, 2, before), [conv(*form) for form in convs],
+            random(len(convs)) if weighted else None,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
 
 
-def _flat(x, affine, bias, kernels):
-    return [x, *affine, bias, *kernels.values()]
+def _flat(terms):
+    tensors = [[x, affine, *(p for conv in convs for p in conv.parameters()), m] for x, affine, convs, m in terms]
+    return [tensor for of_term in tensors for tensor in of_term if tensor is not None]
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("convs", CONVS)
 @pytest.mark.parametrize("size", [(6, 12), (5, 8), (1, 1), (7, 3)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients(kernels, size, memory_format):
-    x, *rest = _arguments(kernels, size)
-    inputs = _flat(x, *rest)
-    plain, fused = (
-        form(x.contiguous(memory_format=memory_format), *rest) for form in (plain_activated_conv, activated_conv)
-    )
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_and_gradients(convs, size, memory_format, count, weighted):
+    terms = _terms(convs, size, count=count, weighted=weighted)
+    inputs = _flat(terms)
+    terms = [term._replace(x=term.x.contiguous(memory_format=memory_format)) for term in terms]
+    plain, fused = (form(*terms) for form in FORMS)
     assert_close(fused, plain)
     probe = torch.randn_like(plain)
     expected, got = (torch.autograd.grad((y * probe).sum(), inputs) for y in (plain, fused))
@@ -41,30 +55,32 @@ def test_values_and_gradients(kernels, size, memory_format):
 
 
 def test_gradcheck():
-    x, affine, bias, kernels = _arguments({1: 3, 2: 3}, (4, 2), channels=(2, 2))
+    terms = _terms([(3, 1), (3, 2)], (4, 2), count=2, channels=(2, 2), weighted=True)
 
-    def form(x, scale, shift, bias, *kernels):
-        return activated_conv(x, (scale, shift), bias, dict(zip((1, 2), kernels, strict=True)))
+    def form(*inputs):
+        pairs = [inputs[i : i + 3] for i in (0, 3)]
+        return activated_conv(
+            *(term._replace(x=x, affine=affine, weights=m) for term, (x, affine, m) in zip(terms, pairs, strict=True))
+        )
 
-    assert torch.autograd.gradcheck(form, _flat(x, affine, bias, kernels))
+    assert torch.autograd.gradcheck(form, [t for x, affine, _, m in terms for t in (x, affine, m)])
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(14))
 def test_only_the_wanted_gradients_are_computed(index):
-    arguments = _arguments({1: 3, 2: 3}, (4, 6))
-    inputs = _flat(*arguments)
+    terms = _terms([(3, 1), (3, 2)], (4, 6), count=2, weighted=True)
+    inputs = _flat(terms)
+    assert len(inputs) == 14
     for other in inputs:
         other.requires_grad_(other is inputs[index])
-    results = [
-        torch.autograd.grad(f(*arguments).square().sum(), inputs[index]) for f in (plain_activated_conv, activated_conv)
-    ]
-    assert_close(*results)
+    assert_close(*(torch.autograd.grad(form(*terms).square().sum(), inputs[index]) for form in FORMS))
 
 
-def test_nothing_but_its_arguments_is_kept():
-    """No activation: x belongs to all edges of a node."""
+def test_no_activation_is_kept():
+    """x belongs to all edges of a node; scale, shift and kernels are small."""
     kept = []
-    arguments = _arguments({1: 5, 2: 5}, (6, 6))
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda t: t):
-        activated_conv(*arguments)
-    assert set(kept) <= {tensor.data_ptr() for tensor in _flat(*arguments)}
+    terms = _terms([(5, 1), (5, 2)], (16, 16), count=2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+        activated_conv(*terms)
+    large = {tensor.data_ptr() for tensor in kept if tensor.numel() >= terms[0].x.numel()}
+    assert large == {term.x.data_ptr() for term in terms}

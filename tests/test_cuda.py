@@ -12,7 +12,7 @@ from nni_autorecon.image_sources import GeneratorImages
 from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.networks import digits_resnet
-from nni_autorecon.operations import EdgeShape, Features, fused_mixture, make_candidates
+from nni_autorecon.operations import EdgeShape, Features, fused_mixture, make_candidates, node_sum
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step
 from nni_autorecon.student_config import CompressConfig
@@ -65,7 +65,8 @@ def test_a_mixture_and_a_generator_make_nobody_wait(no_waiting):
     for step, (z, labels) in enumerate(source.batches("search", 0, 3)):
         if step == 1:  # the first step prepares the libraries
             no_waiting()
-        fused_mixture(dict(operations.items()), weights, Features(x), labels).square().mean().backward()
+        parts = fused_mixture(dict(operations.items()), weights, Features(x), labels)
+        node_sum(parts, (8, 8)).square().mean().backward()
         generator_step(generator, objective, optimizer, z, labels)
     torch.cuda.set_sync_debug_mode("default")
     assert weights.grad.isfinite().all()

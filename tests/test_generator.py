@@ -69,7 +69,7 @@ def test_the_label_and_every_part_of_z_matter():
     torch.manual_seed(0)
     generator = derived_generator(uniform_choices("conv_3x3"), **GENERATOR)
     for name, parameter in generator.named_parameters():
-        if name.endswith("shift.weight"):
+        if name.endswith("table.weight"):
             torch.nn.init.normal_(parameter)
     z, labels = torch.randn(6, 7), torch.arange(6) % 5
     images = generator(z, labels)

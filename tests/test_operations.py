@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from nni_autorecon.convolution import plain_activated_conv
+from nni_autorecon.convolution import ConvTerm, plain_activated_conv
 from nni_autorecon.operations import (
     ClassAffine,
     EdgeShape,
@@ -14,6 +14,7 @@ from nni_autorecon.operations import (
     make_candidates,
     make_operation,
     mixture,
+    node_sum,
     sampled_operation,
 )
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NORMAL
@@ -48,9 +49,7 @@ def test_projecting_before_repeating_pixels_is_the_same_in_values_and_gradients(
     operation = make_operation("nearest", EdgeShape(3, size, 5)).double()
     x, labels = torch.randn(6, 3, 4, 6, dtype=torch.float64, requires_grad=True), torch.arange(6) % 5
     before = torch.nn.functional.interpolate(x, size, mode="nearest")
-    plain = plain_activated_conv(
-        Features(before).normalized, operation.affine(labels), operation.conv.bias, {1: operation.conv.weight}
-    )
+    plain = plain_activated_conv(ConvTerm(Features(before).normalized, operation.affine(labels), [operation.conv]))
     fast = operation(Features(x), labels)
     torch.testing.assert_close(fast, plain)
     weights, inputs = torch.randn_like(plain), (x, *operation.parameters())
@@ -77,17 +76,17 @@ def test_an_unknown_operation_is_named():
 def test_features_are_normalized_and_then_scaled_and_shifted_by_class():
     x, labels = _inputs(5, 2)
     operation = make_operation("conv_1x1", EdgeShape(3, (5, 2), 7)).double()
-    for table in (operation.affine.scale, operation.affine.shift):
-        torch.nn.init.normal_(table.weight)
+    torch.nn.init.normal_(operation.affine.table.weight)
     standard = F.batch_norm(x, None, None, training=True)
     for n, label in enumerate(labels):
-        scale, shift = operation.affine.scale.weight[label], operation.affine.shift.weight[label]
+        scale, shift = operation.affine.table.weight[label].split(3)
         expected = operation.conv(F.leaky_relu(standard[n] * scale[:, None, None] + shift[:, None, None], 0.2))
         assert_close(operation(Features(x), labels)[n], expected)
 
 
 def test_a_fresh_affine_map_changes_nothing():
-    scale, shift = ClassAffine(3, 7)(torch.arange(7))
+    scale, shift = ClassAffine(3, 7)(torch.arange(7)).unbind(1)
+    assert scale.shape == shift.shape == (7, 3)
     assert scale.eq(1).all()
     assert shift.eq(0).all()
 
@@ -122,7 +121,7 @@ def test_fused_mixture_is_the_mixture_in_values_and_gradients(edge, size, weight
     for parameter in parameters:
         torch.nn.init.normal_(parameter)
     results = []
-    for mix in (mixture, fused_mixture):
+    for mix in (mixture, lambda *arguments: node_sum(fused_mixture(*arguments), size)):
         x_, m_ = x.clone().requires_grad_(), m.clone().requires_grad_()
         y = mix(operations, m_, Features(x_), labels)
         probe = torch.linspace(-1, 1, y.numel(), dtype=torch.double).view_as(y)

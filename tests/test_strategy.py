@@ -12,10 +12,10 @@ from nni_autorecon.genotype import check_choices, generator_macs
 from nni_autorecon.gumbel import SCHEDULES, temperature_at
 from nni_autorecon.latent import LatentLoader
 from nni_autorecon.losses import ReconstructionLoss
-from nni_autorecon.operations import Features, mixture
+from nni_autorecon.operations import Features, mixture, node_sum
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
-from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy
+from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, MixedEdge
 from nni_autorecon.supernet import ReconstructionModule
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NONE
 
@@ -208,6 +208,20 @@ def test_a_one_hot_supernet_is_the_derived_generator():
     torch.testing.assert_close(supernet(z, labels), derived(z, labels), rtol=1e-4, atol=1e-4)
 
 
+def test_a_supernet_sums_the_mixtures_of_its_edges(monkeypatch):
+    supernet, module = _module()
+    for edge in module.mixed_edges():
+        edge.sample = _Fixed(torch.rand(len(edge.edge.candidates)))
+    z, labels = torch.randn(6, 7), torch.arange(6) % 5
+    fused = supernet(z, labels)
+
+    def plain(self, features, labels):
+        return mixture(dict(self.operations.items()), self.sample(self.alpha), features, labels)
+
+    monkeypatch.setattr(MixedEdge, "forward", plain)
+    torch.testing.assert_close(fused, supernet(z, labels), rtol=1e-4, atol=1e-4)
+
+
 class _Fixed(torch.nn.Module):
     hard = False
 
@@ -226,7 +240,8 @@ def test_the_mixed_edge_is_eq_8():
     edge.sample = _Fixed(weights)
     x, labels = torch.randn(6, 3, 3, 3), torch.arange(6) % 5
     expected = mixture(dict(edge.operations.items()), weights, Features(x), labels)
-    torch.testing.assert_close(edge(Features(x), labels), expected)
+    parts = edge(Features(x), labels)
+    torch.testing.assert_close(node_sum(parts, expected.shape[2:]), expected)
 
 
 def test_expected_macs_of_a_decided_alpha_are_those_of_its_genotype():
