@@ -6,6 +6,7 @@ It keeps nothing for its backward pass but its inputs, which many edges share: w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -61,13 +62,13 @@ def plain_activated_conv(*terms: ConvTerm) -> Tensor:
 def _merged(terms: Sequence[ConvTerm]) -> tuple[dict[int, Tensor], Tensor]:
     """Kernels by dilation, [C', T·C, k, k], and a bias [C'] for all terms."""
     by_conv = list(zip(*(term.convs for term in terms), strict=True))  # J × T
-    biases = torch.stack([conv.bias for convs in by_conv for conv in convs])  # [J·T, C']
+    biases = [conv.bias for convs in by_conv for conv in convs]  # J·T times [C']
     kernels = [_joined([conv.weight for conv in convs], 1) for convs in by_conv]
     if terms[0].weights is None:
-        bias = biases.sum(0)
+        bias = reduce(torch.add, biases)
     else:
         weights = torch.stack([term.weights for term in terms], 1)  # type: ignore[misc]  # [J, T]
-        bias = weights.flatten() @ biases
+        bias = weights.flatten() @ torch.stack(biases)
         channels = terms[0].x.shape[1]
         factors = weights[:, :, None].expand(-1, -1, channels).reshape(len(weights), -1, 1, 1)  # [J, T·C, 1, 1]
         kernels = [kernel * factor for kernel, factor in zip(kernels, factors.unbind(), strict=True)]
@@ -83,6 +84,10 @@ def _merged(terms: Sequence[ConvTerm]) -> tuple[dict[int, Tensor], Tensor]:
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _split(whole: Tensor, count: int) -> Sequence[Tensor]:
+    return [whole] if count == 1 else whole.chunk(count, 1)
 
 
 class _ActivatedConv(torch.autograd.Function):
@@ -118,11 +123,15 @@ class _ActivatedConv(torch.autograd.Function):
             for kernel, dilation in zip(kernels[1:], ctx.dilations[1:], strict=True):
                 da += _input_gradient(dy, a, kernel, dilation)
             da = torch.ops.aten.leaky_relu_backward(da, a, LEAKY_SLOPE, True)  # a has the sign of what it comes from
-            das, scales = da.chunk(len(xs), 1), _pixels(affine[:, 0]).chunk(len(xs), 1)
+            das, scales = _split(da, len(xs)), _split(_pixels(affine[:, 0]), len(xs))
             if of_affine:
                 dscales = [(part * x).sum((2, 3)) for part, x in zip(das, xs, strict=True)]
                 daffine = torch.stack([_joined(dscales, 1), da.sum((2, 3))], 1)
-            dxs = [part * scale if wanted else None for part, scale, wanted in zip(das, scales, of_xs, strict=True)]
+            multiply = Tensor.mul_ if len(xs) == 1 else torch.mul  # a part of da is not dense
+            dxs = [
+                multiply(part, scale) if wanted else None
+                for part, scale, wanted in zip(das, scales, of_xs, strict=True)
+            ]
         dbias = dy.sum((0, 2, 3)) if of_bias else None
         return daffine, dbias, None, *dkernels, *dxs
 
@@ -131,7 +140,7 @@ def _activation(xs: Sequence[Tensor], affine: Tensor) -> Tensor:
     """[N, C, h, w] of all channels, in channels_last."""
     n, _, h, w = xs[0].shape
     a = xs[0].new_empty(n, h, w, affine.shape[2]).permute(0, 3, 1, 2)
-    parts = (whole.chunk(len(xs), 1) for whole in (a, *_pixels(affine).unbind(1)))
+    parts = (_split(whole, len(xs)) for whole in (a, *_pixels(affine).unbind(1)))
     for x, part, scale, shift in zip(xs, *parts, strict=True):
         torch.addcmul(shift, x, scale, out=part)
     return F.leaky_relu_(a, LEAKY_SLOPE)

@@ -31,7 +31,8 @@ EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
 class Generator(nn.Module):
     """The macro-architecture of Figure 2; ``make_edge`` decides what stands on its 33 edges.
 
-    An edge is a module that maps the :class:`Features` of a node and labels [N] to a tensor for its target node.
+    An edge is a module that maps the :class:`Features` of a node and labels [N] to a tensor for its target node, or to
+    several parts of its sum.
 
     Images are standardized per channel by the last BatchNorm, that is, they are already what the teacher
     expects of a normalized input.

@@ -96,7 +96,7 @@ class UpOperation(nn.Module):
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return node_sum([self.term(features, labels)], self.size)
+        return _at_size(activated_conv(self.term(features, labels)), self.size)
 
     def term(self, features: Features, labels: Tensor, weights: Tensor | None = None) -> ConvTerm:
         """The operation's output, times ``weights`` [1], before its pixels are repeated if that comes last."""
@@ -170,10 +170,12 @@ def node_sum(parts: Iterable[Part], size: tuple[int, int]) -> Tensor:
             tensors.append(part)
         else:
             terms[part.form].append(part)
-    for alike in terms.values():
-        y = activated_conv(*alike)
-        tensors.append(y if y.shape[2:] == size else F.interpolate(y, size, mode="nearest"))
+    tensors += [_at_size(activated_conv(*alike), size) for alike in terms.values()]
     return reduce(torch.add, tensors)
+
+
+def _at_size(y: Tensor, size: tuple[int, int]) -> Tensor:
+    return y if y.shape[2:] == size else F.interpolate(y, size, mode="nearest")
 
 
 def fused_mixture(
