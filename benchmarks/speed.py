@@ -25,6 +25,7 @@ from timing import Timing, compare
 
 from nni_autorecon.endings import report_errors
 from nni_autorecon.files import require_absent, write_json, write_text
+from nni_autorecon.memory import keep_freed_memory
 from nni_autorecon.networks import resnet20
 from nni_autorecon.runs import versions
 from nni_autorecon.search_config import SearchConfig
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for suffix in (".md", ".json"):
         require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as stages do; the plain forms have the good of it, too
     device = torch.device(arguments.device)
     measured: dict[str, Any] = {}
     for part in arguments.parts:

@@ -15,6 +15,7 @@ from . import commands
 from .config import Config
 from .endings import INTERRUPTED, PROGRAM, leave, report_errors
 from .errors import InputError
+from .memory import keep_freed_memory
 from .search_config import SearchConfig
 from .student_config import CompressConfig, DistillConfig
 from .version import __version__
@@ -223,6 +224,7 @@ def run_as_trial(
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
+    keep_freed_memory()
     config = kind.from_arguments(arguments)
     return config.override(trial.parameters, source="tuner") if trial else config
 

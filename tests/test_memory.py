@@ -1,0 +1,38 @@
+"""The memory of training steps stays in the process."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from nni_autorecon import memory
+
+STEPS = """
+import resource, torch
+from nni_autorecon.memory import keep_freed_memory
+torch.set_num_threads(1)
+for keep in (bool, keep_freed_memory):
+    kept = keep()
+    for counted in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            tensors = [torch.ones(6 * 2**20) for _ in range(4)]  # 24 MB each
+            while tensors:
+                tensors.pop()
+    print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_memory_is_touched_first_only_once():
+    told = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True).stdout.split()
+    assert told[::2] == ["False", "True"]
+    before, after = map(int, told[1::2])
+    assert after < before / 10
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert memory.keep_freed_memory() is False
