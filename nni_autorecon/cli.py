@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
     export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
+    export.add_argument("--trial", metavar="ID", help="that trial's (default: the one with the least L_r)")
     export.add_argument(
         "-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s"
     )

@@ -34,7 +34,7 @@ def export(arguments: argparse.Namespace) -> None:
     from .files import require_absent
 
     require_absent(arguments.output, force=arguments.force)
-    genotype, trial_id = best_genotype(arguments.experiment)
+    genotype, trial_id = best_genotype(arguments.experiment, arguments.trial)
     genotype.save(arguments.output)
     loss = genotype.details["loss"]["loss"]
     print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")

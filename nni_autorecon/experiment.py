@@ -103,14 +103,18 @@ def _run(trial: TrialRecord) -> Run:
     return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 
-def best_genotype(experiment_id: str) -> tuple[Genotype, str]:
-    """The genotype with the least L_r among the trials that have finished, and its trial's id.
+SAME_LOSS = ("teacher", "checkpoint", "bns_weight", "bns_form")
+"""Settings that say which L_r it is."""
 
-    Raises InputError if no trial has reported one.
+
+def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Genotype, str]:
+    """The genotype with the least L_r among the trials that have finished, and its trial's id; or that of one trial.
+
+    Raises InputError if no trial has reported one, the named one has not, or their L_r are of different losses.
     """
     trials = read_trials(experiment_id)
     finished = [
-        (float(trial.final["default"]), trial.id, str(trial.final["genotype"]))
+        (float(trial.final["default"]), trial.id, trial.final)
         for trial in trials
         if trial.final and "genotype" in trial.final and math.isfinite(trial.final.get("default", math.nan))
     ]
@@ -120,8 +124,27 @@ def best_genotype(experiment_id: str) -> tuple[Genotype, str]:
             f"experiment {experiment_id} has no finished search trial (trials: {counts or 'none yet'}); "
             "wait for one, or look into its trial.stderr"
         )
-    _, trial_id, text = min(finished)
-    return Genotype.from_json(text, source=f"final metric of trial {trial_id}"), trial_id
+    if trial_id is None:
+        _require_same_loss({name: _object(final.get("config")) or {} for _, name, final in finished})
+    chosen = [entry for entry in finished if trial_id in (None, entry[1])]
+    if not chosen:
+        known = ", ".join(name for _, name, _ in finished)
+        raise InputError(f"trial {trial_id} of {experiment_id} has no genotype; those that have one: {known}")
+    _, name, final = min(chosen, key=lambda entry: entry[:2])
+    return Genotype.from_json(str(final["genotype"]), source=f"final metric of trial {name}"), name
+
+
+def _require_same_loss(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError if trials, by id, minimized different losses."""
+    for name in SAME_LOSS:
+        known = [(trial, found[name]) for trial, found in settings.items() if name in found]
+        for trial, value in known:
+            first, expected = known[0]
+            if value != expected:
+                raise InputError(
+                    f"trials {first} ({expected}) and {trial} ({value}) differ in {name}, so that their L_r do not "
+                    "compare; name one with --trial"
+                )
 
 
 def read_settings(experiment_id: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from .integers import IntegerWeight, per_channel
+from .integers import IntegerWeight
+from .quantizers import per_channel
 from .tracing import normed_layers
 
 

@@ -77,7 +77,7 @@ class GeneratorImages:
         return cls(generator, objective, source, optimizer, config.low_pass)
 
     def images(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors and labels."""
+        """Images [N, C, H, W] for latent vectors [N, latent_dim] and labels [N], or probabilities [N, K]."""
         return low_pass(self.generator(z, labels), sigma=self.sigma)
 
     def state(self) -> State:
@@ -103,7 +103,7 @@ class GeneratorImages:
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:
-        """Images that train nothing, of one class each, the same latent vectors each time."""
+        """Batches [N, C, H, W] that train nothing, of one class each, from the same latent vectors each time."""
         for z, labels in replace(self.source, mixed_share=0.0).batches("agreement", 0, steps):
             yield self.images(z, labels)
 
@@ -112,7 +112,7 @@ class GeneratorImages:
         return self.generator.macs(), parameter_count(self.generator)
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` images of each of the first classes, and their labels."""
+        """``count`` images of each of the first classes, [n, C, H, W], and their labels [n]."""
         images, labels = images_per_class(self.generator, replace(self.source, mixed_share=0.0), count=count)
         return low_pass(images, sigma=self.sigma), labels
 
@@ -165,7 +165,7 @@ class FixedImages:
             yield images, labels, self.objective(images, labels)
 
     def held_out(self, steps: int) -> Iterator[Tensor]:
-        """Images that train nothing."""
+        """Batches [N, C, H, W] that train nothing."""
         yield from self.aside.chunk(steps)
 
     def cost(self) -> tuple[int | None, int | None]:
@@ -173,7 +173,7 @@ class FixedImages:
         return None, None
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images held out, and their labels: all, of which a figure shows up to ``count`` for a class."""
+        """All images held out, [n, C, H, W], and their labels [n]; a figure shows up to ``count`` of a class."""
         return self.aside, self.aside_labels
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .errors import InputError
-from .quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize
+from .quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize, per_channel
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
@@ -45,11 +45,6 @@ class IntegerWeight:
         if not torch.equal(weight.values(), fake.cpu()):
             raise InputError(f"a {type(layer).__name__}'s weight has no exact codes; weights must be finite float32")
         return weight
-
-
-def per_channel(values: Tensor, weight: Tensor) -> Tensor:
-    """``values`` [out] shaped to broadcast over ``weight`` [out, ...]."""
-    return values.view(-1, *[1] * (weight.ndim - 1))
 
 
 class FixedQuantizer(nn.Module):

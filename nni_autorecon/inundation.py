@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from .quantizers import WeightQuantizer
+from .quantizers import WeightQuantizer, per_channel
 from .refinements import flipping_factor
 
 
@@ -24,7 +24,7 @@ def inundation(network: nn.Module, *, share: float) -> Iterator[None]:
     yield
     with torch.no_grad():
         for (weight, quantizer), old in zip(weights, before, strict=True):
-            scale, zero_point = (_by_channel(values, weight) for values in quantizer.qparams(old))
+            scale, zero_point = (per_channel(values, weight) for values in quantizer.qparams(old))
             codes, update = old / scale + zero_point, (weight - old) / scale
             factor = flipping_factor(codes, update, share=share, largest_code=quantizer.largest_code)
             weight.copy_(torch.addcmul(old, weight - old, factor))
@@ -35,8 +35,3 @@ def _quantized_weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, Weigh
         if parametrize.is_parametrized(module, "weight"):
             weight = module.get_submodule("parametrizations.weight")
             yield weight.get_parameter("original"), cast(WeightQuantizer, weight.get_submodule("0"))
-
-
-def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
-    """[out] in the shape [out, 1, …] of ``weight``."""
-    return values.view(-1, *[1] * (weight.ndim - 1))

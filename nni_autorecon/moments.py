@@ -78,7 +78,7 @@ class Moments:
 
     @classmethod
     def normal(cls, mean: Tensor, var: Tensor, deviations: float) -> Moments:
-        """With the range mean ± ``deviations`` standard deviations."""
+        """With the range mean ± ``deviations`` standard deviations; mean, var: [1, ...]."""
         reach = deviations * var.sqrt()
         return cls(mean, var, mean - reach, mean + reach)
 

@@ -121,12 +121,17 @@ class _FakeQuantize(torch.autograd.Function):
         return passing, by_log[0] if by_log else None, None, None, None
 
 
+def per_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """``values`` [out] shaped to broadcast over ``weight`` [out, ...]."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
 class _FakeQuantizeChannels(torch.autograd.Function):
     """Fake quantization of each output channel to its own whole range, with the straight-through gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int) -> Tensor:
-        scale, zero_point = (values.view(-1, *[1] * (weight.ndim - 1)) for values in (scale, zero_point))
+        scale, zero_point = per_channel(scale, weight), per_channel(zero_point, weight)
         codes = weight.mul(scale.reciprocal()).round_().add_(zero_point).clamp_(0, largest_code)
         return codes.sub_(zero_point).mul_(scale)
 

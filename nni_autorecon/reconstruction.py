@@ -143,7 +143,7 @@ def measure_generator(
 def images_per_class(
     generator: Any, source: LatentSource, *, count: int, max_classes: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """``count`` images of each of the first classes, and their labels, on the CPU: something to look at.
+    """``count`` images of each of the first classes, [n, C, H, W], and their labels [n], on the CPU: something to see.
 
     Of images above 64×64 there are fewer, at least one, for they are made in one batch.
     """

@@ -197,6 +197,8 @@ class CompressConfig(StudentConfig):
             (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
             (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
             (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
+            (self.kd_weight == 0, ("kd_reduction",), "kd_weight is 0"),
+            (not (self.kd_weight or self.disagreement_weight), ("kd_temperature",), "kd_weight is 0"),
             (self.method == "dfq", ("activation_ranges",), "method dfq takes ranges from statistics"),
             (self.method in ("dfq", "zeroq", "zeroq-kd"), ("bns_form",), f"method {self.method} has a loss of its own"),
             (

@@ -65,12 +65,13 @@ class ReconstructionModule(LightningModule):
         self.objective = objective
 
     def images_and_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ReconstructionLoss]:
-        """Images [N, C, H, W] of latent vectors and labels, and L_r."""
+        """Images [N, C, H, W] of latent vectors [N, latent_dim] and labels [N], and L_r."""
         z, labels = batch
         images = self.model(z, labels)
         return images, self.objective(images, labels)
 
     def reconstruction_loss(self, batch: tuple[Tensor, Tensor]) -> ReconstructionLoss:
+        """L_r of latent vectors [N, latent_dim] and labels [N]."""
         return self.images_and_loss(batch)[1]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -17,6 +17,7 @@ LAYERS = [
         "endings",
         "events",
         "files",
+        "memory",
         "settings",
         "presets",
         "config",

@@ -61,6 +61,24 @@ def test_the_least_loss_wins_whatever_else_was_reported(database):
     assert (trial, genotype.width) == ("best", 2)
 
 
+def _searched(seed, loss, **settings):
+    return {**_final(seed, loss), "config": json.dumps(SearchConfig(seed=seed, **settings).to_dict())}
+
+
+def test_losses_that_do_not_compare_are_not_compared(database):
+    _add(database, "one", "SUCCEEDED", _searched(1, 0.7))
+    _add(database, "two", "SUCCEEDED", _searched(2, 0.6, width=8))
+    _add(database, "old", "SUCCEEDED", _final(3, 0.8))
+    assert best_genotype("e")[1] == "two"
+    _add(database, "three", "SUCCEEDED", _searched(4, 0.1, bns_weight=1.0))
+    with pytest.raises(InputError, match=r"one \(100.0\) and three \(1.0\) differ in bns_weight.*--trial"):
+        best_genotype("e")
+    genotype, trial = best_genotype("e", "one")
+    assert (trial, genotype.width) == ("one", 1)
+    with pytest.raises(InputError, match=r"trial four of e has no genotype; those that have one: one, two, old, three"):
+        best_genotype("e", "four")
+
+
 def test_the_last_status_counts(database):
     _add(database, "a", "FAILED")
     _add(database, "b", "RUNNING")
