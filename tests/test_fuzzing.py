@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nni_autorecon.errors import InputError
+from nni_autorecon.experiment_file import check_experiment, read_experiment
 from nni_autorecon.files import LARGEST_TEXT, unsealed
 from nni_autorecon.genotype import Genotype, uniform_choices
 from nni_autorecon.records import read_folder
@@ -41,6 +42,17 @@ SET = (
     "allow_partial",
     "student_clip",
 )
+EXPERIMENT = {
+    "searchSpace": {
+        "seed": {"_type": "choice", "_value": [0, {"_name": "a", "width": {"_type": "choice", "_value": [8]}}]}
+    },
+    "trialCommand": "python search.py --threads 1",
+    "trialCodeDirectory": ".",
+    "trialConcurrency": 1,
+    "tuner": {"name": "TPE", "classArgs": {"optimize_mode": "minimize"}},
+    "assessor": {"name": "Medianstop"},
+    "trainingService": {"platform": "local"},
+}
 CONFIG = {name: CompressConfig(generator="gdfq").to_dict()[name] for name in SET}
 
 any_text = st.text(st.characters())  # lone surrogates too
@@ -50,16 +62,17 @@ any_json: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(any_text, inner),
     max_leaves=12,
 )
-names = st.sampled_from(sorted({*GENOTYPE, *GENOTYPE["edges"], *CONFIG}))
+INNER = ("edges", "searchSpace", "tuner", "trainingService")
+names = st.sampled_from(sorted({*GENOTYPE, *GENOTYPE["edges"], *CONFIG, *EXPERIMENT}))
 
 
 @st.composite
 def edited(draw: st.DrawFn, valid: dict[str, Any]) -> dict[str, Any]:
-    """``valid`` with up to three names removed, added or given other values, at the top or below ``edges``."""
+    """``valid`` with up to three names removed, added or given other values, at the top or below one of ``INNER``."""
     document = json.loads(json.dumps(valid))
     for _ in range(draw(st.integers(1, 3))):
-        inner = document.get("edges")
-        place = inner if isinstance(inner, dict) and draw(st.booleans()) else document
+        inner = [document[name] for name in INNER if isinstance(document.get(name), dict)]
+        place = draw(st.sampled_from(inner)) if inner and draw(st.booleans()) else document
         name = draw(names | st.sampled_from([*place, "x"]) | any_text)
         if draw(st.booleans()):
             place.pop(name, None)
@@ -126,15 +139,16 @@ def test_a_genotype_is_read_whole_or_refused(kind: str, examples: int, tmp_path:
     fuzz(documents(GENOTYPE)[kind], check, examples)
 
 
-YAML = {
-    "YAML": written(any_json, lambda value: yaml.safe_dump(value, allow_unicode=True)),
-    "edited YAML": written(edited(CONFIG), yaml.safe_dump),
-    "spliced YAML": spliced(yaml.safe_dump(CONFIG)).map(as_bytes),
-    "YAML's signs": st.text("-:[]{}&*!|>'\"%@`?,# \n\tab01.e", max_size=40).map(as_bytes),
-}
+def yaml_documents(valid: dict[str, Any]) -> dict[str, st.SearchStrategy[bytes]]:
+    return {
+        "YAML": written(any_json, lambda value: yaml.safe_dump(value, allow_unicode=True)),
+        "edited YAML": written(edited(valid), yaml.safe_dump),
+        "spliced YAML": spliced(yaml.safe_dump(valid)).map(as_bytes),
+        "YAML's signs": st.text("-:[]{}&*!|>'\"%@`?,# \n\tab01.e", max_size=40).map(as_bytes),
+    }
 
 
-@pytest.mark.parametrize("kind", [*sorted(documents(CONFIG).keys() - {"deep"}), *YAML])
+@pytest.mark.parametrize("kind", [*sorted(documents(CONFIG).keys() - {"deep"}), *yaml_documents(CONFIG)])
 @pytest.mark.parametrize("examples", MANY)
 def test_a_config_file_is_read_whole_or_refused(kind: str, examples: int, tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
@@ -149,7 +163,25 @@ def test_a_config_file_is_read_whole_or_refused(kind: str, examples: int, tmp_pa
         assert CompressConfig.load(path) == config
         return None
 
-    fuzz({**documents(CONFIG), **YAML}[kind], check, examples)
+    fuzz({**documents(CONFIG), **yaml_documents(CONFIG)}[kind], check, examples)
+
+
+@pytest.mark.parametrize("kind", [*sorted(documents(EXPERIMENT).keys() - {"deep"}), *yaml_documents(EXPERIMENT)])
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_an_experiment_file_is_understood_or_refused(kind: str, examples: int, tmp_path: Path) -> None:
+    (tmp_path / "search.py").touch()
+    path = tmp_path / "e.yml"
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            config = check_experiment(read_experiment(path), path, tmp_path)
+        except InputError as error:
+            return one_line(error)
+        assert config.trial_command
+        return None
+
+    fuzz({**documents(EXPERIMENT), **yaml_documents(EXPERIMENT)}[kind], check, examples)
 
 
 @pytest.mark.parametrize("kind", [SearchConfig, CompressConfig, DistillConfig])
