@@ -126,11 +126,13 @@ def _check_algorithm(kind: str, algorithm: Any) -> None:
 
 
 def _check_command(command: str, folder: Path, file: Path | str) -> None:
-    """Raise InputError if a plain ``python SCRIPT`` names a script that is not in the trials' folder."""
+    """Raise InputError if there is none, or a plain ``python SCRIPT`` names one that is not in the trials' folder."""
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise InputError(f"trialCommand in {file} cannot be read: {error}") from error
+    if not words:
+        raise InputError(f"trialCommand in {file} is empty; see experiment.yml for an example")
     while words and (words[0] == "exec" or re.fullmatch(r"\w+=.*", words[0])):
         words.pop(0)
     if len(words) < 2 or not re.fullmatch(r"python[\d.]*", words[0]) or not words[1].endswith(".py"):

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment_file import check_experiment, read_experiment
+from nni_autorecon.experiment_file import check_experiment, read_experiment, training_services
 from nni_autorecon.files import LARGEST_TEXT, unsealed
 from nni_autorecon.genotype import Genotype, uniform_choices
 from nni_autorecon.records import read_folder
@@ -178,7 +178,7 @@ def test_an_experiment_file_is_understood_or_refused(kind: str, examples: int, t
             config = check_experiment(read_experiment(path), path, tmp_path)
         except InputError as error:
             return one_line(error)
-        assert config.trial_command
+        assert all(service.trial_command.strip() for service in training_services(config))
         return None
 
     fuzz({**documents(EXPERIMENT), **yaml_documents(EXPERIMENT)}[kind], check, examples)

@@ -124,6 +124,7 @@ SPACE = {"_type": "choice", "_value": [1, 2]}
         ({"trialCommand": "python nonesuch.py --x 1"}, "runs nonesuch.py, which is not in"),
         ({"trialCommand": "A=1 exec python3 nonesuch.py"}, "runs nonesuch.py, which is not in"),
         ({"trialCommand": "python 'trial.py"}, "cannot be read: No closing quotation"),
+        ({"trialCommand": " "}, "is empty; see experiment.yml"),
         ({"trainingService": [{"platform": "local"}]}, "so NNI needs nniManagerIp"),
         ({"trialCodeDirectory": "nonesuch"}, "is not a directory"),
         ({"searchSpace": None, "searchSpaceFile": "nonesuch.json"}, "search space"),
