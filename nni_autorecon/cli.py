@@ -225,6 +225,7 @@ def run_as_trial(
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
+    """The stage's settings. Its process is about to compute, and is made ready for that."""
     keep_freed_memory()
     config = kind.from_arguments(arguments)
     return config.override(trial.parameters, source="tuner") if trial else config

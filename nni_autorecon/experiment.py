@@ -103,7 +103,7 @@ def _run(trial: TrialRecord) -> Run:
     return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 
-SAME_LOSS = ("teacher", "checkpoint", "bns_weight", "bns_form")
+SAME_LOSS = ("teacher", "checkpoint", "image_size", "mean", "std", "bns_weight", "bns_form")
 """Settings that say which L_r it is."""
 
 

@@ -193,9 +193,8 @@ def fused_mixture(
             for name, operation in operations.items()
             if name != NONE
         ]
-    operations_ = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
-    convs = [operation.conv for operation in operations_]
-    affine = operations_[0].affine(labels)
+    merged = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
+    affine, convs = merged[0].affine(labels), [operation.conv for operation in merged]
     return [ConvTerm(features.normalized, affine, convs, weights[: len(convs)]), features.x * m[IDENTITY]]
 
 

@@ -51,7 +51,8 @@ class Opponent:
     def learn(self, epoch: int, images: Tensor, teacher_logits: Tensor) -> None:
         """Track ranges, or take one step towards the teacher, as it is due in ``epoch``, from 0.
 
-        images: [N, C, H, W]; teacher_logits: [N, K]; both detached."""
+        images: [N, C, H, W]; teacher_logits: [N, K]; both detached.
+        """
         if epoch == self.first_epoch - 1:
             with torch.no_grad(), observe_ranges(self.student):
                 self.student(images)

@@ -19,7 +19,7 @@ from .config import Config
 from .errors import InputError
 from .events import EventFile, remove_events
 from .files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
-from .snapshots import State, load_snapshot, save_snapshot
+from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
 from .version import __version__
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class RunFolder:
             return None
         if snapshot is None:
             fault = f"{self.path} holds no unfinished run"
+        elif snapshot.get("layout") != LAYOUT:
+            fault = f"{self.path} holds a run of another version of nni-autorecon"
         elif snapshot["command"] != command:
             fault = f"{self.path} holds a run of {snapshot['command']}, not of {command}"
         elif changed := _changes(snapshot["config"], config.to_dict()):
@@ -91,7 +93,7 @@ class RunFolder:
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Remember where the run stands, after the row of the epoch was logged."""
-        here = {"command": command, "config": config.to_dict(), "rows": self.rows, "state": state}
+        here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "rows": self.rows, "state": state}
         save_snapshot(self / SNAPSHOT, here)
 
     def write_result(self, values: Mapping[str, Any]) -> None:

@@ -15,6 +15,9 @@ from .files import write_atomically
 
 log = logging.getLogger(__name__)
 
+LAYOUT = 2
+"""Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
+
 State = Mapping[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""
 

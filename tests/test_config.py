@@ -78,6 +78,8 @@ GDFQ = CompressConfig(generator="gdfq")
         (CompressConfig(), {"method": "zeroq", "flip_share": 0.1}, "does not train the student, so that flip_share"),
         (GDFQ, {"mixed_classes": 3}, "mixed_share is 0, so that mixed_classes would do nothing"),
         (GDFQ, {"ce_weight": 0.0, "ce_gate": 0.5}, "ce_weight is 0, so that ce_gate would do nothing"),
+        (GDFQ, {"kd_weight": 0.0, "kd_temperature": 3.0}, "kd_weight is 0, so that kd_temperature would do nothing"),
+        (GDFQ, {"losses": "adadfq", "kd_reduction": "batchmean"}, "so that kd_reduction would do nothing"),
         (GDFQ, {"ce_weight": 0.0, "kd_weight": 0.0}, "all 0, so that the student has nothing to learn; raise one"),
         (
             CompressConfig(),

@@ -1,6 +1,7 @@
 """Runs that are interrupted and go on: the same end as if nothing had been."""
 
 import fcntl
+import hashlib
 import json
 import shutil
 import threading
@@ -8,13 +9,15 @@ import threading
 import pytest
 import torch
 
-from nni_autorecon import cli, compression, distillation, enas, search
+from nni_autorecon import cli, compression, distillation, enas, runs, search
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import SEAL
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
-from nni_autorecon.snapshots import load_snapshot, save_snapshot
+from nni_autorecon.snapshots import LAYOUT, load_snapshot, save_snapshot
+from nni_autorecon.space import GeneratorSpace
 from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
+from nni_autorecon.topology import ImageShape
 
 SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
 STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps", "1", "--final-steps", "2"]
@@ -176,6 +179,20 @@ def test_a_run_that_goes_on_elsewhere_says_where(unfinished, monkeypatch, capsys
     assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 0
     assert capsys.readouterr().out.endswith("device: cpu, then cuda:0 a card\n")
     assert json.loads((unfinished / "config.json").read_text())["device"] == "cpu, then cuda:0 a card"
+
+
+def test_a_run_of_another_version_is_not_resumed(unfinished, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "LAYOUT", LAYOUT + 1)
+    assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 2
+    assert "holds a run of another version of nni-autorecon; leave out --resume" in capsys.readouterr().err
+    assert RunFolder(unfinished, force=True, resume=True).earlier("compress", CompressConfig()) is None
+
+
+def test_the_layout_is_counted_up_with_the_names_of_weights():
+    """Where this fails, count snapshots.LAYOUT up."""
+    space = GeneratorSpace(image=ImageShape(1, 8, 8), num_classes=2, width=1, latent_dim=3)
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(space.state_dict().items())]
+    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (2, "8771d267")
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):
