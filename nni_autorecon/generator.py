@@ -100,6 +100,7 @@ class GDFQGenerator(nn.Module):
     Two upsamplings by nearest neighbour from a quarter of the image, widths ``width`` and ``width`` / 2.
     With ``conditional`` false, the label enters by embedding(y) ⊙ z (their CIFAR generator); with true, by
     class-conditional normalization in all three places (their ImageNet generator).
+    Convolutions before a BatchNorm have no bias, which would change no image.
     """
 
     def __init__(
@@ -123,7 +124,10 @@ class GDFQGenerator(nn.Module):
             for features, eps in ((width, 1e-5), (width, GDFQ_EPS), (narrow, GDFQ_EPS))
         )
         channels = ((width, width), (width, narrow), (narrow, image.channels))
-        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in channels)
+        biased = (False, False, True)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(*ends, 3, padding=1, bias=bias) for ends, bias in zip(channels, biased, strict=True)
+        )
         self.norm_out = nn.BatchNorm2d(image.channels, affine=False)
         self.to(memory_format=torch.channels_last)
 
@@ -151,9 +155,8 @@ def upsampled_conv(x: Tensor, size: tuple[int, int], conv: nn.Conv2d) -> Tensor:
     """
     if size != (2 * x.shape[2], 2 * x.shape[3]):
         return conv(F.interpolate(x, size, mode="nearest"))
-    rows = F.pad(conv.weight, (0, 0, 0, 1)) + F.pad(conv.weight, (0, 0, 1, 0))  # [out, C, 4, 3]
-    kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [out, C, 4, 4]
-    kernel = kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    kernel = conv.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).flip(2, 3)  # [C, out, 3, 3]
+    kernel = F.avg_pool2d(kernel, 2, stride=1, padding=1, divisor_override=1)  # [C, out, 4, 4], sums of 2×2
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 

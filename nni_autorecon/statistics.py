@@ -90,8 +90,8 @@ class _NormAndStatistics(torch.autograd.Function):
 
 
 def _channels(values: Tensor) -> Tensor:
-    """[C] as [1, C, 1, 1]."""
-    return values[None, :, None, None]
+    """[C] as [C, 1, 1]."""
+    return values.view(-1, 1, 1)
 
 
 def observed(network: nn.Module) -> nn.Module:

@@ -127,6 +127,18 @@ def test_macs_of_gdfq_in_closed_form(conditional, width):
     assert generator.macs() == gdfq_macs(width=width, image=IMAGE, latent_dim=7) == count_macs(generator)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_biases_that_gdfq_leaves_out_would_change_no_image(conditional):
+    torch.manual_seed(0)
+    generator = GDFQGenerator(**{**GENERATOR, "width": 6}, conditional=conditional).double()
+    z, labels = torch.randn(8, 7, dtype=torch.float64), torch.arange(8) % 5
+    images = generator(z, labels)
+    for conv in generator.convs[:2]:
+        assert conv.bias is None
+        conv.bias = torch.nn.Parameter(torch.randn(conv.out_channels, dtype=torch.float64))
+    torch.testing.assert_close(generator(z, labels), images)
+
+
 @pytest.mark.parametrize(("before", "size"), [((3, 4), (6, 8)), ((1, 1), (2, 2)), ((3, 4), (6, 7)), ((2, 2), (6, 6))])
 def test_the_convolution_of_an_upsampled_image_in_values_and_gradients(before, size):
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ import torch
 from nni_autorecon import cli, compression, distillation, enas, runs, search
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import SEAL
+from nni_autorecon.generator import GDFQGenerator
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import LAYOUT, load_snapshot, save_snapshot
 from nni_autorecon.space import GeneratorSpace
@@ -190,9 +191,11 @@ def test_a_run_of_another_version_is_not_resumed(unfinished, monkeypatch, capsys
 
 def test_the_layout_is_counted_up_with_the_names_of_weights():
     """Where this fails, count snapshots.LAYOUT up."""
-    space = GeneratorSpace(image=ImageShape(1, 8, 8), num_classes=2, width=1, latent_dim=3)
-    shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(space.state_dict().items())]
-    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (2, "8771d267")
+    shape = {"image": ImageShape(1, 8, 8), "num_classes": 2, "width": 2, "latent_dim": 3}
+    networks = GeneratorSpace(**shape), GDFQGenerator(**shape)
+    state = [item for network in networks for item in sorted(network.state_dict().items())]
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in state]
+    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (3, "4b5e2da5")
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):
