@@ -194,6 +194,9 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
         self.register_parameter("log_factor", None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None}  # a copy's averages count their versions anew
+
     def learn_range(self) -> nn.Parameter:
         """Give the range, and so the scale, a factor to be trained, 1 at first; returns its logarithm, a scalar.
 

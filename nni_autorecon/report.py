@@ -33,8 +33,8 @@ IN_CAPTION = dict.fromkeys(
     STAGES, ("teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs")
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
 SAME_IN_SEARCHES = (
-    "bns_weight", "bns_form", "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
-    "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
+    "image_size", "mean", "std", "bns_weight", "bns_form", "batch_size", "width", "latent_dim", "validation_steps",
+    "final_steps", "weight_lr", "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
 )  # fmt: skip
 """What L_r depends on beside the architecture: another loss, or another final training."""
 
@@ -131,8 +131,7 @@ def _require_alike(entries: Sequence[Entry], stage: str) -> None:
         "data": [(entry, "test accuracy" if _measured([entry], "accuracy") else "none") for entry in finished],
     }
     for name in SAME_IN_SEARCHES if stage == "search" else ():
-        known = [(entry, entry.settings.get(name)) for entry in entries]
-        alike[name] = [(entry, show(value)) for entry, value in known if value is not None]
+        alike[name] = [(entry, show(entry.settings.get(name))) for entry in finished]
     for what, values in alike.items():
         for entry, value in values:
             first, expected = values[0]

@@ -24,11 +24,11 @@ from .version import __version__
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT, LOCK = "snapshot.bin", ".lock"
+SNAPSHOT, LOCK, RESULT = "snapshot.bin", ".lock", "result.json"
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
 RESULTS = (
-    SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", "result.json", "student.safetensors", "student.pt",
+    SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", RESULT, "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
 )  # fmt: skip
 PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
@@ -54,6 +54,7 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self.device = ""
         self._going_on = False
+        self._waits = force and resume  # a trial, which may find an earlier attempt of its own at work
         self._lock = FileLock(self / LOCK)
 
     def earlier(self, command: str, config: Config) -> State | None:
@@ -64,7 +65,7 @@ class RunFolder:
         """
         if not self.resume:
             return None
-        if (self / SNAPSHOT).exists():
+        if (self / SNAPSHOT).exists() or ((self / "config.json").exists() and not (self / RESULT).exists()):
             self._take()
         snapshot = load_snapshot(self / SNAPSHOT)
         if snapshot is None and self._only_begun(command, config):
@@ -89,7 +90,7 @@ class RunFolder:
         """Whether the folder holds a run of the same command and settings that has left no snapshot and no result."""
         earlier = self._earlier()
         same = earlier.get("command") == command and not _changes(dict(earlier.get("config", {})), config.to_dict())
-        return same and not any((self / name).exists() for name in (SNAPSHOT, "result.json"))
+        return same and not any((self / name).exists() for name in (SNAPSHOT, RESULT))
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Remember where the run stands, after the row of the epoch was logged."""
@@ -98,7 +99,7 @@ class RunFolder:
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write ``result.json``, with a checksum."""
-        write_json(self / "result.json", sealed(values))
+        write_json(self / RESULT, sealed(values))
 
     def finish(self) -> None:
         """Forget it: all results are written."""
@@ -109,7 +110,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.release()
+        self._lock.release(force=True)  # however often it was taken
 
     def _take(self) -> None:
         """Be the only process that works in the folder. A trial waits for what may be an earlier attempt of its own."""
@@ -117,7 +118,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            if not (self.force and self.resume):
+            if not self._waits:
                 fault = f"another process works in {self.path}"
                 raise InputError(f"{fault}; wait for it, or choose another folder") from None
             log.warning("another process works in %s; waiting for it to end", self.path)

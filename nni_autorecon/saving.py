@@ -175,8 +175,11 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
     saved = {f"{name}.weight": bits for name, (bits, _) in stored.items()}
     _require_equal(f"{path} does not fit {spec}: bits", saved, built)
     to_inference_form(network)
-    for name, layer in network.named_modules():  # bias correction gives one to layers that had none
-        if isinstance(layer, QUANTIZED) and layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:
+    for name, layer in network.named_modules():
+        if not isinstance(layer, QUANTIZED):
+            continue
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)  # layers may have shared one
+        if layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:  # of bias correction
             layer.bias = nn.Parameter(torch.empty_like(bias), requires_grad=False)
     try:
         weights = {name: _take_weight(tensors, f"{name}.weight", *each) for name, each in stored.items()}

@@ -351,6 +351,12 @@ def test_a_changed_range_is_seen_however_it_changed() -> None:
     twin = copy.deepcopy(quantizer)
     twin.set_range(0.0, 6.0)
     assert (quantizer(x).tolist(), twin(x).tolist()) == ([1.0, 3.0], [0.0, 4.0])
+    for _ in range(3):
+        quantizer.set_range(0.0, 3.0)
+        assert quantizer(x).tolist() == [1.0, 3.0]
+        twin = copy.deepcopy(quantizer)
+        twin.averages.mul_(2)
+        assert twin(x).tolist() == [0.0, 4.0]
     with observe_ranges(quantizer):
         quantizer(torch.tensor([0.0, 600.0]))
     assert quantizer(x).tolist() == [0.0, 0.0]

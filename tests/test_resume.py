@@ -218,7 +218,10 @@ def test_resume_needs_a_folder(capsys):
     assert "give it with --output" in capsys.readouterr().err
 
 
-def test_a_folder_is_for_one_process_at_a_time(unfinished, capsys, caplog):
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_folder_is_for_one_process_at_a_time(epochs, unfinished, capsys, caplog):
+    if epochs == 0:
+        (unfinished / SNAPSHOT).unlink()
     with (unfinished / LOCK).open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         before = _bytes(unfinished)
@@ -227,9 +230,22 @@ def test_a_folder_is_for_one_process_at_a_time(unfinished, capsys, caplog):
             assert "another process works in" in capsys.readouterr().err
         assert _bytes(unfinished) == before
         threading.Timer(0.5, fcntl.flock, (other, fcntl.LOCK_UN)).start()
-        run = RunFolder(unfinished, force=True, resume=True)  # a trial's: it waits
-        assert run.earlier("compress", CompressConfig(seed=5)) is None
+        with RunFolder(unfinished, force=True, resume=True) as run:  # a trial's: it waits
+            assert run.earlier("compress", CompressConfig(seed=5)) is None
     assert "waiting for it to end" in caplog.text
+
+
+def test_resuming_in_the_first_epoch_of_another_process_leaves_it_its_results(tmp_path):
+    config, path = CompressConfig(), tmp_path / "run"
+    with RunFolder(path) as first:
+        first.start("compress", config, device="cpu")
+        with RunFolder(path, resume=True) as second, pytest.raises(InputError, match="another process works in"):
+            second.earlier("compress", config)
+        first.write_result({"agreement": 1.0})
+        first.finish()
+    with RunFolder(path, resume=True) as third, pytest.raises(InputError, match="holds no unfinished run"):
+        third.earlier("compress", config)
+    assert (path / "result.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])

@@ -101,6 +101,12 @@ def test_known_networks_load_with_the_same_logits(spec, image, bits, tmp_path):
     assert saved.compression_ratio > 0.6 * 32 / bits[0]
 
 
+def test_layers_that_share_a_weight_load_with_the_same_logits(tmp_path):
+    saved = _assert_same_logits(tmp_path, *student_of("tests.toys:tied_teacher", 3, 5))
+    layers = [layer for layer in saved.network.modules() if isinstance(layer, nn.Conv2d)]
+    assert torch.equal(layers[1].weight, layers[2].weight)
+
+
 def _assert_same_logits(folder, student, description):
     save_network(folder / "net.safetensors", student, description)
     saved = load_network(folder / "net.safetensors", teacher=description.teacher)

@@ -37,6 +37,16 @@ def toy_teacher() -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def tied_teacher() -> nn.Module:
+    """Two of its layers share a weight."""
+    network = nn.Sequential(
+        nn.Conv2d(IMAGE.channels, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(),
+        nn.Conv2d(3, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES),
+    )  # fmt: skip
+    network[5].weight = network[3].weight
+    return network.eval().requires_grad_(False)
+
+
 def toy_student() -> nn.Module:
     """A smaller network for the same images and classes, freshly initialized."""
     return nn.Sequential(
