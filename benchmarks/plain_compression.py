@@ -1,4 +1,4 @@
-"""What the library is measured against: GDFQ's recipe written down plainly, and the space under NNI's own mixtures."""
+"""What the library is measured against: GDFQ's recipe written down plainly."""
 
 from __future__ import annotations
 

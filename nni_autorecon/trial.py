@@ -1,4 +1,4 @@
-"""This process as an NNI trial. The only place that touches NNI's internals."""
+"""This process as an NNI trial."""
 
 from __future__ import annotations
 
