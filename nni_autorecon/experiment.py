@@ -22,6 +22,7 @@ from .records import (
     FAILED,
     FINISHED,
     INCOMPLETE,
+    LOSS_SETTINGS,
     RUNNING,
     WAITING,
     Run,
@@ -103,10 +104,6 @@ def _run(trial: TrialRecord) -> Run:
     return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 
-SAME_LOSS = ("teacher", "checkpoint", "image_size", "mean", "std", "bns_weight", "bns_form")
-"""Settings that say which L_r it is."""
-
-
 def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Genotype, str]:
     """The genotype with the least L_r among the trials that have finished, and its trial's id; or that of one trial.
 
@@ -136,7 +133,7 @@ def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Geno
 
 def _require_same_loss(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise InputError if trials, by id, minimized different losses."""
-    for name in SAME_LOSS:
+    for name in ("teacher", "checkpoint", *LOSS_SETTINGS):
         known = [(trial, found[name]) for trial, found in settings.items() if name in found]
         for trial, value in known:
             first, expected = known[0]

@@ -17,6 +17,8 @@ FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",
 )  # fmt: skip
 STAGES: dict[str, type[Config]] = {"search": SearchConfig, "compress": CompressConfig, "distill": DistillConfig}
+LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
+"""What L_r depends on beside the teacher and the generator."""
 COSTS = ("generator_macs", "generator_parameters", "seconds")
 METRICS = dict.fromkeys(STAGES, ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement", *COSTS)) | {
     "search": ("loss", "class_loss", "bns_loss", "updates", *COSTS)

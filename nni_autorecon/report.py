@@ -17,7 +17,7 @@ from .comparison import MEASURES, Table, make_table
 from .entries import EXECUTION, NOT_USED, SCALE, SEED, Entry, compare, row_settings, varying
 from .errors import InputError
 from .reconstruction import FINAL_VALIDATION_STEPS
-from .records import FINISHED, METRICS, STAGES, Run, stage_of
+from .records import FINISHED, LOSS_SETTINGS, METRICS, STAGES, Run, stage_of
 
 DESCRIPTIONS = {
     "accuracy": "Test accuracy",
@@ -33,8 +33,8 @@ IN_CAPTION = dict.fromkeys(
     STAGES, ("teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs")
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
 SAME_IN_SEARCHES = (
-    "image_size", "mean", "std", "bns_weight", "bns_form", "batch_size", "width", "latent_dim", "validation_steps",
-    "final_steps", "weight_lr", "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
+    *LOSS_SETTINGS, "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
+    "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
 )  # fmt: skip
 """What L_r depends on beside the architecture: another loss, or another final training."""
 
