@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.operations import EdgeShape, make_operation
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step, weight_optimizer
+from nni_autorecon.recording import Recorded
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import CrossChoice, GeneratorSpace
 from nni_autorecon.strategy import AutoReConStrategy, MixedEdge
@@ -32,6 +34,7 @@ from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import CROSS, Edge, ImageShape
 
 Cases = dict[str, Callable[[], object]]
+ENDLESS = sys.maxsize
 PHASES = ("weights", "alpha")
 STOCK, SHARED, PLAIN = "NNI's mixtures, all plain", "NNI's mixtures of our operations", "plain"
 
@@ -61,11 +64,11 @@ def generator_training(
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
 
-    def step() -> None:
-        z, labels = next(source.batches("search", 0, 1))
-        generator_step(generator, objective, optimizer, z, labels)
-
-    return step
+    step, batches = (
+        Recorded(partial(generator_step, generator, objective, optimizer)),
+        source.batches("search", 0, ENDLESS),
+    )
+    return lambda: step(*next(batches))
 
 
 class StockSpace(ModelSpace):
@@ -126,8 +129,13 @@ def compression_cases(teacher: Teacher, config: CompressConfig) -> Cases:
     with torch.no_grad(), observe_ranges(compression.student):
         compression.student(torch.randn(8, *teacher.image, device=teacher.device))
 
+    batches, train_student = (
+        compression.images.batches(0, ENDLESS, learning_rate=1e-3),
+        Recorded(compression.training.step),
+    )
+
     def iteration() -> None:
-        for images, labels, loss in compression.images.batches(0, 1, learning_rate=1e-3):
-            compression.training.step(images, labels, loss.logits)
+        images, labels, loss = next(batches)
+        train_student(images, labels, loss.logits)
 
     return {PLAIN: plain, "ours": iteration}

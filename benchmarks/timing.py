@@ -6,15 +6,21 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_autorecon.recording import Recorded
+
 Case = Callable[[], object]
 WARM_UP = 3
+AT_ONCE = {"cpu": 1, "cuda": 3}
+"""Calls that are timed together: a GPU may still work on one while the CPU prepares the next."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +47,27 @@ class Timing:
 
 
 def compare(cases: Mapping[str, Case], *, rounds: int, device: torch.device) -> dict[str, Timing]:
-    """The timing of each case, after three rounds that do not count."""
+    """The timing of each case, after some calls that do not count.
+
+    Its first two calls, which are not recorded yet, tell its convolutions and its memory.
+    """
     memory, convolutions, flops = {}, {}, {}
     for name, run in cases.items():
-        for _ in range(WARM_UP):
+        with Convolutions() as called:
             run()
         memory[name] = peak_megabytes(run, device)
-        convolutions[name] = Convolutions()
-        with convolutions[name]:
-            run()
         with FlopCounterMode(display=False) as counter:
-            convolutions[name].again()
+            called.again()
         flops[name] = counter.get_total_flops()
+        convolutions[name] = partial(Recorded(called.again), torch.zeros((), device=device))
+        for _ in range(WARM_UP):
+            run()
+            convolutions[name]()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     alone: dict[str, list[float]] = {name: [] for name in cases}
     for round_ in range(rounds + 1):
         for name, run in cases.items():
-            step, rest = _seconds(run, device), _seconds(convolutions[name].again, device)
+            step, rest = _seconds(run, device), _seconds(convolutions[name], device)
             if round_:
                 seconds[name].append(step)
                 alone[name].append(rest)
@@ -76,10 +86,12 @@ class Convolutions(TorchDispatchMode):
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def again(self) -> None:
+    def again(self, result: Tensor | None = None) -> Tensor | None:
+        """Run them; the ``result`` is the caller's."""
         with torch.no_grad():
             for func, args, kwargs in self.calls:
                 func(*args, **kwargs)
+        return result
 
 
 def peak_megabytes(run: Case, device: torch.device) -> float:
@@ -104,9 +116,10 @@ def peak_megabytes(run: Case, device: torch.device) -> float:
 def _seconds(run: Case, device: torch.device) -> float:
     _wait(device)
     start = time.perf_counter()
-    run()
+    for _ in range(AT_ONCE[device.type]):
+        run()
     _wait(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / AT_ONCE[device.type]
 
 
 def _timing(seconds: list[float], alone: list[float], peak: float, flops: int) -> Timing:

@@ -22,6 +22,7 @@ from .plots import plot_images, plot_loss_curves, save_figure
 from .quantization import quantize_network
 from .quantizers import observe_ranges
 from .reconstruction import MeanLoss, reconstruction_total, require_finite, require_finite_weights
+from .recording import Recorded
 from .refinements import adaptability_loss
 from .results import CompressionResult
 from .runs import RunFolder
@@ -107,6 +108,7 @@ class Compression:
     def __post_init__(self) -> None:
         self.phases = self.config.phases
         self.training = StudentTraining(self.config, self.teacher, self.student)
+        self._train_student = Recorded(self.training.step)
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
@@ -125,7 +127,7 @@ class Compression:
             elif phase == TRAINING:
                 first = self.phases.index(TRAINING)
                 self.training.set_progress((epoch - first + step / config.steps) / (len(self.phases) - first))
-                student_losses.append(self.training.step(images, labels, loss.logits))
+                student_losses.append(self._train_student(images, labels, loss.logits))
             on_step()
         metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
         if phase == TRAINING:

@@ -21,6 +21,7 @@ from .latent import LatentSource
 from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss
 from .networks import parameter_count
+from .optimizers import learning_rate, set_learning_rate, sgd
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import (
     MeanLoss,
@@ -31,9 +32,10 @@ from .reconstruction import (
     require_finite_weights,
     weight_optimizer,
 )
+from .recording import Recorded
 from .results import DistillationResult
 from .runs import RunFolder
-from .schedules import SCHEDULES, set_learning_rate
+from .schedules import SCHEDULES
 from .snapshots import State, random_state, set_random_state, tensor_bytes
 from .student import agreement, evaluation_data
 from .student_config import DistillConfig
@@ -104,10 +106,11 @@ class Distillation:
     def __post_init__(self) -> None:
         config = self.config
         self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
-        self.student_optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=config.student_lr, momentum=config.student_momentum,
-            weight_decay=config.student_decay, nesterov=config.student_momentum > 0, fused=True,
+        self.student_optimizer = sgd(
+            self.student.parameters(), config.student_lr, momentum=config.student_momentum,
+            weight_decay=config.student_decay,
         )  # fmt: skip
+        self._update_student, self._update_generator = Recorded(self._student_step), Recorded(self._generator_step)
 
     def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
@@ -117,10 +120,10 @@ class Distillation:
         self.generator.train()
         for step in range(config.steps):
             self._set_rates((epoch + step / config.steps) / config.epochs)
-            student_losses += [self._student_step(*batch) for batch in islice(batches, config.student_steps)]
-            loss = self._generator_step(*next(batches))
+            student_losses += [self._update_student(*batch) for batch in islice(batches, config.student_steps)]
+            loss = self._update_generator(*next(batches))
             reconstruction.add(loss.reconstruction)
-            terms.append(torch.stack([loss.adversarial, loss.balance]).detach())
+            terms.append(torch.stack([loss.adversarial, loss.balance]))
             on_step()
         self.student.eval()
         adversarial, balance = torch.stack(terms).mean(0).tolist()
@@ -134,7 +137,7 @@ class Distillation:
             "adversarial_loss": adversarial,
             "balance_loss": balance,
             "student_loss": student_loss,
-            "student_lr": self.student_optimizer.param_groups[0]["lr"],
+            "student_lr": learning_rate(self.student_optimizer),
             "agreement": self.agreement(),
         }
 
@@ -163,7 +166,7 @@ class Distillation:
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.total.backward(inputs=list(self.generator.parameters()))  # none for the student
         self.generator_optimizer.step()
-        return loss
+        return loss.detach()
 
     def _set_rates(self, progress: float) -> None:
         config = self.config

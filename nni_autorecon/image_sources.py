@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .generator import GDFQGenerator, Generator, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, zeroq_loss
 from .networks import parameter_count
+from .optimizers import set_learning_rate
 from .reconstruction import (
     Objective,
     Total,
@@ -25,8 +27,8 @@ from .reconstruction import (
     require_finite_weights,
     weight_optimizer,
 )
+from .recording import Recorded
 from .refinements import low_pass
-from .schedules import set_learning_rate
 from .snapshots import State
 from .student_config import CompressConfig, StudentConfig
 from .teacher import Teacher
@@ -56,6 +58,7 @@ class GeneratorImages:
     optimizer: torch.optim.Optimizer
     sigma: float
     """Of the filter, in pixels; 0: there is none."""
+    _steps: dict[Total | None, Recorded[tuple[Tensor, ReconstructionLoss]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def start(
@@ -91,15 +94,24 @@ class GeneratorImages:
         rests."""
         self.generator.train()
         set_learning_rate(self.optimizer, learning_rate or 0.0)
+        step = self._step(None if learning_rate is None else total)
         for z, labels in self.source.batches("compress", epoch, steps):
-            if learning_rate is not None:
-                images, loss = generator_step(self.images, self.objective, self.optimizer, z, labels, total=total)
-            else:
-                with torch.no_grad():
-                    images = self.images(z, labels)  # [N, C, H, W]
-                    loss = self.objective(images, labels)
+            images, loss = step(z, labels)
             yield images, labels, loss
         require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
+
+    def _step(self, total: Total | None) -> Recorded[tuple[Tensor, ReconstructionLoss]]:
+        """From z and labels to images and L_r, with an update of the generator on ``total``, or with none."""
+        if total not in self._steps:
+            arguments = self.images, self.objective, self.optimizer
+            step = partial(generator_step, *arguments, total=total) if total else self._without_update
+            self._steps[total] = Recorded(step)
+        return self._steps[total]
+
+    @torch.no_grad()
+    def _without_update(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
+        images = self.images(z, labels)  # [N, C, H, W]
+        return images, self.objective(images, labels)
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:

@@ -36,12 +36,15 @@ class LatentSource:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     mixed_share: float = 0.0
     mixed_classes: int = 2
+    on_batch: Callable[[], object] = lambda: None
+    """Called before each of them."""
 
     def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """z [N, latent_dim] and labels [N], or probabilities [N, K] of mixed classes; the same each time."""
         entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
         generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
         for _ in range(steps):
+            self.on_batch()
             z = torch.randn(self.batch_size, self.latent_dim, generator=generator, device=self.device)
             labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator, device=self.device)
             yield z, labels if self.mixed_share == 0 else self._mixed(labels, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -21,36 +22,56 @@ class ReconstructionLoss(NamedTuple):
     bns: Tensor
     logits: Tensor
 
+    def detach(self) -> ReconstructionLoss:
+        """The same without their gradients."""
+        return ReconstructionLoss(*(part.detach() for part in self))
+
 
 def variance_gap(s: BatchNormStatistics) -> Tensor:
-    """Mean squared error between batch and running means, plus that of the variances (Xu et al., 2020, eq. 4)."""
-    return F.mse_loss(s.mean, s.running_mean) + F.mse_loss(s.var, s.running_var)
+    """(μ_b - μ_r)² + (σ_b² - σ_r²)² of each channel (Xu et al., 2020, eq. 4); [C]."""
+    return (s.mean - s.running_mean).square() + (s.var - s.running_var).square()
 
 
 def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
     """The same with standard deviations sqrt(var + ``eps``), as ZeroQ compares them (Cai et al., 2020)."""
-    return F.mse_loss(s.mean, s.running_mean) + F.mse_loss((s.var + eps).sqrt(), (s.running_var + eps).sqrt())
+    deviations = (s.var + eps).sqrt() - (s.running_var + eps).sqrt()
+    return (s.mean - s.running_mean).square() + deviations.square()
 
 
 def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
-    """KL(N(batch) ‖ N(running)), the mean over channels of log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2,
-    σ² being var + ``eps``: the divergence of two normal distributions, as DFC compares them (Haroush et al., 2020)."""
+    """KL(N(batch) ‖ N(running)), log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2, of each channel, [C], σ² being
+    var + ``eps``: the divergence of two normal distributions, as DFC compares them (Haroush et al., 2020)."""
     var, running_var = s.var + eps, s.running_var + eps
-    return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1).mean() / 2
+    return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1) / 2
 
 
 GAPS = {"var": variance_gap, "std": deviation_gap, "kl": divergence_gap}
-"""What is between the statistics of a batch and those remembered, in one layer; a scalar."""
+"""What is between the statistics of a batch and those remembered, in each channel."""
 
 
 def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str = "var") -> Tensor:
-    """L_bns of eq. 1: mean over layers of the gap that ``form`` names, one of ``GAPS``; ``var`` is GDFQ's.
+    """L_bns of eq. 1: mean over layers of the mean over channels of the gap that ``form`` names, one of ``GAPS``;
+    ``var`` is GDFQ's.
 
     Raises ValueError if there are no layers.
     """
     if not statistics:
         raise ValueError("no BatchNorm2d with running statistics was called; set the BNS weight to 0")
-    return torch.stack([GAPS[form](s) for s in statistics]).mean()
+    gap = GAPS[form](_joined(statistics))
+    return gap @ _shares(tuple(len(s.mean) for s in statistics), gap.dtype, gap.device)
+
+
+def _joined(statistics: Sequence[BatchNormStatistics]) -> BatchNormStatistics:
+    """Of the channels of all layers: what is done with them is done once, not once a layer."""
+    return BatchNormStatistics(*map(torch.cat, zip(*statistics, strict=True)))
+
+
+@cache
+def _shares(channels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of each channel of layers with so many in the mean over layers of their means, [ΣC]."""
+    with torch.inference_mode(False):  # it will be used outside of it, too
+        shares = [torch.full((count,), 1 / (len(channels) * count), dtype=dtype, device=device) for count in channels]
+        return torch.cat(shares)
 
 
 def reconstruction_loss(
@@ -76,11 +97,7 @@ def statistics_distance(statistics: Sequence[BatchNormStatistics], *, eps: float
 
     std is sqrt(var + ``eps``), whose gradient is finite in a constant channel, too.
     """
-    gaps = [
-        (s.mean - s.running_mean).square().sum() + ((s.var + eps).sqrt() - (s.running_var + eps).sqrt()).square().sum()
-        for s in statistics
-    ]
-    return torch.stack(gaps).sum()
+    return deviation_gap(_joined(statistics), eps=eps).sum()
 
 
 def zeroq_loss(teacher: nn.Module, images: Tensor) -> Tensor:
@@ -168,6 +185,11 @@ class GeneratorLoss(NamedTuple):
     reconstruction: ReconstructionLoss
     adversarial: Tensor
     balance: Tensor
+
+    def detach(self) -> GeneratorLoss:
+        """The same without their gradients."""
+        total, reconstruction, adversarial, balance = self
+        return GeneratorLoss(total.detach(), reconstruction.detach(), adversarial.detach(), balance.detach())
 
 
 def generator_loss(

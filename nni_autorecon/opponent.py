@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import bit_widths
 from .errors import DivergenceError
+from .optimizers import sgd
 from .quantization import quantize_network
 from .quantizers import observe_ranges
 from .refinements import adaptability_loss, disagreement_entropy
@@ -36,9 +37,7 @@ class Opponent:
         for gap in coverage.gaps:
             log.warning("the opposing student is not quantized in %s: %s", gap.name, gap.reason)
         self.student = student.requires_grad_(False).to(teacher.device).to(memory_format=teacher.memory_format)
-        self.optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=config.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True
-        )
+        self.optimizer = sgd(self.student.parameters(), config.student_lr, momentum=0.9, weight_decay=1e-4)
 
     def plays(self, epoch: int) -> bool:
         """Whether the game is on in ``epoch``, counted from 0."""

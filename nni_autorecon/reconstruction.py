@@ -15,7 +15,9 @@ from .config import Config
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss, reconstruction_loss
-from .schedules import SCHEDULES, set_learning_rate
+from .optimizers import adam, set_learning_rate
+from .recording import Recorded
+from .schedules import SCHEDULES
 from .search_config import SearchConfig
 
 FINAL_VALIDATION_STEPS = 16
@@ -40,7 +42,7 @@ def objective_for(network: nn.Module, config: Config) -> Objective:
 def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
     """Adam for the generator's weights W, as the configuration says."""
     betas = (config.weight_beta1, config.weight_beta2)
-    return torch.optim.Adam(parameters, lr=config.weight_lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+    return adam(parameters, config.weight_lr, betas=betas, weight_decay=config.weight_decay)
 
 
 def generator_step(
@@ -62,7 +64,7 @@ def generator_step(
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total(images, labels, loss).backward(inputs=learning)
     optimizer.step()
-    return images.detach(), ReconstructionLoss(*(part.detach() for part in loss))
+    return images.detach(), loss.detach()
 
 
 def train_generator(
@@ -79,9 +81,10 @@ def train_generator(
     generator.train()
     optimizer = weight_optimizer(generator.parameters(), config)
     factor = SCHEDULES[config.weight_schedule]
+    update = Recorded(partial(generator_step, generator, objective, optimizer))
     for step, (z, labels) in enumerate(source.batches(stream, 0, steps)):
         set_learning_rate(optimizer, config.weight_lr * factor(step / steps))
-        generator_step(generator, objective, optimizer, z, labels)
+        update(z, labels)
         on_step()
 
 

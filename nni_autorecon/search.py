@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from .engine import run_strategy
@@ -20,7 +19,6 @@ from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs, repair
 from .latent import LatentSource
-from .losses import ReconstructionLoss
 from .multi_trial import CandidateSearch
 from .networks import parameter_count
 from .opponent import Opponent
@@ -83,8 +81,10 @@ def search(
         _enas_strategy()  # refused before a teacher is loaded
     state = run.earlier("search", config)
     teacher = configured_teacher(config)
-    objective = _announced(objective_for(teacher.observed, config), on_step)
-    source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
+    objective = objective_for(teacher.observed, config)
+    source = LatentSource(
+        config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device, on_batch=on_step
+    )
     run.start("search", config, device=teacher.device_name)
     started = time.perf_counter() - (state["seconds"] if state else 0)
     torch.manual_seed(config.seed)
@@ -128,16 +128,6 @@ def search(
         write_json(run / "probabilities.json", result.probabilities)
     _draw(run, result, generator, source)
     return result
-
-
-def _announced(objective: Objective, on_step: Callable[[], object]) -> Objective:
-    """``objective``, which every step of every strategy evaluates once, after a call of ``on_step``."""
-
-    def evaluate(images: Tensor, labels: Tensor) -> ReconstructionLoss:
-        on_step()
-        return objective(images, labels)
-
-    return evaluate
 
 
 def _supernet_strategy(config: SearchConfig, teacher: Teacher, **arguments: Any) -> SupernetStrategy:

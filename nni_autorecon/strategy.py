@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from .genotype import fixed_macs, operation_macs, repair
 from .gumbel import gumbel_softmax, temperature_at
+from .losses import ReconstructionLoss
 from .operations import Features, Part, fused_mixture, sampled_operation
 from .opponent import Opponent
+from .optimizers import adam
+from .recording import Recorded
 from .search_config import SearchConfig
 from .snapshots import State
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
@@ -133,6 +136,12 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
         super().__init__(training_module, config, on_epoch, state, schedule)
         self.opponent = opponent
+        self._steps = [Recorded(partial(self._update, searching)) for searching in (False, True)]
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for step in self._steps:  # temperature, penalty and game are those of the epoch
+            step.again()
 
     def state(self) -> State:
         return {**super().state(), "opponent": self.opponent and self.opponent.state()}
@@ -148,21 +157,26 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         super().on_validation_epoch_end()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        weights, architecture = self.optimizers()
         searching = batch_idx >= self.config.weight_steps
+        images, loss = self._steps[searching](*batch)
+        self._train_loss.add(loss)
+        if self.opponent and not searching:
+            self.opponent.learn(self.epoch, images, loss.logits)
+
+    def _update(self, searching: bool, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
+        """One update of α, or of W; images and L_r from before it."""
+        weights, architecture = self.optimizers()
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
-        images, loss = self.training_module.images_and_loss(batch)
+        images, loss = self.training_module.images_and_loss((z, labels))
         total = self.penalized(loss.total) if searching else loss.total
         if self.opponent and self.opponent.plays(self.epoch):
-            total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, batch[1])
+            total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, labels)
         optimizer.zero_grad()
         self.manual_backward(total)
         optimizer.step()
         self.untoggle_optimizer(optimizer)
-        self._train_loss.add(loss)
-        if self.opponent and not searching:
-            self.opponent.learn(self.epoch, images.detach(), loss.logits.detach())
+        return images.detach(), loss.detach()
 
     def penalized(self, total: Tensor) -> Tensor:
         """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""
@@ -182,13 +196,10 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         betas = (self.config.architecture_beta1, self.config.architecture_beta2)
-        return torch.optim.Adam(
-            self.arch_parameters(),
-            self.config.architecture_lr,
-            betas=betas,
+        return adam(
+            self.arch_parameters(), self.config.architecture_lr, betas=betas,
             weight_decay=self.config.architecture_decay,
-            fused=True,
-        )
+        )  # fmt: skip
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """α of every edge, in the order of the edges: NNI's own order differs from process to process."""

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from .features import Outputs, with_features
 from .inundation import inundation
 from .losses import compression_loss
+from .optimizers import adam, learning_rate, set_learning_rate, sgd
 from .quantizers import learn_ranges
 from .refinements import disagreement_entropy, feature_alignment_loss, hard_samples
-from .schedules import SCHEDULES, set_learning_rate
+from .schedules import SCHEDULES
 from .student_config import CompressConfig
 from .teacher import Teacher
 
@@ -28,14 +29,12 @@ class StudentTraining:
     def __init__(self, config: CompressConfig, teacher: Teacher, student: nn.Module) -> None:
         self.config, self.teacher, self.student = config, teacher, student
         self.weights = list(student.parameters())
-        sgd = torch.optim.SGD(
-            self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay,
-            nesterov=config.student_momentum > 0, fused=True,
-        )  # fmt: skip
-        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(sgd, config.student_lr)]
+        for_weights = sgd(
+            self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay
+        )
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(for_weights, config.student_lr)]
         if config.range_lr:
-            adam = torch.optim.Adam(learn_ranges(student), config.range_lr, fused=True)
-            self._optimizers.append((adam, config.range_lr))
+            self._optimizers.append((adam(learn_ranges(student), config.range_lr), config.range_lr))
         if config.feature_weight:
             self._teacher_outputs = with_features(teacher.network).to(memory_format=teacher.memory_format)
             self._student_outputs = with_features(student)
@@ -52,8 +51,7 @@ class StudentTraining:
     @property
     def learning_rate(self) -> float:
         """Of the weights."""
-        rate: float = self._optimizers[0][0].param_groups[0]["lr"]
-        return rate
+        return learning_rate(self._optimizers[0][0])
 
     def set_progress(self, progress: float) -> None:
         """Learning rates for a progress in [0, 1) through the training."""

@@ -1,11 +1,14 @@
-"""One thread a process, and one cache folder for all of them, so that the digits teacher is trained once."""
+"""No GPU but for test_cuda.py, one thread a process, one cache folder: the digits teacher is trained once."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: toys gain nothing from threads, which wait for each other
+if "PYTEST_XDIST_WORKER" not in os.environ and not any("test_cuda" in argument for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared bit for bit is of a CPU
 
 import pytest
 import torch

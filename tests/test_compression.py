@@ -198,13 +198,13 @@ def test_the_student_sees_the_images_that_the_generator_was_just_trained_with(mo
         return images, loss
 
     monkeypatch.setattr(image_sources, "generator_step", recorded)
-    student_step = compression.training.step
+    student_step = compression._train_student
 
     def spied(images, labels, logits):
         seen.append((images, logits))
         return student_step(images, labels, logits)
 
-    monkeypatch.setattr(compression.training, "step", spied)
+    monkeypatch.setattr(compression, "_train_student", spied)
     compression.run_epoch(3)
     assert len(seen) == CONFIG.steps
     assert all(a is c and b is d for (a, b), (c, d) in zip(made, seen, strict=True))

@@ -26,7 +26,19 @@ LAYERS = [
         "topology",
         "gpus",
     },
-    {"schedules", "convolution", "operations", "gumbel", "statistics", "layout", "latent", "snapshots", "runs"}
+    {
+        "schedules",
+        "recording",
+        "optimizers",
+        "convolution",
+        "operations",
+        "gumbel",
+        "statistics",
+        "layout",
+        "latent",
+        "snapshots",
+        "runs",
+    }
     | {"refinements"},
     {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
     {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},

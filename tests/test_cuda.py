@@ -1,11 +1,18 @@
-"""Steps on a GPU: they run, and none of them makes the CPU wait."""
+"""Steps on a GPU: recorded ones do what those that are called do, and none of them makes the CPU wait."""
 
+import json
+import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from nni_autorecon.cli import main
 from nni_autorecon.compression import Compression
+from nni_autorecon.distillation import Distillation
+from nni_autorecon.engine import run_strategy
 from nni_autorecon.generator import derived_generator
 from nni_autorecon.genotype import random_choices
 from nni_autorecon.image_sources import GeneratorImages
@@ -13,9 +20,14 @@ from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.operations import EdgeShape, Features, fused_mixture, make_candidates, node_sum
+from nni_autorecon.optimizers import adam, learning_rate, set_learning_rate, sgd
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step
-from nni_autorecon.student_config import CompressConfig
+from nni_autorecon.recording import Recorded
+from nni_autorecon.runs import RunFolder
+from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.strategy import AutoReConStrategy
+from nni_autorecon.student_config import CompressConfig, DistillConfig
 from nni_autorecon.teacher import Teacher
 from nni_autorecon.topology import EDGES, NORMAL, ImageShape
 
@@ -30,36 +42,52 @@ def no_waiting():
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    """Convolutions in float32: with fewer bits the order of a sum says more."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def _teacher():
+    torch.manual_seed(0)
     network = digits_resnet().eval().requires_grad_(False).to(DEVICE)
     return Teacher("digits", network, 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
+
+
+def _recorded(monkeypatch, recorded):
+    """Whether steps are recorded from here on."""
+    monkeypatch.setattr("nni_autorecon.recording.WARM_UP", 2 if recorded else 10**9)
 
 
 def test_an_iteration_of_compression_makes_nobody_wait(no_waiting):
     compression = Compression.start(CompressConfig(generator="gdfq", batch_size=8), _teacher())
     assert isinstance(compression.images, GeneratorImages)
-    batches = compression.images.batches(0, 3, learning_rate=1e-3)
+    batches = compression.images.batches(0, 8, learning_rate=1e-3)
     images, labels, loss = next(batches)
     with torch.no_grad(), observe_ranges(compression.student):
         compression.student(images)
-    compression.training.step(images, labels, loss.logits)
+    for _ in range(4):
+        images, labels, loss = next(batches)
+        compression._train_student(images, labels, loss.logits)
+    assert compression._train_student._graph is not None
     no_waiting()
-    for images, labels, loss in batches:
-        loss = compression.training.step(images, labels, loss.logits)
+    for _ in range(2):
+        images, labels, loss = next(batches)
+        loss = compression._train_student(images, labels, loss.logits)
     torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
 
 
 def test_a_mixture_and_a_generator_make_nobody_wait(no_waiting):
     edge = next(edge for edge in EDGES if edge.kind == NORMAL)
-    operations = torch.nn.ModuleDict(make_candidates(edge, EdgeShape(4, (8, 8), 10))).to(DEVICE)
+    operations = nn.ModuleDict(make_candidates(edge, EdgeShape(4, (8, 8), 10))).to(DEVICE)
     teacher = _teacher()
     generator = derived_generator(random_choices(0), image=teacher.image, num_classes=10, width=4, latent_dim=7).to(
         DEVICE
     )
     source = LatentSource(8, 7, 10, 0, DEVICE)
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=0.1)
-    optimizer = torch.optim.Adam(generator.parameters(), fused=True)
+    optimizer = adam(generator.parameters(), 1e-3)
     weights = torch.rand(len(operations), device=DEVICE, requires_grad=True)
     x = torch.randn(8, 4, 8, 8, device=DEVICE)
     for step, (z, labels) in enumerate(source.batches("search", 0, 3)):
@@ -70,3 +98,178 @@ def test_a_mixture_and_a_generator_make_nobody_wait(no_waiting):
         generator_step(generator, objective, optimizer, z, labels)
     torch.cuda.set_sync_debug_mode("default")
     assert weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda w: adam([w], 0.1, betas=(0.5, 0.9)), lambda w: sgd([w], 0.1, momentum=0.9, weight_decay=0.01)]
+)
+def test_a_recorded_step_sees_new_inputs_rates_and_weights(make):
+    def trained(wrap):
+        weight = nn.Parameter(torch.ones(4, device=DEVICE))
+        optimizer = make(weight)
+
+        def update(x):
+            optimizer.zero_grad()
+            loss = (weight * x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach(), (weight.detach().clone(),)
+
+        step, results = wrap(update), []
+        for index in range(8):
+            set_learning_rate(optimizer, 0.1 / (1 + index))
+            results.append(step(torch.arange(4, device=DEVICE) + float(index)))
+        return results, learning_rate(optimizer), step
+
+    recorded, rate, step = trained(Recorded)
+    called, _, _ = trained(lambda update: update)
+    assert step._graph is not None
+    assert rate == pytest.approx(0.1 / 8)
+    for (loss, (weight,)), (known_loss, (known_weight,)) in zip(recorded, called, strict=True):
+        torch.testing.assert_close(loss, known_loss)
+        torch.testing.assert_close(weight, known_weight)
+
+
+@pytest.mark.parametrize(
+    ("wait", "why"),
+    [(lambda x: x.sum().item(), "the CPU waits"), (lambda x: torch.cuda.synchronize(), "captur")],
+    ids=["item", "synchronize"],
+)
+def test_a_step_that_waits_is_called(wait, why, caplog):
+    def step(x):
+        wait(x)
+        return 2 * x
+
+    caplog.set_level(logging.INFO)
+    recorded = Recorded(step)
+    for index in range(6):
+        assert recorded(torch.full((2,), float(index), device=DEVICE)).tolist() == [2.0 * index] * 2
+    assert recorded._graph is None
+    assert len(caplog.messages) == 1
+    assert why in caplog.messages[0]
+
+
+def test_a_step_recorded_again_sees_what_is_no_tensor():
+    factor = 1
+    step = Recorded(lambda x: factor * x)
+    x = torch.ones(1, device=DEVICE)
+    assert [step(x).item() for _ in range(4)] == [1.0] * 4
+    factor = 2
+    assert step(x).item() == 1.0
+    step.again()
+    assert [step(x).item() for _ in range(2)] == [2.0] * 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"range_lr": 0.01, "activation_ranges": "percentile"}, {"losses": "hast"}, {"losses": "adadfq"},
+        {"losses": "ait"}, {"losses": "qimera"}, {"weight_ranges": "mse"}, {"generator_updates": "warmup"},
+        {"generator": "random:0", "width": 4}, {"method": "zeroq-kd", "generator": None, "image_count": 8},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_compression_recorded_and_called(monkeypatch, settings):
+    values = {"generator": "gdfq", "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,
+              "image_steps": 3, "agreement_steps": 1, "student_lr": 1e-3, **settings}  # fmt: skip
+    config, rows = CompressConfig().override(values), []
+    for recorded in (True, False):
+        _recorded(monkeypatch, recorded)
+        compression = Compression.start(config, _teacher())
+        rows.append([compression.run_epoch(epoch) for epoch in range(len(compression.phases))])
+        assert (compression._train_student._graph is not None) == (recorded and settings != {"weight_ranges": "mse"})
+    for row, known in zip(*rows, strict=True):
+        for name in ("loss", "student_loss"):
+            if name in known:
+                assert row[name] == pytest.approx(known[name], rel=0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_compression_goes_on_where_it_stood(monkeypatch, steps):
+    config = CompressConfig(generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=steps,
+                            agreement_steps=1, student_schedule="cosine")  # fmt: skip
+    compression = Compression.start(config, _teacher())
+    for epoch in range(4):
+        compression.run_epoch(epoch)
+    state = compression.state()
+    resumed = Compression.start(config, _teacher(), state=state)
+    for epoch in (4, 5):
+        row, known = resumed.run_epoch(epoch), compression.run_epoch(epoch)
+        assert row["student_loss"] == pytest.approx(known["student_loss"], rel=0.02)
+        assert row["loss"] == pytest.approx(known["loss"], rel=0.02)
+
+
+def test_distillation_recorded_and_called(monkeypatch):
+    config, rows = (
+        DistillConfig(
+            generator="gdfq", width=8, batch_size=8, epochs=2, steps=4, student="nni_autorecon.networks:digits_student"
+        ),
+        [],
+    )
+    for recorded in (True, False):
+        _recorded(monkeypatch, recorded)
+        distillation = Distillation.start(config, _teacher())
+        rows.append([distillation.run_epoch(epoch) for epoch in range(2)])
+        assert (distillation._update_student._graph is not None) == recorded
+    for row, known in zip(*rows, strict=True):
+        for name in ("loss", "student_loss", "adversarial_loss"):
+            assert row[name] == pytest.approx(known[name], rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampling": "hard"}, {"adaptability_weight": 1.0}, {"mac_penalty": 0.1}])
+def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
+    config = SearchConfig(width=4, latent_dim=7, batch_size=8, epochs=3, weight_steps=5, architecture_steps=5,
+                          validation_steps=1, **settings)  # fmt: skip
+    teacher, found = _teacher(), []
+    for recorded in (True, False):
+        _recorded(monkeypatch, recorded)
+        run = RunFolder(tmp_path / str(recorded))
+        objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
+        source = LatentSource(8, 7, 10, 0, DEVICE)
+        opponent = _opponent(config, teacher) if config.adaptability_weight else None
+        rows = []
+        strategy = AutoReConStrategy(config, opponent=opponent, on_epoch=rows.append)
+        torch.manual_seed(0)
+        run_strategy(strategy, config, teacher, objective, source, run)
+        alpha = torch.cat([edge.alpha.detach() for edge in strategy.oneshot_module.mixed_edges()])
+        found.append((rows, alpha.cpu()))
+    (rows, alpha), (known_rows, known_alpha) = found
+    for row, known in zip(rows, known_rows, strict=True):
+        assert row["train_loss"] == pytest.approx(known["train_loss"], rel=0.05)
+        assert row["temperature"] == known["temperature"]
+    assert torch.nn.functional.cosine_similarity(alpha, known_alpha, dim=0) > 0.9
+
+
+def _opponent(config, teacher):
+    from nni_autorecon.opponent import Opponent
+
+    return Opponent(config, teacher)
+
+
+def _cli(*arguments):
+    assert not main([*map(str, arguments), "--device", "cuda"])
+
+
+def test_the_command_line(tmp_path, capsys):
+    """A search, students of its generator, and one of another architecture; one begun again where it stood."""
+    tiny = ["--batch-size", 8, "--width", 4]
+    steps = ["--epochs", 3, "--weight-steps", 4, "--architecture-steps", 4, "--final-steps", 6]
+    _cli("search", *tiny, *steps, "--output", tmp_path / "search")
+    genotype = tmp_path / "search" / "genotype.json"
+    _cli("compress", *tiny, "--genotype", genotype, "--epochs", 6, "--steps", 5, "--output", tmp_path / "student")
+    _cli("distill", *tiny, "--genotype", genotype, "--epochs", 2, "--steps", 4, "--output", tmp_path / "distilled")
+    for method in ("dfq", "zeroq", "dfc"):
+        settings = ["--method", method, "--image-count", 8, "--image-steps", 4, "--epochs", 6, "--steps", 4]
+        _cli("compress", "--batch-size", 8, *settings, "--output", tmp_path / method)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("student", "distilled", "dfq")]
+    assert all(0 <= result["accuracy"] <= 1 for result in results)
+    assert "cuda:0" in capsys.readouterr().out
+
+
+def test_latent_vectors_are_those_of_the_device():
+    source = LatentSource(8, 7, 10, 0, DEVICE)
+    for (z, labels), (again, labels_again) in zip(
+        source.batches("search", 1, 2), replace(source).batches("search", 1, 2), strict=True
+    ):
+        torch.testing.assert_close(z, again)
+        torch.testing.assert_close(labels, labels_again)

@@ -89,9 +89,9 @@ def test_the_student_follows_the_teacher_in_training_mode():
 @pytest.mark.parametrize("student_steps", [1, 5])
 def test_student_and_generator_take_turns_on_fresh_noise(student_steps, monkeypatch):
     distillation, turns = _start(student_steps=student_steps, steps=3), []
-    train, attack = distillation._student_step, distillation._generator_step
-    monkeypatch.setattr(distillation, "_student_step", lambda z, y: turns.append(("student", z)) or train(z, y))
-    monkeypatch.setattr(distillation, "_generator_step", lambda z, y: turns.append(("generator", z)) or attack(z, y))
+    train, attack = distillation._update_student, distillation._update_generator
+    monkeypatch.setattr(distillation, "_update_student", lambda z, y: turns.append(("student", z)) or train(z, y))
+    monkeypatch.setattr(distillation, "_update_generator", lambda z, y: turns.append(("generator", z)) or attack(z, y))
     distillation.run_epoch(0)
     assert [phase for phase, _ in turns] == 3 * (student_steps * ["student"] + ["generator"])
     assert len({z.sum().item() for _, z in turns}) == len(turns)

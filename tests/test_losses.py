@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from nni_autorecon.losses import (
+    GAPS,
     ReconstructionLoss,
     balance_loss,
     bn_statistics_loss,
@@ -21,7 +22,7 @@ from nni_autorecon.losses import (
 )
 from nni_autorecon.reconstruction import objective_for
 from nni_autorecon.search_config import SearchConfig
-from nni_autorecon.statistics import ObservedBatchNorm2d, observed, record_bn_statistics
+from nni_autorecon.statistics import BatchNormStatistics, ObservedBatchNorm2d, observed, record_bn_statistics
 
 
 def _teacher(channels=3, classes=5):
@@ -62,6 +63,15 @@ def test_the_loss_vanishes_when_batch_and_running_statistics_agree():
         teacher(images)
     assert bn_statistics_loss(statistics[:1]).item() == pytest.approx(0, abs=1e-20)
     assert bn_statistics_loss(statistics).item() > 0
+
+
+@pytest.mark.parametrize("form", GAPS)
+def test_every_layer_counts_alike_whatever_its_channels(form):
+    torch.manual_seed(0)
+    statistics = [BatchNormStatistics(*(torch.rand(c, dtype=torch.double) + 0.5 for _ in range(4))) for c in (2, 7, 3)]
+    by_layer = [bn_statistics_loss([each], form=form) for each in statistics]
+    torch.testing.assert_close(torch.stack(by_layer), torch.stack([GAPS[form](each).mean() for each in statistics]))
+    torch.testing.assert_close(bn_statistics_loss(statistics, form=form), torch.stack(by_layer).mean())
 
 
 def test_eq_1_against_the_written_formula():
