@@ -65,7 +65,7 @@ def generator_training(
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
 
     step, batches = (
-        Recorded(partial(generator_step, generator, objective, optimizer)),
+        Recorded(partial(generator_step, generator, objective, optimizer), "a generator"),
         source.batches("search", 0, ENDLESS),
     )
     return lambda: step(*next(batches))
@@ -131,7 +131,7 @@ def compression_cases(teacher: Teacher, config: CompressConfig) -> Cases:
 
     batches, train_student = (
         compression.images.batches(0, ENDLESS, learning_rate=1e-3),
-        Recorded(compression.training.step),
+        Recorded(compression.training.step, "a student"),
     )
 
     def iteration() -> None:

@@ -59,7 +59,7 @@ def compare(cases: Mapping[str, Case], *, rounds: int, device: torch.device) -> 
         with FlopCounterMode(display=False) as counter:
             called.again()
         flops[name] = counter.get_total_flops()
-        convolutions[name] = partial(Recorded(called.again), torch.zeros((), device=device))
+        convolutions[name] = partial(Recorded(called.again, f"convolutions of {name}"), torch.zeros((), device=device))
         for _ in range(WARM_UP):
             run()
             convolutions[name]()

@@ -108,7 +108,7 @@ class Compression:
     def __post_init__(self) -> None:
         self.phases = self.config.phases
         self.training = StudentTraining(self.config, self.teacher, self.student)
-        self._train_student = Recorded(self.training.step)
+        self._train_student = Recorded(self.training.step, "the update of the student")
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""

@@ -110,7 +110,8 @@ class Distillation:
             self.student.parameters(), config.student_lr, momentum=config.student_momentum,
             weight_decay=config.student_decay,
         )  # fmt: skip
-        self._update_student, self._update_generator = Recorded(self._student_step), Recorded(self._generator_step)
+        self._update_student = Recorded(self._student_step, "the update of the student")
+        self._update_generator = Recorded(self._generator_step, "the update of the generator")
 
     def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
         """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""

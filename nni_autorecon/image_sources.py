@@ -105,7 +105,7 @@ class GeneratorImages:
         if total not in self._steps:
             arguments = self.images, self.objective, self.optimizer
             step = partial(generator_step, *arguments, total=total) if total else self._without_update
-            self._steps[total] = Recorded(step)
+            self._steps[total] = Recorded(step, "the step of the generator")
         return self._steps[total]
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import logging
 import torch
 from torch import nn
 
+from .errors import one_line
 from .topology import ImageShape
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, .
             for training in modes:
                 twin.train(training)(torch.zeros(2, *image, device=device))
     except RuntimeError as error:
-        log.info("%s stays in the usual layout: %s", type(network).__name__, error)
+        log.warning("%s stays in the usual layout and will be slower: %s", type(network).__name__, one_line(error))
         return torch.contiguous_format
     return torch.channels_last
 

@@ -81,7 +81,7 @@ def train_generator(
     generator.train()
     optimizer = weight_optimizer(generator.parameters(), config)
     factor = SCHEDULES[config.weight_schedule]
-    update = Recorded(partial(generator_step, generator, objective, optimizer))
+    update = Recorded(partial(generator_step, generator, objective, optimizer), "the update of the generator")
     for step, (z, labels) in enumerate(source.batches(stream, 0, steps)):
         set_learning_rate(optimizer, config.weight_lr * factor(step / steps))
         update(z, labels)

@@ -28,11 +28,12 @@ class Recorded(Generic[Result]):
     learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are; after :meth:`again` the next call
     records anew.
 
-    A step that makes the CPU wait for the GPU cannot be recorded; it is called each time, and the log says so.
+    A step that makes the CPU wait for the GPU cannot be recorded; it is called each time, and a warning says ``what``
+    it is.
     """
 
-    def __init__(self, step: Callable[..., Result]) -> None:
-        self.step = step
+    def __init__(self, step: Callable[..., Result], what: str) -> None:
+        self.step, self.what = step, what
         self._calls = 0
         self._recordable = True
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -79,7 +80,7 @@ class Recorded(Generic[Result]):
 
     def _give_up(self, reason: str) -> None:
         self._recordable = False
-        log.info("a step is not recorded as a CUDA graph, and slower: %s", reason)
+        log.warning("%s is not recorded as a CUDA graph and will be slower: %s", self.what, reason)
 
 
 @contextmanager

@@ -100,9 +100,13 @@ def observed(network: nn.Module) -> nn.Module:
     Subclasses of BatchNorm2d stay what they are, and are recorded by hooks.
     """
     twin = copy.deepcopy(network).eval().requires_grad_(False)
-    for path, layer in list(twin.named_modules(remove_duplicate=False)):
+    others = []
+    for layer in twin.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = ObservedBatchNorm2d
         elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, ObservedBatchNorm2d):
-            log.info("%s is a %s: its statistics are recorded by a hook", path, type(layer).__name__)
+            others.append(type(layer).__name__)
+    if others:
+        kinds = ", ".join(dict.fromkeys(others))
+        log.warning("hooks record the statistics of %d layers (%s), which is slower", len(others), kinds)
     return twin

@@ -136,7 +136,10 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
         super().__init__(training_module, config, on_epoch, state, schedule)
         self.opponent = opponent
-        self._steps = [Recorded(partial(self._update, searching)) for searching in (False, True)]
+        self._steps = [
+            Recorded(partial(self._update, searching), f"the update of {'Wα'[searching]}")
+            for searching in (False, True)
+        ]
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

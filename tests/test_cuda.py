@@ -1,7 +1,6 @@
 """Steps on a GPU: recorded ones do what those that are called do, and none of them makes the CPU wait."""
 
 import json
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -121,7 +120,7 @@ def test_a_recorded_step_sees_new_inputs_rates_and_weights(make):
             results.append(step(torch.arange(4, device=DEVICE) + float(index)))
         return results, learning_rate(optimizer), step
 
-    recorded, rate, step = trained(Recorded)
+    recorded, rate, step = trained(partial(Recorded, what="a step"))
     called, _, _ = trained(lambda update: update)
     assert step._graph is not None
     assert rate == pytest.approx(0.1 / 8)
@@ -140,18 +139,18 @@ def test_a_step_that_waits_is_called(wait, why, caplog):
         wait(x)
         return 2 * x
 
-    caplog.set_level(logging.INFO)
-    recorded = Recorded(step)
+    recorded = Recorded(step, "this step")
     for index in range(6):
         assert recorded(torch.full((2,), float(index), device=DEVICE)).tolist() == [2.0 * index] * 2
     assert recorded._graph is None
     assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("this step is not recorded")
     assert why in caplog.messages[0]
 
 
 def test_a_step_recorded_again_sees_what_is_no_tensor():
     factor = 1
-    step = Recorded(lambda x: factor * x)
+    step = Recorded(lambda x: factor * x, "a step")
     x = torch.ones(1, device=DEVICE)
     assert [step(x).item() for _ in range(4)] == [1.0] * 4
     factor = 2

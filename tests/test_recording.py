@@ -15,7 +15,7 @@ Pair = namedtuple("Pair", "first second")
 
 def test_on_the_cpu_a_step_is_called():
     seen = []
-    step = Recorded(lambda x: seen.append(x) or x + 1)
+    step = Recorded(lambda x: seen.append(x) or x + 1, "a step")
     inputs = [torch.full((2,), float(i)) for i in range(5)]
     assert [step(x).tolist() for x in inputs] == [[i + 1.0] * 2 for i in range(5)]
     assert all(known is given for known, given in zip(seen, inputs, strict=True))
