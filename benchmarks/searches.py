@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from nni_autorecon.endings import report_errors
@@ -84,7 +85,7 @@ def variants(config: SearchConfig) -> dict[str, dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md")
+    parser.add_argument("--output", type=Path, required=True, metavar="NAME", help="write NAME.md and NAME.csv")
     parser.add_argument("--force", action="store_true", help="replace it if it exists")
     parser.add_argument("--runs", type=Path, default=Path("runs/searches"), metavar="FOLDER", help="of the searches")
     parser.add_argument(
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"seeds are {SEEDS}, and each run has one thread; leave out --seed and --threads")
     if arguments.trainings < 2:
         parser.error(f"--trainings {arguments.trainings} is too few to tell by how much they differ; give 2 or more")
-    require_absent(arguments.output.with_suffix(".md"), force=arguments.force)
+    for suffix in (".md", ".csv"):
+        require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
     config = SearchConfig.from_arguments(arguments).override({"threads": 1})
     chosen = [name for name in variants(config) if name == BASELINE or name in (arguments.variants or variants(config))]
     configured_teacher(config)  # the digits' is trained once, before the processes ask for it
@@ -133,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = table(rows, config, trainings=arguments.trainings)
     print(text)
     write_text(arguments.output.with_suffix(".md"), text)
+    write_text(arguments.output.with_suffix(".csv"), by_seed(rows))
 
 
 def find(config: SearchConfig, name: str, seed: int, runs: Path) -> Candidate:
@@ -240,6 +243,17 @@ def table(rows: Mapping[str, Sequence[Result]], config: SearchConfig, *, trainin
         gap = "–" if name == BASELINE else spread(more, "+.3f")
         lines.append(f"| {name} | {spread(means[name], '.3f')} | {gap} | {spread(macs, '.1f')} | {updates} |")
     return "\n".join(lines) + "\n"
+
+
+def by_seed(rows: Mapping[str, Sequence[Result]]) -> str:
+    """A line for every training, as CSV: what the table's means and differences are of."""
+    lines = [
+        {"generator": name, "seed": seed, "training": index, "loss": loss, "generator_macs": result["generator_macs"]}
+        for name, results in rows.items()
+        for seed, result in zip(SEEDS, results, strict=True)
+        for index, loss in enumerate(result["losses"])
+    ]
+    return str(pd.DataFrame(lines).to_csv(index=False))
 
 
 def slug(name: str) -> str:

@@ -46,3 +46,8 @@ class Config(Settings):
         "var", "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
         choices=("var", "std", "kl"),
     )  # fmt: skip
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files whose contents a run depends on, by the setting that names them."""
+        return {"checkpoint": self.checkpoint} if self.checkpoint else {}

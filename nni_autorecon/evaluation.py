@@ -76,7 +76,10 @@ def fit_image(images: Tensor, *, image: ImageShape, resize: int = 0) -> Tensor:
         return images
     margin = max(1.0, resize / min(image[1:]))
     scale = max(image.height / height, image.width / width) * margin
-    images = tv.resize(images, [round(min(height, width) * scale)], antialias=True)
+    short, long = round(min(height, width) * scale), max(height, width)
+    long = int(short * long / min(height, width))  # as torchvision does
+    resized = (short, long) if height <= width else (long, short)
+    images = tv.resize(images, [max(sides) for sides in zip(resized, image[1:], strict=True)], antialias=True)
     return tv.center_crop(images, list(image[1:]))  # [..., C, H, W]
 
 

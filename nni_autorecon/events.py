@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import unwritable
 
 STEPS = ("epoch", "candidate")
 """What rows count; each has one of them."""
@@ -36,7 +37,7 @@ class EventFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write {self.folder}: {error.strerror}; choose a writable place") from error
+            raise unwritable(self.folder, error) from error
         self._append(self._event(wall_time=time.time(), file_version="brain.Event:2"))
         for row in rows:
             self.add(row)
@@ -52,8 +53,11 @@ class EventFile:
         self._append(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
     def _append(self, event: Any) -> None:
-        with self._path.open("ab") as file:
-            self._writer(file).write(event.SerializeToString())
+        try:
+            with self._path.open("ab") as file:
+                self._writer(file).write(event.SerializeToString())
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
 
 def remove_events(folder: Path) -> None:

@@ -72,6 +72,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def digest(path: str | Path) -> str | None:
+    """SHA-256 of a file's contents; None if it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while part := file.read(2**20):
+                found.update(part)
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` for a JSON file, with a checksum of them all."""
     return {**values, SEAL: _digest(values)}

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from .config import Config
 from .errors import InputError
 from .events import EventFile, remove_events
-from .files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
+from .files import digest, parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
 from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
 from .version import __version__
 
@@ -53,6 +53,7 @@ class RunFolder:
             raise InputError(f"{path} is a file; name a folder for the results")
         self.rows: list[dict[str, Any]] = []
         self.device = ""
+        self._contents: dict[str, str | None] = {}
         self._going_on = False
         self._waits = force and resume  # a trial, which may find an earlier attempt of its own at work
         self._lock = FileLock(self / LOCK)
@@ -79,6 +80,9 @@ class RunFolder:
             fault = f"{self.path} holds a run of {snapshot['command']}, not of {command}"
         elif changed := _changes(snapshot["config"], config.to_dict()):
             fault = f"{self.path} was started with other settings ({', '.join(changed)})"
+        elif changed := _changes(snapshot["files"], _contents(config)):
+            named = ", ".join(f"{name} {config.files[name]}" for name in changed)
+            fault = f"{self.path} was started with other contents of {named}"
         else:
             self.rows, self._going_on = snapshot["rows"], True
             return cast(State, snapshot["state"])
@@ -94,8 +98,8 @@ class RunFolder:
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Remember where the run stands, after the row of the epoch was logged."""
-        here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "rows": self.rows, "state": state}
-        save_snapshot(self / SNAPSHOT, here)
+        here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "files": self._contents}
+        save_snapshot(self / SNAPSHOT, {**here, "rows": self.rows, "state": state})
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write ``result.json``, with a checksum."""
@@ -123,6 +127,8 @@ class RunFolder:
                 raise InputError(f"{fault}; wait for it, or choose another folder") from None
             log.warning("another process works in %s; waiting for it to end", self.path)
             self._lock.acquire()
+        except NotImplementedError as error:
+            raise InputError(f"the file system of {self.path} has no locks; choose a place on another") from error
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -132,7 +138,7 @@ class RunFolder:
         With ``force``, results of an earlier run of the same command go. Raises InputError if the folder holds those
         of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps its rows.
         """
-        self.device = device
+        self.device, self._contents = device, _contents(config)
         if self._going_on:
             self._write_rows()
             self._note_device()
@@ -185,6 +191,11 @@ class RunFolder:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of settings that differ, but for those on which no result depends."""
     return sorted(name for name in {*before, *now} - {"threads", "device"} if before.get(name) != now.get(name))
+
+
+def _contents(config: Config) -> dict[str, str | None]:
+    """Digests of the files that the settings name."""
+    return {name: digest(path) for name, path in config.files.items()}
 
 
 def versions() -> dict[str, str]:

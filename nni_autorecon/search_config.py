@@ -130,6 +130,8 @@ class SearchConfig(Config):
             idle = [name for name in names if getattr(self, name) != getattr(defaults, name)]
             if idle and not getattr(self, switch):
                 raise InputError(f"{switch} is 0, so that {', '.join(idle)} would do nothing; leave it out")
+        if self.temperature_schedule == "constant" and self.temperature_end != defaults.temperature_end:
+            raise InputError("temperature_schedule constant has no temperature_end; leave it out")
         if self.adaptability_weight and self.epochs == 1:
             raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")
         if self.strategy == "enas" and self.architecture_steps == 1:

@@ -66,6 +66,14 @@ class StudentConfig(Config):
         """The genotype file for this seed."""
         return self.genotype and self.genotype.replace("{seed}", str(self.seed))
 
+    @property
+    def files(self) -> dict[str, str]:
+        files = dict(super().files)
+        if self.generator_spec and self.genotype_file:
+            files["genotype"] = self.genotype_file
+        kind, _, path = (self.generator_spec or "").partition(":")
+        return {**files, "generator": path} if kind == "searched" and path else files
+
     def require_consistent(self) -> None:
         """Raise InputError if settings that are fine one by one do not go together."""
         if self.generator_spec == "searched" and self.genotype is None:
@@ -193,7 +201,13 @@ class CompressConfig(StudentConfig):
         defaults, idle = CompressConfig(), not (self.ce_weight or self.kd_weight)
         resting = self.method != "gdfq" or self.generator_updates == "warmup"
         for useless, names, why in (
-            (self.method != "gdfq", ("mixed_share",), f"method {self.method} has no generator"),
+            (
+                self.method != "gdfq",
+                ("generator_scale", "width", "latent_dim", "generator_updates", "mixed_share"),
+                f"method {self.method} has no generator",
+            ),
+            (self.method == "gdfq", ("image_count", "image_steps", "image_lr"), "method gdfq distils no images"),
+            (self.method == "dfq", ("image_count",), "method dfq learns from no images"),
             (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
             (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
             (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),

@@ -111,13 +111,18 @@ def _torchvision() -> Library:
 
     def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
         weights = models.get_model_weights(name).DEFAULT if pretrained else None
-        return models.get_model(name, weights=weights, **arguments)
+        network = models.get_model(name, weights=weights, **arguments)
+        if getattr(network, "transform_input", False):  # from ImageNet's normalization to that of its weights
+            network.transform_input = False
+        return network
 
     def expected(network: nn.Module, name: str, pretrained: bool) -> Expected:
         if not pretrained:
             return Expected((IMAGENET_SIZE, IMAGENET_SIZE))
         of_weights = models.get_model_weights(name).DEFAULT.transforms()
         (size,), (resize,) = of_weights.crop_size, of_weights.resize_size
+        if hasattr(network, "transform_input"):
+            return Expected((size, size), resize, ((0.5,) * 3, (0.5,) * 3))
         return Expected((size, size), resize, (tuple(of_weights.mean), tuple(of_weights.std)))
 
     # The classifiers: detection and the like are in submodules.

@@ -276,7 +276,7 @@ TEACHERS = [
     teacher(MAKE, "checkpoint w.pt: Is a directory", "check the path", None),
     case(f"search --teacher {MAKE} --checkpoint no.pt {TOY} -o run", "checkpoint no.pt: No such file", "check the path",
          {"nets.py": NETWORKS}),
-    case(f"distill {STUDENT_TOY.partition(' --epochs')[0]} --student nets.py:make -o run", "nets.py:make fails on a",
+    case(f"distill {STUDENT_TOY.partition(' --epochs')[0]} --student nets.py:make -o run", "nets.py:make fails on",
          "give a network for such images", {"nets.py": NETWORKS}),
 ]  # fmt: skip
 

@@ -244,7 +244,10 @@ def test_losses_are_weighted_as_configured(monkeypatch):
     assert seen == {"ce_weight": 0.3, "kd_weight": 0.7, "temperature": 5.0, "reduction": "batchmean", "ce_gate": 0.9}
 
 
-METHODS = {"generator": None, "image_count": 9, "image_steps": 3}
+def _without_generator(method, **settings):
+    images = {"image_steps": 3} if method == "dfq" else {"image_count": 9, "image_steps": 3}
+    unused = dict.fromkeys(("generator", "width", "latent_dim"))
+    return CONFIG.override({**unused, **images, "method": method, **settings})
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ METHODS = {"generator": None, "image_count": 9, "image_steps": 3}
 def test_methods_without_a_generator(method, expected):
     torch.manual_seed(0)
     data = LabelledImages(torch.randint(256, (9, *IMAGE), dtype=torch.uint8), torch.arange(9) % CLASSES)
-    compression = _start(CONFIG.override({**METHODS, "method": method}))
+    compression = _start(_without_generator(method))
     teacher, student = snapshot(compression.teacher.network), snapshot(compression.student)
     result = compress(compression, data)
     assert compression.phases == expected
@@ -279,7 +282,7 @@ def test_methods_without_a_generator(method, expected):
 
 
 def test_distilled_images_are_held_out_or_trained_on_never_both():
-    images = _start(CONFIG.override({**METHODS, "method": "zeroq-kd"})).images
+    images = _start(_without_generator("zeroq-kd")).images
     assert isinstance(images, FixedImages)
     assert (len(images.images), len(images.aside)) == (9, CONFIG.agreement_steps * CONFIG.batch_size)
     seen = torch.cat([batch for batch, _, _ in images.batches(0, 50)])
@@ -292,14 +295,14 @@ def test_distilled_images_are_held_out_or_trained_on_never_both():
 @pytest.mark.parametrize(("method", "drawn"), [("zeroq", False), ("dfc", True)])
 def test_labels_of_distilled_images(method, drawn):
     """ZeroQ's are the teacher's decisions, DFC's were drawn before the image was made for them."""
-    compression = _start(CONFIG.override({**METHODS, "method": method, "image_count": 64, "image_steps": 1}))
+    compression = _start(_without_generator(method, image_count=64, image_steps=1))
     decisions = compression.teacher.network(compression.images.images).argmax(1)
     assert torch.equal(compression.images.labels, decisions) != drawn
 
 
 @pytest.mark.parametrize("method", ["dfq", "zeroq"])
 def test_distillation_is_counted_in_advance(method):
-    config, steps = CONFIG.override({**METHODS, "method": method}), []
+    config, steps = _without_generator(method), []
     teacher = Teacher("toy", toy_teacher(), CLASSES, IMAGE, (0.0, 0.0), (1.0, 1.0))
     Compression.start(config, teacher, lambda: steps.append(1))
     assert len(steps) == distillation_steps(config)

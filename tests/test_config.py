@@ -76,6 +76,14 @@ GDFQ = CompressConfig(generator="gdfq")
             "while the student does.*leave out class_weight",
         ),
         (CompressConfig(), {"method": "zeroq", "flip_share": 0.1}, "does not train the student, so that flip_share"),
+        (GDFQ, {"image_steps": 3}, "method gdfq distils no images, so that image_steps would do nothing"),
+        (CompressConfig(), {"method": "dfq", "image_count": 3}, "learns from no images, so that image_count would"),
+        (CompressConfig(), {"method": "dfc", "width": 3}, "dfc has no generator, so that width would do nothing"),
+        (
+            SearchConfig(),
+            {"temperature_schedule": "constant", "temperature_end": 1.0},
+            "constant has no temperature_end",
+        ),
         (GDFQ, {"mixed_classes": 3}, "mixed_share is 0, so that mixed_classes would do nothing"),
         (GDFQ, {"ce_weight": 0.0, "ce_gate": 0.5}, "ce_weight is 0, so that ce_gate would do nothing"),
         (GDFQ, {"kd_weight": 0.0, "kd_temperature": 3.0}, "kd_weight is 0, so that kd_temperature would do nothing"),
@@ -100,7 +108,7 @@ def test_settings_that_contradict_each_other_are_refused(config, settings, messa
 
 @pytest.mark.parametrize("method", ["dfq", "zeroq"])
 def test_methods_that_train_nothing_need_no_epochs_for_it(method):
-    CompressConfig(method=method, epochs=3, generator_updates="warmup", warmup_epochs=0).require_consistent()
+    CompressConfig(method=method, epochs=3, warmup_epochs=0).require_consistent()
 
 
 def test_a_generator_without_an_objective_is_refused():

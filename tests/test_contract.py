@@ -1,6 +1,7 @@
 """What holds across the package: layers, optional imports, documentation of settings."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,61 +11,15 @@ import pytest
 import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
+README = (PACKAGE.parent / "README.md").read_text()
 LAYERS = [
-    {
-        "version",
-        "errors",
-        "endings",
-        "events",
-        "files",
-        "memory",
-        "settings",
-        "presets",
-        "config",
-        "search_config",
-        "student_config",
-        "topology",
-        "gpus",
-    },
-    {
-        "schedules",
-        "recording",
-        "optimizers",
-        "convolution",
-        "operations",
-        "gumbel",
-        "statistics",
-        "layout",
-        "latent",
-        "snapshots",
-        "runs",
-    }
-    | {"refinements"},
-    {"quantizers", "coverage", "tracing", "networks", "data", "checkpoint"},
-    {"losses", "genotype", "digits", "quantization", "moments", "equalization", "records"},
-    {
-        "features",
-        "inundation",
-        "generator",
-        "teacher",
-        "teacher_sources",
-        "evaluation",
-        "reconstruction",
-        "distilled_images",
-        "dfq",
-    },
-    {"results", "student", "student_training", "opponent", "image_sources"}
-    | {"entries", "comparison", "integers", "folding"},
-    {"plots", "saving", "runtime", "export", "report", "report_plots"},
-    {"compression", "distillation"},
-    {"loopback", "experiment_file", "trial", "experiment", "manager", "start", "status"}
-    | {"space", "supernet", "strategy", "enas", "multi_trial", "engine", "search"},
-    {"doctor"},
-    {"commands", "cli", "__init__"},
+    set(re.findall(r"`(\w+)`", row.split("|")[1]))
+    for row in README.partition("## How it is built")[2].partition("## ")[0].splitlines()
+    if row.startswith("| `")
 ]
-NNI_MODULES = LAYERS[-3]
+NNI_MODULES = LAYERS[-4] | LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
-    ("events", "errors"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
+    ("events", "errors"), ("events", "files"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),
     ("config", "settings"), ("gpus", "errors"),
     *((stage, below) for stage in ("search_config", "student_config")
       for below in ("config", "errors", "presets", "settings", "topology")),

@@ -164,13 +164,14 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
     [
         {}, {"range_lr": 0.01, "activation_ranges": "percentile"}, {"losses": "hast"}, {"losses": "adadfq"},
         {"losses": "ait"}, {"losses": "qimera"}, {"weight_ranges": "mse"}, {"generator_updates": "warmup"},
-        {"generator": "random:0", "width": 4}, {"method": "zeroq-kd", "generator": None, "image_count": 8},
+        {"generator": "random:0", "width": 4},
+        {"method": "zeroq-kd", "generator": None, "width": None, "image_count": 8, "image_steps": 3},
     ],
     ids=str,
 )  # fmt: skip
 def test_compression_recorded_and_called(monkeypatch, settings):
     values = {"generator": "gdfq", "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,
-              "image_steps": 3, "agreement_steps": 1, "student_lr": 1e-3, **settings}  # fmt: skip
+              "agreement_steps": 1, "student_lr": 1e-3, **settings}  # fmt: skip
     config, rows = CompressConfig().override(values), []
     for recorded in (True, False):
         _recorded(monkeypatch, recorded)
@@ -258,7 +259,8 @@ def test_the_command_line(tmp_path, capsys):
     _cli("compress", *tiny, "--genotype", genotype, "--epochs", 6, "--steps", 5, "--output", tmp_path / "student")
     _cli("distill", *tiny, "--genotype", genotype, "--epochs", 2, "--steps", 4, "--output", tmp_path / "distilled")
     for method in ("dfq", "zeroq", "dfc"):
-        settings = ["--method", method, "--image-count", 8, "--image-steps", 4, "--epochs", 6, "--steps", 4]
+        settings = ["--method", method, "--image-steps", 4, "--epochs", 6, "--steps", 4]
+        settings += [] if method == "dfq" else ["--image-count", 8]
         _cli("compress", "--batch-size", 8, *settings, "--output", tmp_path / method)
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("student", "distilled", "dfq")]
     assert all(0 <= result["accuracy"] <= 1 for result in results)

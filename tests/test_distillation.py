@@ -208,6 +208,12 @@ class Pair(nn.Conv2d):
     def forward(self, images):
         return super().forward(images), images
 
+class Pairs(nn.Sequential):
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+def pairs(): return Pairs(*net(2, 5))
 def channels(): return net(3, 5)
 def classes(): return net(2, 7)
 def pair(): return Pair(2, 3, 3)
@@ -219,9 +225,10 @@ def number(): return 3
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("channels", "fails on a 2×9×11 image, which the teacher takes: RuntimeError"),
-        ("classes", "returns shape [1, 7] for one image; it must return logits [1, 5]"),
-        ("pair", "returns a tuple for one image"),
+        ("channels", "fails on 2×9×11 images, which the teacher takes: RuntimeError"),
+        ("classes", "returns shape [2, 7] for two images; it must return logits [2, 5]"),
+        ("pair", "returns a tuple for two images;"),
+        ("pairs", "returns a tuple for two images in training;"),
         ("frozen", "has no parameter to train"),
         ("number", "returned int; it must return an nn.Module"),
         ("none", "has no function or class 'none'"),

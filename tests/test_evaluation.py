@@ -72,12 +72,13 @@ def test_images_of_the_right_size_stay_as_they_are() -> None:
     assert fit_image(pixels, image=ImageShape(3, 5, 7), resize=9) is pixels
 
 
-@pytest.mark.parametrize("size", [(5, 20), (20, 5), (11, 11)])
+@pytest.mark.parametrize("size", [(5, 20), (20, 5), (11, 11), (7, 8), (6, 7), (5, 9)])
 def test_an_oblong_crop_is_covered_by_the_picture(size: tuple[int, int]) -> None:
     white = torch.full((2, 3, *size), 255, dtype=torch.uint8)
-    fitted = fit_image(white, image=ImageShape(3, 7, 13), resize=8)
-    assert fitted.shape == (2, 3, 7, 13)
-    assert fitted.min() == 255  # no border
+    for resize in (8, 0):
+        fitted = fit_image(white, image=ImageShape(3, 7, 13), resize=resize)
+        assert fitted.shape == (2, 3, 7, 13)
+        assert fitted.min() == 255  # no border
 
 
 def test_color_becomes_grey_and_grey_becomes_color() -> None:

@@ -71,8 +71,8 @@ def test_a_network_that_depends_on_the_layout_is_told(network, modes, usual, cap
 
 @pytest.mark.parametrize("method", ["gdfq", "dfq"])
 def test_students_are_trained_in_channels_last(method, digits_teacher):
-    generator = "gdfq" if method == "gdfq" else None
-    config = CompressConfig(method=method, generator=generator, batch_size=2, image_steps=1, agreement_steps=1)
+    settings = {"gdfq": {"generator": "gdfq"}, "dfq": {"image_steps": 1}}[method]
+    config = CompressConfig(method=method, batch_size=2, agreement_steps=1).override(settings)
     compression = Compression.start(config, digits_teacher)
     assert _is_channels_last(compression.student)
     assert _is_channels_last(digits_teacher.observed)

@@ -13,6 +13,8 @@ from nni_autorecon import cli, compression, distillation, enas, runs, search
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import SEAL
 from nni_autorecon.generator import GDFQGenerator
+from nni_autorecon.genotype import Genotype, uniform_choices
+from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.snapshots import LAYOUT, load_snapshot, save_snapshot
 from nni_autorecon.space import GeneratorSpace
@@ -37,7 +39,8 @@ RUNS = {
     "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
     "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
                 "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1", "--range-lr", "0.01"],
-    "zeroq-kd": ["compress", *SMALL, *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method", "zeroq-kd"],
+    "zeroq-kd": ["compress", "--batch-size", "6", *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method",
+                 "zeroq-kd"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
 }  # fmt: skip
 DROPOUT = """
@@ -120,9 +123,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(undisturbed, moment, tmp_
     assert not (tmp_path / "killed" / SNAPSHOT).exists()
 
 
-@pytest.fixture
-def unfinished(tmp_path, digits_teacher, monkeypatch):
-    """The folder of a compression that was killed after its second epoch."""
+def _killed_after_two_epochs(monkeypatch, *arguments):
     save = RunFolder.save
 
     def save_and_die(run, *rest):
@@ -132,7 +133,13 @@ def unfinished(tmp_path, digits_teacher, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", save_and_die)
-        _killed(*RUNS["gdfq"], "-o", str(tmp_path / "run"))
+        _killed(*arguments)
+
+
+@pytest.fixture
+def unfinished(tmp_path, digits_teacher, monkeypatch):
+    """The folder of a compression that was killed after its second epoch."""
+    _killed_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -195,7 +202,28 @@ def test_the_layout_is_counted_up_with_the_names_of_weights():
     networks = GeneratorSpace(**shape), GDFQGenerator(**shape)
     state = [item for network in networks for item in sorted(network.state_dict().items())]
     shapes = [f"{name} {tuple(value.shape)}" for name, value in state]
-    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (3, "4b5e2da5")
+    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (4, "4b5e2da5")
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "genotype", None])
+def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
+    for name, operation in (("genotype", "conv_3x3"), ("other genotype", "conv_1x1")):
+        Genotype(uniform_choices(operation), width=3, latent_dim=5).save(tmp_path / name)
+    arguments = [
+        "compress", *SMALL, *STUDENT, *PHASES, "--genotype", f"{tmp_path}/genotype", "--image-size", "16",
+        "--teacher", "nni_autorecon.networks:digits_resnet", "--checkpoint", f"{tmp_path}/checkpoint",
+        "-o", f"{tmp_path}/run",
+    ]  # fmt: skip
+    _killed_after_two_epochs(monkeypatch, *arguments)
+    if changed == "checkpoint":
+        torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
+    elif changed == "genotype":
+        shutil.copy(tmp_path / "other genotype", tmp_path / "genotype")
+    assert cli.main([*arguments, "--resume"]) == (2 if changed else 0)
+    fault = f"was started with other contents of {changed} {tmp_path}/{changed}; leave out --resume"
+    assert (fault in capsys.readouterr().err) == bool(changed)
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):
@@ -216,6 +244,15 @@ def test_where_nothing_is_unfinished_nothing_is_resumed(folder, unfinished, tmp_
 def test_resume_needs_a_folder(capsys):
     assert cli.main([*RUNS["gdfq"], "--resume"]) == 2
     assert "give it with --output" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, capsys):
+    def none(*arguments, **settings):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(runs.FileLock, "acquire", none)
+    assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run")]) == 2
+    assert "has no locks; choose a place on another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

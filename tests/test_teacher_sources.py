@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.transforms import functional as tv
 
 from nni_autorecon import digits
 from nni_autorecon.errors import InputError
@@ -233,6 +234,19 @@ def test_torchvision_weights_bring_size_and_normalization(monkeypatch: pytest.Mo
     assert (teacher.image, teacher.mean, teacher.std) == ((3, 299, 299), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert teacher.resize == 333
     assert load_teacher("torchvision:inception_v3", image_size=56).resize == 56  # the weights' 333 was for 299
+
+
+def test_what_transforms_its_input_is_a_network_of_another_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's googlenet and inception_v3 with weights, whose transform a student would lack."""
+    torch.manual_seed(0)
+    network = torchvision.models.googlenet(transform_input=True, aux_logits=False, init_weights=False).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    known = network(tv.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)).detach()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, *, weights: network)
+    teacher = load_teacher("torchvision:googlenet")
+    assert (teacher.mean, teacher.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert not teacher.network.transform_input
+    torch.testing.assert_close(teacher.network(tv.normalize(pixels, teacher.mean, teacher.std)), known)
 
 
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The event file beside metrics.csv, read back by TensorBoard itself."""
 
+import errno
 import sys
 
 import pandas as pd
@@ -107,6 +108,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     run.force = True
     with run, pytest.raises(InputError, match="cannot write .*tensorboard"):
         run.start("compress", CompressConfig(), device="cpu")
+
+
+def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path / "run", tensorboard=True) as run:
+        run.start("compress", CompressConfig(), device="cpu")
+        run.log({"epoch": 1, "loss": 2.0})
+        monkeypatch.setattr(run._events, "_writer", full)
+        with pytest.raises(InputError, match="cannot write .*tfevents.*free some space"):
+            run.log({"epoch": 2, "loss": 1.0})
 
 
 def test_nnis_button_finds_a_local_trials_events(tmp_path, monkeypatch):
