@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,8 +221,7 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
     """The ``torch.onnx.ONNXProgram`` of ``form`` for any number of images. Raises InputError where it fails."""
     types = {module.note["type"] for module in form.modules() if isinstance(module, _Dequantize)}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, of its own future
+        with _silent():
             program = torch.export.export(form, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             return torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
@@ -232,6 +235,18 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
         found = re.search(r"translating node %(\w+)", " ".join(map(str, causes)))
         where = f"{_layer(program, found[1])}: " if found else ""
         raise InputError(f"cannot export to ONNX: {where}{reason}; use the .safetensors file") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what PyTorch's exporter says to its developers off the screen: it prints whole graphs before an error."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _layer(program: torch.export.ExportedProgram, node_name: str) -> str:

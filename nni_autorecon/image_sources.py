@@ -58,7 +58,8 @@ class GeneratorImages:
     optimizer: torch.optim.Optimizer
     sigma: float
     """Of the filter, in pixels; 0: there is none."""
-    _steps: dict[Total | None, Recorded[tuple[Tensor, ReconstructionLoss]]] = field(default_factory=dict, repr=False)
+    _recorded: tuple[Total | None, Recorded[tuple[Tensor, ReconstructionLoss]]] | None = field(default=None, repr=False)
+    """The step of the present phase, and what it is for."""
 
     @classmethod
     def start(
@@ -102,11 +103,11 @@ class GeneratorImages:
 
     def _step(self, total: Total | None) -> Recorded[tuple[Tensor, ReconstructionLoss]]:
         """From z and labels to images and L_r, with an update of the generator on ``total``, or with none."""
-        if total not in self._steps:
+        if self._recorded is None or self._recorded[0] != total:
             arguments = self.images, self.objective, self.optimizer
             step = partial(generator_step, *arguments, total=total) if total else self._without_update
-            self._steps[total] = Recorded(step, "the step of the generator")
-        return self._steps[total]
+            self._recorded = total, Recorded(step, "the step of the generator")
+        return self._recorded[1]
 
     @torch.no_grad()
     def _without_update(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:

@@ -69,8 +69,8 @@ def bessel():
     )
 
 
-def _saved(folder, *case):
-    save_network(folder / "net.safetensors", *student_of(*case))
+def _saved(folder, *case, **quantization):
+    save_network(folder / "net.safetensors", *student_of(*case, **quantization))
     return load_network(folder / "net.safetensors", teacher=case[0])
 
 
@@ -215,6 +215,22 @@ def test_a_layer_that_onnx_lacks_is_named(tmp_path):
         export_onnx(saved, tmp_path / "net.onnx")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "net.onnx").exists()
+
+
+class Deciding(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+
+    def forward(self, images):
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def test_a_network_that_decides_by_values_is_one_line(tmp_path, capfd):
+    saved = _saved(tmp_path, "tests.test_onnx:Deciding", 4, 4, allow_partial=True)
+    with pytest.raises(InputError, match=r"cannot export to ONNX: .*use the \.safetensors file") as caught:
+        export_onnx(saved, tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("package", ["onnx_ir", "onnxscript", "onnxruntime"])

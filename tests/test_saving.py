@@ -28,7 +28,7 @@ from .toys import CLASSES, IMAGE
 TOY = "tests.toys:toy_teacher"
 
 
-def student_of(spec, weight_bits, activation_bits, image=IMAGE, num_classes=CLASSES):
+def student_of(spec, weight_bits, activation_bits, image=IMAGE, num_classes=CLASSES, **more):
     """A student with ranges from noise, its norms unlike their initial values, and its description."""
     torch.manual_seed(0)
     network = architecture(spec, num_classes)
@@ -36,7 +36,7 @@ def student_of(spec, weight_bits, activation_bits, image=IMAGE, num_classes=CLAS
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
-    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits, **more}
     student, _ = quantize_network(network, **bits)
     with torch.no_grad(), observe_ranges(student):
         student(torch.randn(7, *image))
