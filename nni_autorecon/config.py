@@ -49,5 +49,5 @@ class Config(Settings):
 
     @property
     def files(self) -> dict[str, str]:
-        """The files whose contents a run depends on, by the setting that names them."""
+        """Checkpoint and genotypes, on whose contents a run depends, by the setting that names them."""
         return {"checkpoint": self.checkpoint} if self.checkpoint else {}

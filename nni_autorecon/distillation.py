@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -188,10 +187,11 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
     """
     student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
     size = "×".join(map(str, teacher.image))
-    for twin in (student, copy.deepcopy(student).train()):  # in training, running statistics would change
+    known = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    for training in (False, True):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                logits = twin(torch.zeros(2, *teacher.image, device=teacher.device))
+                logits = student.train(training)(torch.zeros(2, *teacher.image, device=teacher.device))
         except Exception as error:  # the person's code may raise anything
             raise InputError(
                 f"student {spec} fails on {size} images, which the teacher takes: {type(error).__name__}: {error}; "
@@ -199,14 +199,16 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (2, teacher.num_classes):
             got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            when = " in training" if twin.training else ""
+            when = " in training" if training else ""
             raise InputError(
                 f"student {spec} returns {got} for two images{when}; it must return logits "
                 f"[2, {teacher.num_classes}], one for each of the teacher's classes"
             )
+    for name, buffer in student.named_buffers():
+        buffer.copy_(known[name])  # running statistics change in training
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise InputError(f"student {spec} has no parameter to train; leave its weights unfrozen")
-    return student
+    return student.eval()
 
 
 def distill(

@@ -242,11 +242,12 @@ def _silent() -> Iterator[None]:
     """Keep what PyTorch's exporter says to its developers off the screen: it prints whole graphs before an error."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def _layer(program: torch.export.ExportedProgram, node_name: str) -> str:

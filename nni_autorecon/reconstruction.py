@@ -152,5 +152,5 @@ def images_per_class(
     """
     count = max(1, min(count, count * 64**2 // (generator.image.height * generator.image.width)))
     labels = torch.arange(min(source.num_classes, max_classes)).repeat_interleave(count)
-    z, _ = next(replace(source, batch_size=len(labels)).batches("figure", 0, 1))
+    z, _ = next(replace(source, batch_size=len(labels), on_batch=lambda: None).batches("figure", 0, 1))
     return generator(z, labels.to(z.device)).cpu(), labels

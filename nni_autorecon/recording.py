@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -25,7 +26,7 @@ class Recorded(Generic[Result]):
 
     On the CPU it is called. On a GPU the third call records its kernels, and all others replay them. What it uses
     besides its arguments must then stay where it is and change in place: parameters, the state of optimizers, their
-    learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are; after :meth:`again` the next call
+    learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are; after :meth:`forget` the next call
     records anew.
 
     A step that makes the CPU wait for the GPU cannot be recorded; it is called each time, and a warning says ``what``
@@ -37,10 +38,12 @@ class Recorded(Generic[Result]):
         self._calls = 0
         self._recordable = True
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: Any = None
 
-    def again(self) -> None:
-        """Forget the recording."""
-        self._graph = None
+    def forget(self) -> None:
+        """Let the recording and its memory go."""
+        self._graph, self._inputs, self._outputs = None, (), None
 
     def __call__(self, *inputs: Tensor) -> Result:
         if inputs[0].device.type == "cuda" and self._recordable:
@@ -57,8 +60,8 @@ class Recorded(Generic[Result]):
         return cast(Result, _each(self._outputs, Tensor.clone))
 
     def _warm_up(self, *inputs: Tensor) -> Result:
-        """Call the step on a stream of its own, as PyTorch asks for, and look whether it waits."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        """Call the step on another stream, as PyTorch asks for, and look whether it waits."""
+        here, aside = torch.cuda.current_stream(), _stream_aside(inputs[0].device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside), _waits_listed() as waits:
             result = self.step(*inputs)
@@ -68,12 +71,17 @@ class Recorded(Generic[Result]):
         return result
 
     def _record(self, *inputs: Tensor) -> None:
-        self._inputs = [x.clone() for x in inputs]
-        graph = torch.cuda.CUDAGraph()
+        here, device = torch.cuda.current_stream(), inputs[0].device
+        random = torch.cuda.default_generators[here.device_index]
+        state, graph = random.clone_state(), torch.cuda.CUDAGraph()
+        self._inputs = tuple(x.clone() for x in inputs)
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=_stream_aside(device)):
                 self._outputs = _each(self.step(*self._inputs), Tensor.detach)
-        except RuntimeError as error:  # of what waits without being noticed, or is not allowed
+        except RuntimeError as error:  # of what waits without being noticed, is not allowed, or finds no memory
+            torch.cuda.set_stream(here)  # PyTorch leaves both as they were while it recorded
+            random.graphsafe_set_state(state)
+            self.forget()
             self._give_up(one_line(error))
         else:
             self._graph = graph
@@ -81,6 +89,12 @@ class Recorded(Generic[Result]):
     def _give_up(self, reason: str) -> None:
         self._recordable = False
         log.warning("%s is not recorded as a CUDA graph and will be slower: %s", self.what, reason)
+
+
+@cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all steps: libraries keep memory for every stream that they have seen."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class RunFolder:
             fault = f"{self.path} holds a run of {snapshot['command']}, not of {command}"
         elif changed := _changes(snapshot["config"], config.to_dict()):
             fault = f"{self.path} was started with other settings ({', '.join(changed)})"
-        elif changed := _changes(snapshot["files"], _contents(config)):
+        elif changed := [name for name, now in _contents(config).items() if now not in (None, snapshot["files"][name])]:
             named = ", ".join(f"{name} {config.files[name]}" for name in changed)
             fault = f"{self.path} was started with other contents of {named}"
         else:
@@ -194,7 +194,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _contents(config: Config) -> dict[str, str | None]:
-    """Digests of the files that the settings name."""
+    """Digests of the files that the settings name; None of one that cannot be read, as its reader will say."""
     return {name: digest(path) for name, path in config.files.items()}
 
 

@@ -144,7 +144,12 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         for step in self._steps:  # temperature, penalty and game are those of the epoch
-            step.again()
+            step.forget()
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        for step in self._steps:
+            step.forget()
 
     def state(self) -> State:
         return {**super().state(), "opponent": self.opponent and self.opponent.state()}
@@ -171,14 +176,16 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         weights, architecture = self.optimizers()
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
-        images, loss = self.training_module.images_and_loss((z, labels))
-        total = self.penalized(loss.total) if searching else loss.total
-        if self.opponent and self.opponent.plays(self.epoch):
-            total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, labels)
-        optimizer.zero_grad()
-        self.manual_backward(total)
-        optimizer.step()
-        self.untoggle_optimizer(optimizer)
+        try:
+            images, loss = self.training_module.images_and_loss((z, labels))
+            total = self.penalized(loss.total) if searching else loss.total
+            if self.opponent and self.opponent.plays(self.epoch):
+                total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, labels)
+            optimizer.zero_grad()
+            self.manual_backward(total)
+            optimizer.step()
+        finally:
+            self.untoggle_optimizer(optimizer)
         return images.detach(), loss.detach()
 
     def penalized(self, total: Tensor) -> Tensor:
@@ -230,13 +237,30 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
 
     def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+        fixed, by_edge = self._macs
+        expected = [
+            probabilities(alpha) @ macs.to(alpha.device)
+            for alpha, macs in zip(self.arch_parameters(), by_edge, strict=True)
+        ]
+        return torch.stack(expected).sum() + fixed
+
+    @cached_property
+    def _macs(self) -> tuple[float, list[Tensor]]:
+        """MACs that every generator has, and those of each edge's candidates, on the device of α."""
         generator = self.model.generator
         width, image = generator.width, generator.image
-        total = torch.tensor(float(fixed_macs(width=width, image=image, latent_dim=generator.latent_dim)))
-        for mixed in self.mixed_edges():
-            macs = [operation_macs(name, mixed.edge, width=width, image=image) for name in mixed.edge.candidates]
-            total = total + probabilities(mixed.alpha) @ mixed.alpha.new_tensor(macs)
-        return total
+        with torch.inference_mode(False):  # validation may be the first to ask
+            by_edge = [
+                torch.tensor(
+                    [
+                        float(operation_macs(name, mixed.edge, width=width, image=image))
+                        for name in mixed.edge.candidates
+                    ],
+                    device=mixed.alpha.device,
+                )
+                for mixed in self.mixed_edges()
+            ]
+        return float(fixed_macs(width=width, image=image, latent_dim=generator.latent_dim)), by_edge
 
 
 class TemperatureSchedule:

@@ -1,6 +1,7 @@
 """Steps on a GPU: recorded ones do what those that are called do, and none of them makes the CPU wait."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -25,6 +26,7 @@ from nni_autorecon.reconstruction import generator_step
 from nni_autorecon.recording import Recorded
 from nni_autorecon.runs import RunFolder
 from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.snapshots import load_snapshot, save_snapshot
 from nni_autorecon.strategy import AutoReConStrategy
 from nni_autorecon.student_config import CompressConfig, DistillConfig
 from nni_autorecon.teacher import Teacher
@@ -47,9 +49,9 @@ def no_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def _teacher():
+def _teacher(device=DEVICE):
     torch.manual_seed(0)
-    network = digits_resnet().eval().requires_grad_(False).to(DEVICE)
+    network = digits_resnet().eval().requires_grad_(False).to(device)
     return Teacher("digits", network, 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
 
 
@@ -143,6 +145,7 @@ def test_a_step_that_waits_is_called(wait, why, caplog):
     for index in range(6):
         assert recorded(torch.full((2,), float(index), device=DEVICE)).tolist() == [2.0 * index] * 2
     assert recorded._graph is None
+    assert torch.rand(3, device=DEVICE).isfinite().all()  # random numbers are as they were
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("this step is not recorded")
     assert why in caplog.messages[0]
@@ -155,7 +158,7 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
     assert [step(x).item() for _ in range(4)] == [1.0] * 4
     factor = 2
     assert step(x).item() == 1.0
-    step.again()
+    step.forget()
     assert [step(x).item() for _ in range(2)] == [2.0] * 2
 
 
@@ -163,7 +166,8 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
     "settings",
     [
         {}, {"range_lr": 0.01, "activation_ranges": "percentile"}, {"losses": "hast"}, {"losses": "adadfq"},
-        {"losses": "ait"}, {"losses": "qimera"}, {"weight_ranges": "mse"}, {"generator_updates": "warmup"},
+        {"losses": "ait"}, {"losses": "qimera"}, {"losses": "synq", "student_clip": 1.0},
+        {"weight_ranges": "mse"}, {"generator_updates": "warmup"},
         {"generator": "random:0", "width": 4},
         {"method": "zeroq-kd", "generator": None, "width": None, "image_count": 8, "image_steps": 3},
     ],
@@ -197,6 +201,21 @@ def test_compression_goes_on_where_it_stood(monkeypatch, steps):
         row, known = resumed.run_epoch(epoch), compression.run_epoch(epoch)
         assert row["student_loss"] == pytest.approx(known["student_loss"], rel=0.02)
         assert row["loss"] == pytest.approx(known["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("devices", [(DEVICE, torch.device("cpu")), (torch.device("cpu"), DEVICE)], ids=str)
+def test_compression_goes_on_elsewhere(devices, tmp_path):
+    config = CompressConfig(generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=5,
+                            agreement_steps=1, range_lr=0.01)  # fmt: skip
+    here, there = devices
+    compression = Compression.start(config, _teacher(here))
+    for epoch in range(4):
+        compression.run_epoch(epoch)
+    save_snapshot(tmp_path / "snapshot", compression.state())
+    resumed = Compression.start(config, _teacher(there), state=load_snapshot(tmp_path / "snapshot"))
+    for epoch in (4, 5):
+        assert math.isfinite(resumed.run_epoch(epoch)["student_loss"])
+    assert (resumed._train_student._graph is not None) == (there.type == "cuda")
 
 
 def test_distillation_recorded_and_called(monkeypatch):
@@ -233,6 +252,8 @@ def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
         run_strategy(strategy, config, teacher, objective, source, run)
         alpha = torch.cat([edge.alpha.detach() for edge in strategy.oneshot_module.mixed_edges()])
         found.append((rows, alpha.cpu()))
+        if recorded:  # a hard sample waits for the index of its operation
+            assert all(step._recordable == (config.sampling == "soft") for step in strategy.oneshot_module._steps)
     (rows, alpha), (known_rows, known_alpha) = found
     for row, known in zip(rows, known_rows, strict=True):
         assert row["train_loss"] == pytest.approx(known["train_loss"], rel=0.05)
@@ -251,7 +272,7 @@ def _cli(*arguments):
 
 
 def test_the_command_line(tmp_path, capsys):
-    """A search, students of its generator, and one of another architecture; one begun again where it stood."""
+    """A search, students of its generator, and one of another architecture."""
     tiny = ["--batch-size", 8, "--width", 4]
     steps = ["--epochs", 3, "--weight-steps", 4, "--architecture-steps", 4, "--final-steps", 6]
     _cli("search", *tiny, *steps, "--output", tmp_path / "search")

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from nni_autorecon.data import LabelledImages
-from nni_autorecon.distillation import LOSSES, Distillation, distill
+from nni_autorecon.distillation import LOSSES, Distillation, distill, student_for
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.losses import balance_loss
+from nni_autorecon.networks import digits_resnet, digits_student
 from nni_autorecon.student_config import DistillConfig
 from nni_autorecon.teacher import Teacher
+from nni_autorecon.topology import ImageShape
 
+from .test_teacher import equal_states
 from .toys import CLASSES, IMAGE, snapshot, toy_teacher
 
 CONFIG = DistillConfig(
@@ -198,6 +201,7 @@ def test_nan_stops_the_run_with_one_line(settings, what):
 
 
 STUDENTS = """
+import warnings
 import torch
 from torch import nn
 
@@ -213,6 +217,12 @@ class Pairs(nn.Sequential):
         logits = super().forward(images)
         return (logits, logits) if self.training else logits
 
+def normed():  # cannot be copied
+    network = net(2, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(network[3])
+    return network
 def pairs(): return Pairs(*net(2, 5))
 def channels(): return net(3, 5)
 def classes(): return net(2, 7)
@@ -240,6 +250,18 @@ def test_a_student_that_does_not_fit_is_one_line(factory, message, tmp_path):
         _start(student=f"{tmp_path}/mine.py:{factory}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_looking_at_a_student_changes_nothing(tmp_path):
+    (tmp_path / "mine.py").write_text(STUDENTS)
+    student = student_for(_start().teacher, f"{tmp_path}/mine.py:normed")
+    assert not student.training
+    teacher = Teacher("digits", digits_resnet().eval(), 10, ImageShape(1, 16, 16), (0.0,), (1.0,))
+    torch.manual_seed(3)
+    student, random = student_for(teacher, "nni_autorecon.networks:digits_student"), torch.rand(1)
+    torch.manual_seed(3)
+    assert equal_states(student, digits_student())
+    assert torch.equal(random, torch.rand(1))
 
 
 @pytest.mark.parametrize("student", ["nosuchmodule:net", "none.py:net", "net"])

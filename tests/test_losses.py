@@ -68,10 +68,15 @@ def test_the_loss_vanishes_when_batch_and_running_statistics_agree():
 @pytest.mark.parametrize("form", GAPS)
 def test_every_layer_counts_alike_whatever_its_channels(form):
     torch.manual_seed(0)
-    statistics = [BatchNormStatistics(*(torch.rand(c, dtype=torch.double) + 0.5 for _ in range(4))) for c in (2, 7, 3)]
-    by_layer = [bn_statistics_loss([each], form=form) for each in statistics]
-    torch.testing.assert_close(torch.stack(by_layer), torch.stack([GAPS[form](each).mean() for each in statistics]))
-    torch.testing.assert_close(bn_statistics_loss(statistics, form=form), torch.stack(by_layer).mean())
+    values = [torch.rand(4, c, dtype=torch.double).add(0.5).requires_grad_() for c in (2, 7, 3)]
+    statistics = [BatchNormStatistics(*value) for value in values]
+    loss, plain = (
+        bn_statistics_loss(statistics, form=form),
+        torch.stack([GAPS[form](s).mean() for s in statistics]).mean(),
+    )
+    torch.testing.assert_close(loss, plain)
+    for gradient, expected in zip(torch.autograd.grad(loss, values), torch.autograd.grad(plain, values), strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_eq_1_against_the_written_formula():

@@ -205,7 +205,7 @@ def test_the_layout_is_counted_up_with_the_names_of_weights():
     assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (4, "4b5e2da5")
 
 
-@pytest.mark.parametrize("changed", ["checkpoint", "genotype", None])
+@pytest.mark.parametrize("changed", ["checkpoint", "genotype", "missing", None])
 def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
@@ -221,9 +221,13 @@ def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monke
         torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
     elif changed == "genotype":
         shutil.copy(tmp_path / "other genotype", tmp_path / "genotype")
+    elif changed == "missing":
+        (tmp_path / "checkpoint").unlink()
     assert cli.main([*arguments, "--resume"]) == (2 if changed else 0)
     fault = f"was started with other contents of {changed} {tmp_path}/{changed}; leave out --resume"
-    assert (fault in capsys.readouterr().err) == bool(changed)
+    error = capsys.readouterr().err
+    assert (fault in error) == (changed in ("checkpoint", "genotype"))
+    assert ("cannot read checkpoint" in error) == (changed == "missing")
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):

@@ -13,6 +13,9 @@ from nni_autorecon.gumbel import SCHEDULES, temperature_at
 from nni_autorecon.latent import LatentLoader
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.operations import Features, mixture, node_sum
+from nni_autorecon.reconstruction import FINAL_VALIDATION_STEPS
+from nni_autorecon.runs import RunFolder
+from nni_autorecon.search import search
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, MixedEdge
@@ -242,6 +245,36 @@ def test_the_mixed_edge_is_eq_8():
     expected = mixture(dict(edge.operations.items()), weights, Features(x), labels)
     parts = edge(Features(x), labels)
     torch.testing.assert_close(node_sum(parts, expected.shape[2:]), expected)
+
+
+def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
+    """As where it cannot be recorded, and is then called."""
+    failures = iter([False, False, True, False])
+    backward, step = AutoReConModule.manual_backward, AutoReConModule._update
+
+    def failing(self, loss):
+        if next(failures, False):
+            raise RuntimeError("no recording")
+        return backward(self, loss)
+
+    def again(self, *arguments):
+        try:
+            return step(self, *arguments)
+        except RuntimeError:
+            return step(self, *arguments)
+
+    monkeypatch.setattr(AutoReConModule, "manual_backward", failing)
+    monkeypatch.setattr(AutoReConModule, "_update", again)
+    _run()
+    assert next(failures, "all were asked for") == "all were asked for"
+
+
+def test_every_batch_is_announced_and_none_after_the_result(digits_teacher, tmp_path):
+    config, folder, late = CONFIG.override({"epochs": 2, "final_steps": 3, "threads": 1}), tmp_path / "run", []
+    with RunFolder(folder) as run:
+        search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
+    by_epoch = config.weight_steps + config.architecture_steps + config.validation_steps
+    assert late == [False] * (2 * by_epoch + config.final_steps + FINAL_VALIDATION_STEPS)
 
 
 def test_expected_macs_of_a_decided_alpha_are_those_of_its_genotype():
