@@ -64,10 +64,8 @@ def generator_training(
     objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
 
-    step, batches = (
-        Recorded(partial(generator_step, generator, objective, optimizer), "a generator"),
-        source.batches("search", 0, ENDLESS),
-    )
+    batches = source.batches("search", 0, ENDLESS)
+    step = Recorded(partial(generator_step, generator, objective, optimizer), "a generator")
     return lambda: step(*next(batches))
 
 
@@ -129,10 +127,8 @@ def compression_cases(teacher: Teacher, config: CompressConfig) -> Cases:
     with torch.no_grad(), observe_ranges(compression.student):
         compression.student(torch.randn(8, *teacher.image, device=teacher.device))
 
-    batches, train_student = (
-        compression.images.batches(0, ENDLESS, learning_rate=1e-3),
-        Recorded(compression.training.step, "a student"),
-    )
+    batches = compression.images.batches(0, ENDLESS, learning_rate=1e-3)
+    train_student = Recorded(compression.training.step, "a student")
 
     def iteration() -> None:
         images, labels, loss = next(batches)

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     for suffix in (".md", ".json"):
         require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
+    torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as stages do; the plain forms have the good of it, too
     device = torch.device(arguments.device)

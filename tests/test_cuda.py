@@ -20,6 +20,7 @@ from nni_autorecon.latent import LatentSource
 from nni_autorecon.losses import reconstruction_loss
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.operations import EdgeShape, Features, fused_mixture, make_candidates, node_sum
+from nni_autorecon.opponent import Opponent
 from nni_autorecon.optimizers import adam, learning_rate, set_learning_rate, sgd
 from nni_autorecon.quantizers import observe_ranges
 from nni_autorecon.reconstruction import generator_step
@@ -189,14 +190,14 @@ def test_compression_recorded_and_called(monkeypatch, settings):
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-def test_compression_goes_on_where_it_stood(monkeypatch, steps):
+def test_compression_goes_on_where_it_stood(steps, tmp_path):
     config = CompressConfig(generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=steps,
                             agreement_steps=1, student_schedule="cosine")  # fmt: skip
     compression = Compression.start(config, _teacher())
     for epoch in range(4):
         compression.run_epoch(epoch)
-    state = compression.state()
-    resumed = Compression.start(config, _teacher(), state=state)
+    save_snapshot(tmp_path / "snapshot", compression.state())
+    resumed = Compression.start(config, _teacher(), state=load_snapshot(tmp_path / "snapshot"))
     for epoch in (4, 5):
         row, known = resumed.run_epoch(epoch), compression.run_epoch(epoch)
         assert row["student_loss"] == pytest.approx(known["student_loss"], rel=0.02)
@@ -219,12 +220,7 @@ def test_compression_goes_on_elsewhere(devices, tmp_path):
 
 
 def test_distillation_recorded_and_called(monkeypatch):
-    config, rows = (
-        DistillConfig(
-            generator="gdfq", width=8, batch_size=8, epochs=2, steps=4, student="nni_autorecon.networks:digits_student"
-        ),
-        [],
-    )
+    config, rows = DistillConfig(generator="gdfq", width=8, batch_size=8, epochs=2, steps=4), []
     for recorded in (True, False):
         _recorded(monkeypatch, recorded)
         distillation = Distillation.start(config, _teacher())
@@ -245,7 +241,7 @@ def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
         run = RunFolder(tmp_path / str(recorded))
         objective = partial(reconstruction_loss, teacher.observed, bns_weight=1.0)
         source = LatentSource(8, 7, 10, 0, DEVICE)
-        opponent = _opponent(config, teacher) if config.adaptability_weight else None
+        opponent = Opponent(config, teacher) if config.adaptability_weight else None
         rows = []
         strategy = AutoReConStrategy(config, opponent=opponent, on_epoch=rows.append)
         torch.manual_seed(0)
@@ -259,12 +255,6 @@ def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
         assert row["train_loss"] == pytest.approx(known["train_loss"], rel=0.05)
         assert row["temperature"] == known["temperature"]
     assert torch.nn.functional.cosine_similarity(alpha, known_alpha, dim=0) > 0.9
-
-
-def _opponent(config, teacher):
-    from nni_autorecon.opponent import Opponent
-
-    return Opponent(config, teacher)
 
 
 def _cli(*arguments):
