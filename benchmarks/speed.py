@@ -9,6 +9,7 @@ chooses some of it.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as stages do; the plain forms have the good of it, too
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # as a search does
     device = torch.device(arguments.device)
     threads = f"{platform.machine()}, {arguments.threads} CPU thread(s)"
     name = torch.cuda.get_device_name() if device.type == "cuda" else threads

@@ -21,7 +21,7 @@ from .latent import LatentSource
 from .layout import in_usual_layout, memory_format
 from .losses import GeneratorLoss, generator_loss, l1_loss
 from .networks import parameter_count
-from .optimizers import learning_rate, set_learning_rate, sgd
+from .optimizers import clear_gradients, learning_rate, set_learning_rate, sgd
 from .plots import plot_images, plot_loss_curves, save_figure
 from .reconstruction import (
     MeanLoss,
@@ -149,7 +149,7 @@ class Distillation:
             images = self.generator(z, labels)  # [N, C, H, W]
             target = self.teacher.observed(images)  # [N, K]
         loss = l1_loss(self.student(images), target)
-        self.student_optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.student_optimizer)
         loss.backward()
         self.student_optimizer.step()
         return loss.detach()
@@ -164,7 +164,7 @@ class Distillation:
             reconstruction_weight=config.reconstruction_weight, adversarial_weight=config.adversarial_weight,
             balance_weight=config.balance_weight,
         )  # fmt: skip
-        self.generator_optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.generator_optimizer)
         loss.total.backward(inputs=list(self.generator.parameters()))  # none for the student
         self.generator_optimizer.step()
         return loss.detach()

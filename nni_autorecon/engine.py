@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def run_strategy(
     space = GeneratorSpace(
         image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
     )
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # of Lightning's: it has each step of Adam ask the driver
     with _quiet():
         if isinstance(strategy, CandidateSearch):
             strategy.run(space)

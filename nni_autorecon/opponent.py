@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import bit_widths
 from .errors import DivergenceError
-from .optimizers import sgd
+from .optimizers import clear_gradients, sgd
 from .quantization import quantize_network
 from .quantizers import observe_ranges
 from .refinements import adaptability_loss, disagreement_entropy
@@ -58,7 +58,7 @@ class Opponent:
         if not self.plays(epoch):
             return
         self.student.requires_grad_(True)
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         entropy = disagreement_entropy(self.student(images), teacher_logits, temperature=TEMPERATURE).mean()
         (-(TEMPERATURE**2) * entropy).backward()
         self.optimizer.step()

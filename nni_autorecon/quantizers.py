@@ -40,8 +40,7 @@ def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of each row. values: [rows, n]; returns low and high, both [rows]."""
-    low, high = values.aminmax(dim=1)
-    return low, high
+    return values.amin(1), values.amax(1)  # aminmax(dim=1) would take up to ten times as long
 
 
 def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +59,7 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Of a long row, the error is that of some values, always the same. values: [rows, n]; returns low and high, both
     [rows].
     """
-    full = torch.stack(values.aminmax(dim=1))  # [2, rows]
+    full = torch.stack(minmax_range(values, bits))  # [2, rows]
     if values.shape[1] > LARGEST_SAMPLE:  # drawn, for at equal distances they might be of the same pixels of each map
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(values.shape[1], (LARGEST_SAMPLE,), generator=generator)

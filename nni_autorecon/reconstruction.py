@@ -15,7 +15,7 @@ from .config import Config
 from .errors import DivergenceError
 from .latent import LatentSource, Stream
 from .losses import ReconstructionLoss, reconstruction_loss
-from .optimizers import adam, set_learning_rate
+from .optimizers import adam, clear_gradients, set_learning_rate
 from .recording import Recorded
 from .schedules import SCHEDULES
 from .search_config import SearchConfig
@@ -60,7 +60,7 @@ def generator_step(
     """
     images = generator(z, labels)  # [N, C, H, W]
     loss = objective(images, labels)
-    optimizer.zero_grad(set_to_none=True)
+    clear_gradients(optimizer)
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total(images, labels, loss).backward(inputs=learning)
     optimizer.step()

@@ -23,7 +23,7 @@ from .gumbel import gumbel_softmax, temperature_at
 from .losses import ReconstructionLoss
 from .operations import Features, Part, fused_mixture, sampled_operation
 from .opponent import Opponent
-from .optimizers import adam
+from .optimizers import adam, clear_gradients
 from .recording import Recorded
 from .search_config import SearchConfig
 from .snapshots import State
@@ -181,7 +181,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
             total = self.penalized(loss.total) if searching else loss.total
             if self.opponent and self.opponent.plays(self.epoch):
                 total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, labels)
-            optimizer.zero_grad()
+            clear_gradients(optimizer)
             self.manual_backward(total)
             optimizer.step()
         finally:
