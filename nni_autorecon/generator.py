@@ -85,8 +85,8 @@ class ToImage(nn.Module):
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        x = torch.tanh(activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv])))
-        return Features(x).normalized.contiguous()
+        x = activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv]))
+        return Features(torch.tanh(x.contiguous())).normalized  # faster than in channels_last: there are few channels
 
 
 GDFQ_WIDTH = 128
@@ -140,7 +140,7 @@ class GDFQGenerator(nn.Module):
         x = self.norms[0](x, labels)
         for size, conv, norm in zip(self.sizes[1:], self.convs, list(self.norms)[1:], strict=True):
             x = F.leaky_relu_(norm(conv(x, size), labels), LEAKY_SLOPE)  # [N, C, *size]
-        return self.norm_out(torch.tanh(image_conv(x, self.to_rgb))).contiguous()
+        return self.norm_out(torch.tanh(image_conv(x, self.to_rgb).contiguous()))
 
 
 class UpsampledConv(nn.Module):
@@ -153,7 +153,7 @@ class UpsampledConv(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        plain = nn.Conv2d(channels, out, 3, bias=False).weight.detach()  # [out, C, 3, 3], as a convolution is initialized
+        plain = nn.Conv2d(channels, out, 3, bias=False).weight.detach()  # [out, C, 3, 3], for its initial values
         self.kernel = nn.Parameter(plain.transpose(0, 1).flip(2, 3).contiguous())
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:

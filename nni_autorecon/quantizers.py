@@ -115,6 +115,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, *codes = ctx.saved_tensors
+        if gradient.stride() != values.stride():  # that of slices or a pooling; what comes below it would be slow
+            gradient = torch.empty_like(values).copy_(gradient)
         passing = torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing)
         by_log = [ctx.scale * (gradient * each).sum() - (passing * values).sum() for each in codes]
         return passing, by_log[0] if by_log else None, None, None, None

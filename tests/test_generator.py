@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.generator import (
     GDFQGenerator,
+    UpsampledConv,
     derived_generator,
     gdfq_macs,
     generator_from_spec,
-    upsampled_conv,
+    image_conv,
 )
 from nni_autorecon.genotype import (
     Genotype,
@@ -133,25 +135,48 @@ def test_biases_that_gdfq_leaves_out_would_change_no_image(conditional):
     generator = GDFQGenerator(**{**GENERATOR, "width": 6}, conditional=conditional).double()
     z, labels = torch.randn(8, 7, dtype=torch.float64), torch.arange(8) % 5
     images = generator(z, labels)
-    for conv in generator.convs[:2]:
-        assert conv.bias is None
-        conv.bias = torch.nn.Parameter(torch.randn(conv.out_channels, dtype=torch.float64))
+    biases = []
+    for conv in generator.convs:
+        conv.register_forward_hook(
+            lambda module, inputs, y: y + (biases.append(torch.randn(y.shape[1], 1, 1).double()) or biases[-1])
+        )
     torch.testing.assert_close(generator(z, labels), images)
+    assert len(biases) == 2
+
+
+def assert_same(fast, plain, of_fast, of_plain):
+    """In values and in gradients, of a sum of all pixels with random weights."""
+    torch.testing.assert_close(fast, plain)
+    weights = torch.randn_like(plain)
+    got, expected = (
+        torch.autograd.grad((y * weights).sum(), inputs) for y, inputs in ((fast, of_fast), (plain, of_plain))
+    )
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("before", "size"), [((3, 4), (6, 8)), ((1, 1), (2, 2)), ((3, 4), (6, 7)), ((2, 2), (6, 6))])
 def test_the_convolution_of_an_upsampled_image_in_values_and_gradients(before, size):
     torch.manual_seed(0)
-    conv, x = torch.nn.Conv2d(3, 5, 3, padding=1).double(), torch.randn(2, 3, *before, dtype=torch.float64)
-    inputs = x.requires_grad_(), conv.weight, conv.bias
-    plain, fast = conv(torch.nn.functional.interpolate(x, size, mode="nearest")), upsampled_conv(x, size, conv)
-    torch.testing.assert_close(fast, plain)
-    weights = torch.randn_like(plain)
-    for got, expected in zip(
-        torch.autograd.grad((fast * weights).sum(), inputs), torch.autograd.grad((plain * weights).sum(), inputs),
-        strict=True,
-    ):  # fmt: skip
-        torch.testing.assert_close(got, expected)
+    fast, x = UpsampledConv(3, 5).double(), torch.randn(2, 3, *before, dtype=torch.float64, requires_grad=True)
+    weight = fast.kernel.flip(2, 3).transpose(0, 1)  # [out, in, 3, 3]
+    plain = F.conv2d(F.interpolate(x, size, mode="nearest"), weight, padding=1)
+    assert_same(fast(x, size), plain, (x, fast.kernel), (x, fast.kernel))
+
+
+def test_an_upsampling_convolution_begins_as_a_convolution_of_pytorch():
+    torch.manual_seed(0)
+    fast = UpsampledConv(4, 6)
+    torch.manual_seed(0)
+    torch.testing.assert_close(fast.kernel.flip(2, 3).transpose(0, 1), torch.nn.Conv2d(4, 6, 3, bias=False).weight)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_convolution_that_makes_images_in_values_and_gradients(channels):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(6, channels, 3, padding=1).double()
+    inputs = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True), conv.weight, conv.bias
+    assert_same(image_conv(inputs[0], conv), conv(inputs[0]), inputs, inputs)
 
 
 def test_gdfq_at_the_macs_of_a_genotype(tmp_path):

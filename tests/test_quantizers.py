@@ -115,6 +115,16 @@ def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> No
     assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
 
 
+def test_a_gradient_in_another_layout_is_brought_to_that_of_the_activations() -> None:
+    quantizer = activation_quantizer(4, -1.0, 2.0)
+    x = (2 * torch.randn(2, 3, 4, 5)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn(2, 3, 4, 5)
+    (got,) = torch.autograd.grad(quantizer(x), x, gradient)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    (expected,) = torch.autograd.grad(quantizer(x), x, gradient.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("low", "high"), [(0.0, 2.3), (-0.71, 2.3), (-2.3, -0.1)])
 @pytest.mark.parametrize("factor", [1.0, 0.6, 1.7])
