@@ -1,6 +1,6 @@
 """What every searched convolution is part of: an affine map per class, LeakyReLU, convolution; in one function.
 
-It keeps nothing for its backward pass but its inputs, which many edges share: what it needs of them is computed again.
+It keeps nothing for its backward pass but its inputs: what it needs of them is computed again.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def activated_conv(*terms: ConvTerm) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return plain_activated_conv(*terms)
-    affine = _joined([term.affine for term in terms], 2)  # [N, 2, T·C] for T terms
+    x, affine = _joined([term.x for term in terms], 1), _joined([term.affine for term in terms], 2)
     kernels, bias = _merged(terms)
-    return _ActivatedConv.apply(affine, bias, tuple(kernels), *kernels.values(), *(term.x for term in terms))
+    return _ActivatedConv.apply(x, affine, bias, tuple(kernels), *kernels.values())
 
 
 def plain_activated_conv(*terms: ConvTerm) -> Tensor:
@@ -86,19 +86,16 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _split(whole: Tensor, count: int) -> Sequence[Tensor]:
-    return [whole] if count == 1 else whole.chunk(count, 1)
-
-
 class _ActivatedConv(torch.autograd.Function):
-    """``affine`` [N, 2, C] and each kernel [C', C, k, k] are of the channels of all ``xs`` together."""
+    """Of x [N, C, h, w], ``affine`` [N, 2, C], ``bias`` [C'], and a kernel [C', C, k, k] for each dilation."""
 
     @staticmethod
-    def forward(ctx: Any, affine: Tensor, bias: Tensor, dilations: tuple[int, ...], *kernels_and_xs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, affine: Tensor, bias: Tensor, dilations: tuple[int, ...], *kernels: Tensor
+    ) -> Tensor:
         ctx.dilations = dilations
-        ctx.save_for_backward(affine, *kernels_and_xs)
-        kernels, xs = kernels_and_xs[: len(dilations)], kernels_and_xs[len(dilations) :]
-        a = _activation(xs, affine)
+        ctx.save_for_backward(x, affine, *kernels)
+        a = _activation(x, affine)
         y = _conv(a, kernels[0], bias, dilations[0])
         for kernel, dilation in zip(kernels[1:], dilations[1:], strict=True):
             y += _conv(a, kernel, None, dilation)
@@ -107,43 +104,29 @@ class _ActivatedConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.dilations)
-        affine, *rest = ctx.saved_tensors
-        of_affine, of_bias, _, *of_rest = ctx.needs_input_grad
-        (kernels, xs), (of_kernels, of_xs) = (rest[:count], rest[count:]), (of_rest[:count], of_rest[count:])
-        a = _activation(xs, affine)
+        x, affine, *kernels = ctx.saved_tensors
+        of_x, of_affine, of_bias, _, *of_kernels = ctx.needs_input_grad
+        a = _activation(x, affine)
         dkernels = [
             _kernel_gradient(dy, a, kernel, dilation) if wanted else None
             for kernel, dilation, wanted in zip(kernels, ctx.dilations, of_kernels, strict=True)
         ]
-        daffine: Tensor | None = None
-        dxs: list[Tensor | None] = [None] * len(xs)
-        if of_affine or any(of_xs):
+        dx = daffine = None
+        if of_x or of_affine:
             da = _input_gradient(dy, a, kernels[0], ctx.dilations[0])
             for kernel, dilation in zip(kernels[1:], ctx.dilations[1:], strict=True):
                 da += _input_gradient(dy, a, kernel, dilation)
             da = torch.ops.aten.leaky_relu_backward(da, a, LEAKY_SLOPE, True)  # a has the sign of what it comes from
-            das, scales = _split(da, len(xs)), _split(_pixels(affine[:, 0]), len(xs))
-            if of_affine:
-                dscales = [(part * x).sum((2, 3)) for part, x in zip(das, xs, strict=True)]
-                daffine = torch.stack([_joined(dscales, 1), da.sum((2, 3))], 1)
-            multiply = Tensor.mul_ if len(xs) == 1 else torch.mul  # a part of da is not dense
-            dxs = [
-                multiply(part, scale) if wanted else None
-                for part, scale, wanted in zip(das, scales, of_xs, strict=True)
-            ]
+            daffine = torch.stack([(da * x).sum((2, 3)), da.sum((2, 3))], 1) if of_affine else None
+            dx = da.mul_(_pixels(affine[:, 0])) if of_x else None
         dbias = dy.sum((0, 2, 3)) if of_bias else None
-        return daffine, dbias, None, *dkernels, *dxs
+        return dx, daffine, dbias, None, *dkernels
 
 
-def _activation(xs: Sequence[Tensor], affine: Tensor) -> Tensor:
-    """[N, C, h, w] of all channels, in channels_last."""
-    n, _, h, w = xs[0].shape
-    a = xs[0].new_empty(n, h, w, affine.shape[2]).permute(0, 3, 1, 2)
-    parts = (_split(whole, len(xs)) for whole in (a, *_pixels(affine).unbind(1)))
-    for x, part, scale, shift in zip(xs, *parts, strict=True):
-        torch.addcmul(shift, x, scale, out=part)
-    return F.leaky_relu_(a, LEAKY_SLOPE)
+def _activation(x: Tensor, affine: Tensor) -> Tensor:
+    """[N, C, h, w], in the layout of x."""
+    scale, shift = _pixels(affine).unbind(1)
+    return F.leaky_relu_(torch.addcmul(shift, x, scale), LEAKY_SLOPE)
 
 
 def _pixels(values: Tensor) -> Tensor:

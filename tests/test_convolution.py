@@ -76,11 +76,13 @@ def test_only_the_wanted_gradients_are_computed(index):
     assert_close(*(torch.autograd.grad(form(*terms).square().sum(), inputs[index]) for form in FORMS))
 
 
-def test_no_activation_is_kept():
-    """x belongs to all edges of a node; scale, shift and kernels are small."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_activation_is_kept(count):
+    """Scale, shift and kernels are small; of what is large there is but the input, x itself or all x joined."""
     kept = []
-    terms = _terms([(5, 1), (5, 2)], (16, 16), count=2)
+    terms = _terms([(5, 1), (5, 2)], (16, 16), count=count)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
         activated_conv(*terms)
-    large = {tensor.data_ptr() for tensor in kept if tensor.numel() >= terms[0].x.numel()}
-    assert large == {term.x.data_ptr() for term in terms}
+    (large,) = (tensor for tensor in kept if tensor.numel() >= terms[0].x.numel())
+    assert torch.equal(large, torch.cat([term.x for term in terms], 1))
+    assert (large.data_ptr() == terms[0].x.data_ptr()) == (count == 1)
