@@ -30,8 +30,8 @@ def gumbel_softmax(alpha: Tensor, *, temperature: float, relaxation: str, hard: 
     soft = F.softmax((scores + gumbel_noise_like(alpha)) / temperature, dim=-1)
     if not hard:
         return soft
-    one_hot = F.one_hot(soft.argmax(-1), alpha.shape[-1]).to(soft.dtype)
-    return one_hot + (soft - soft.detach())
+    one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return one_hot + (soft - soft.detach()) if soft.requires_grad else one_hot
 
 
 RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
