@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .features import Outputs, with_features
 from .inundation import inundation
 from .losses import compression_loss
-from .optimizers import adam, learning_rate, set_learning_rate, sgd
+from .optimizers import adam, clear_gradients, learning_rate, set_learning_rate, sgd
 from .quantizers import learn_ranges
 from .refinements import disagreement_entropy, feature_alignment_loss, hard_samples
 from .schedules import SCHEDULES
@@ -69,7 +69,8 @@ class StudentTraining:
             images = hard_samples(images, ours, step=config.hard_step)
             teacher_logits = None
         loss = self.loss(images, labels=labels, target=self.target(images, teacher_logits))
-        self.student.zero_grad(set_to_none=True)
+        for optimizer, _ in self._optimizers:
+            clear_gradients(optimizer)
         loss.backward()
         if config.student_clip is not None:
             nn.utils.clip_grad_norm_(self.weights, config.student_clip)
