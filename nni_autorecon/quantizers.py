@@ -33,9 +33,9 @@ def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
     """
     largest = _largest_code(bits)
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
-    scale = (high - low) / largest
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)  # 1 / scale must be finite, too
-    return scale, torch.round(-low / scale).clamp(0, largest).to(torch.int32)
+    scale = (high - low).div_(largest)
+    scale.masked_fill_(scale < torch.finfo(torch.float32).tiny, 1.0)  # 1 / scale must be finite, too
+    return scale, low.div(scale).neg_().round_().clamp_(0, largest).to(torch.int32)
 
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
