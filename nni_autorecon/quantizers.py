@@ -166,7 +166,10 @@ class WeightQuantizer(nn.Module):
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
-        return affine_qparams(*self.estimate(weight.detach().flatten(1), self.bits), self.bits)
+        weight = weight.detach()
+        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.permute(0, 2, 3, 1)  # as it lies in memory; otherwise flatten would copy it
+        return affine_qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
 
 
 class ActivationQuantizer(nn.Module):

@@ -17,6 +17,7 @@ from nni_autorecon import quantizers
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantizers import (
     PERCENTILE,
+    RANGES,
     SHRINKAGES,
     ActivationQuantizer,
     WeightQuantizer,
@@ -113,6 +114,14 @@ def test_both_ends_of_the_range_and_half_a_step_beyond_pass_the_gradient() -> No
     value, gradient = value_and_gradient(quantizer, torch.tensor([-9, -1.6, -1.4, -1, 0, 0.6, 2, 2.4, 2.6, 9]))
     assert value.tolist() == [-1, -1, -1, -1, 0, 1, 2, 2, 2, 2]
     assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("ranges", RANGES)
+def test_weights_have_the_same_values_in_either_layout(ranges: str) -> None:
+    weight, quantizer = torch.randn(4, 3, 5, 6), WeightQuantizer(3, ranges=ranges)
+    other = quantizer(weight.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(other, quantizer(weight))
+    assert other.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_gradient_in_another_layout_is_brought_to_that_of_the_activations() -> None:
