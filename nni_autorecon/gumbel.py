@@ -15,8 +15,11 @@ def gumbel_noise_like(x: Tensor) -> Tensor:
     return -torch.empty_like(x).exponential_().log()
 
 
-def gumbel_softmax(alpha: Tensor, *, temperature: float, relaxation: str, hard: bool = False) -> Tensor:
+def gumbel_softmax(alpha: Tensor, *, temperature: float | Tensor, relaxation: str, hard: bool = False) -> Tensor:
     """Mixture weights m of one edge, drawn from its architecture parameters α [..., F].
+
+    ``temperature`` is positive: a number, or ValueError is raised, or a scalar tensor, whose value is not looked at,
+    lest the CPU wait for a GPU.
 
     ``relaxation`` "paper" is eq. 7 as printed: noise on the probabilities p = softmax(α), so that even
     p = (1, 0, …, 0) wins only e / (e + F − 1) of the draws. "logits" puts it on log p, so that the argmax
@@ -24,7 +27,7 @@ def gumbel_softmax(alpha: Tensor, *, temperature: float, relaxation: str, hard: 
 
     ``hard`` returns one-hot weights in the forward pass and the soft weights' gradient (straight-through).
     """
-    if temperature <= 0:
+    if not isinstance(temperature, Tensor) and temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     scores = RELAXATIONS[relaxation](alpha)
     soft = F.softmax((scores + gumbel_noise_like(alpha)) / temperature, dim=-1)

@@ -67,14 +67,20 @@ class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
 
 
 class GumbelSample(GumbelSoftmax):
-    """Mixture weights m of an edge from its α. NNI sets ``tau`` at the start of every epoch."""
+    """Mixture weights m of an edge from its α, at a temperature that changes in place: a recorded step reads it there.
+
+    NNI sets ``tau``, a number, at the start of every epoch.
+    """
+
+    temperature: Tensor  # []
 
     def __init__(self, relaxation: str, *, hard: bool) -> None:
         super().__init__()
         self.relaxation, self.hard = relaxation, hard
+        self.register_buffer("temperature", torch.tensor(float(self.tau)), persistent=False)
 
     def forward(self, alpha: Tensor) -> Tensor:
-        return gumbel_softmax(alpha, temperature=self.tau, relaxation=self.relaxation, hard=self.hard)
+        return gumbel_softmax(alpha, temperature=self.temperature, relaxation=self.relaxation, hard=self.hard)
 
 
 class MixedEdge(BaseSuperNetModule):
@@ -143,8 +149,14 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        for step in self._steps:  # temperature, penalty and game are those of the epoch
-            step.forget()
+        for module in self.modules():
+            if isinstance(module, GumbelSample):
+                module.temperature.fill_(module.tau)
+        if (
+            self.config.entropy_penalty or self.opponent
+        ):  # the penalty, and whether there is a game, depend on the epoch
+            for step in self._steps:
+                step.forget()
 
     def on_fit_end(self) -> None:
         super().on_fit_end()

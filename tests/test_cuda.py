@@ -235,7 +235,8 @@ def test_distillation_recorded_and_called(monkeypatch):
 def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
     config = SearchConfig(width=4, latent_dim=7, batch_size=8, epochs=3, weight_steps=5, architecture_steps=5,
                           validation_steps=1, **settings)  # fmt: skip
-    teacher, found = _teacher(), []
+    teacher, found, recordings, record = _teacher(), [], [], Recorded._record
+    monkeypatch.setattr(Recorded, "_record", lambda step, *x: recordings.append(step.what) or record(step, *x))
     for recorded in (True, False):
         _recorded(monkeypatch, recorded)
         run = RunFolder(tmp_path / str(recorded))
@@ -250,6 +251,8 @@ def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
         found.append((rows, alpha.cpu()))
         if recorded:  # a hard sample waits for the index of its operation
             assert all(step._recordable == (config.sampling == "soft") for step in strategy.oneshot_module._steps)
+    if config.sampling == "soft":  # with the game, in each of three epochs
+        assert sorted(recordings) == sorted(["the update of W", "the update of α"] * (3 if opponent else 1))
     (rows, alpha), (known_rows, known_alpha) = found
     for row, known in zip(rows, known_rows, strict=True):
         assert row["train_loss"] == pytest.approx(known["train_loss"], rel=0.05)

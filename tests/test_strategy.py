@@ -5,6 +5,7 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator import derived_generator
@@ -14,11 +15,12 @@ from nni_autorecon.latent import LatentLoader
 from nni_autorecon.losses import ReconstructionLoss
 from nni_autorecon.operations import Features, mixture, node_sum
 from nni_autorecon.reconstruction import FINAL_VALIDATION_STEPS
+from nni_autorecon.recording import Recorded
 from nni_autorecon.runs import RunFolder
 from nni_autorecon.search import search
 from nni_autorecon.search_config import SearchConfig
 from nni_autorecon.space import GeneratorSpace, choices_of, sample_of
-from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, MixedEdge
+from nni_autorecon.strategy import AutoReConModule, AutoReConStrategy, GumbelSample, MixedEdge
 from nni_autorecon.supernet import ReconstructionModule
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NONE
 
@@ -122,12 +124,39 @@ def test_the_temperature_reaches_every_edge(monkeypatch):
     step = AutoReConModule.training_step
 
     def recorded(self, batch, batch_idx):
-        seen.add(tuple(edge.sample.tau for edge in self.mixed_edges()))
+        seen.add(tuple(edge.sample.temperature.item() for edge in self.mixed_edges()))
         step(self, batch, batch_idx)
 
     monkeypatch.setattr(AutoReConModule, "training_step", recorded)
     _run()
     assert seen == {(4.0,) * 33, (2.0,) * 33, (1.0,) * 33}
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_recorded_sample_sees_the_temperature_change(hard):
+    sample, alpha = GumbelSample("logits", hard=hard), torch.randn(7, requires_grad=True)
+    gradient = lambda alpha: torch.autograd.grad(sample(alpha).square().sum(), alpha)[0]  # noqa: E731
+    recorded = make_fx(gradient)(alpha)  # its operations; what is no tensor is part of them
+    drawn = []
+    for temperature in (1.0, 0.1):
+        sample.temperature.fill_(temperature)
+        for form in (gradient, recorded):
+            torch.manual_seed(0)
+            drawn.append(form(alpha))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"), [({}, True), ({"mac_penalty": 0.1}, True), ({"entropy_penalty": 0.1}, False)], ids=str
+)
+def test_steps_are_recorded_anew_only_where_an_epoch_is_another_number(monkeypatch, settings, kept):
+    forgotten = []
+    monkeypatch.setattr(Recorded, "forget", lambda step: forgotten.append(step.what))
+    _run(CONFIG.override(settings))
+    steps = ["the update of W", "the update of α"]
+    assert forgotten == steps * (1 if kept else 4)  # at the end, or at the start of each of three epochs, too
 
 
 def test_the_search_is_reproducible_from_its_seed():
