@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .errors import DivergenceError
 
@@ -157,7 +156,6 @@ class WeightQuantizer(nn.Module):
         self.bits = bits
         self.estimate = _estimator(ranges)
         self.largest_code = _largest_code(bits)
-        self._known: tuple[Tensor, Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.estimate is minmax_range:
@@ -168,46 +166,10 @@ class WeightQuantizer(nn.Module):
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
-        return self._known or affine_qparams(*self.range(weight), self.bits)
-
-    def range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Low and high of each output channel, both [out]. weight: [out, ...]."""
         weight = weight.detach()
         if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.permute(0, 2, 3, 1)  # as it lies in memory; otherwise flatten would copy it
-        return self.estimate(weight.flatten(1), self.bits)
-
-
-def quantized_weights(network: nn.Module) -> list[tuple[WeightQuantizer, Tensor]]:
-    """Every WeightQuantizer of ``network`` with the weight that it quantizes."""
-    return [
-        (quantizer, parametrization.original)
-        for parametrization in network.modules()
-        if isinstance(parametrization, parametrize.ParametrizationList)
-        for quantizer in parametrization
-        if isinstance(quantizer, WeightQuantizer)
-    ]
-
-
-@contextmanager
-def settled_weights(weights: Sequence[tuple[WeightQuantizer, Tensor]]) -> Iterator[None]:
-    """Within it the weights stay as they are: scales and zero points are found once, those of equal bits together.
-
-    Layer by layer that takes a dozen operations each, most of them on a few numbers.
-    """
-    try:
-        for bits in {quantizer.bits for quantizer, _ in weights}:
-            alike = [quantizer for quantizer, _ in weights if quantizer.bits == bits]
-            ranges = [quantizer.range(weight) for quantizer, weight in weights if quantizer.bits == bits]
-            sizes = [len(low) for low, _ in ranges]
-            low, high = map(torch.cat, zip(*ranges, strict=True))  # both [Σ out]
-            found = (values.split(sizes) for values in affine_qparams(low, high, bits))
-            for quantizer, *known in zip(alike, *found, strict=True):
-                quantizer._known = known[0], known[1]
-        yield
-    finally:
-        for quantizer, _ in weights:
-            quantizer._known = None
+        return affine_qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
 
 
 class ActivationQuantizer(nn.Module):

@@ -13,7 +13,7 @@ from .features import Outputs, with_features
 from .inundation import inundation
 from .losses import compression_loss
 from .optimizers import adam, clear_gradients, learning_rate, set_learning_rate, sgd
-from .quantizers import learn_ranges, quantized_weights, settled_weights
+from .quantizers import learn_ranges
 from .refinements import disagreement_entropy, feature_alignment_loss, hard_samples
 from .schedules import SCHEDULES
 from .student_config import CompressConfig
@@ -29,7 +29,6 @@ class StudentTraining:
     def __init__(self, config: CompressConfig, teacher: Teacher, student: nn.Module) -> None:
         self.config, self.teacher, self.student = config, teacher, student
         self.weights = list(student.parameters())
-        self._quantized = quantized_weights(student)
         for_weights = sgd(
             self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay
         )
@@ -65,12 +64,11 @@ class StudentTraining:
         ``teacher_logits`` [N, K] are found anew where they are not known.
         """
         config = self.config
-        with settled_weights(self._quantized):
-            if config.hard_step:
-                ours = partial(self.loss, labels=labels, target=self.target(images, teacher_logits))
-                images = hard_samples(images, ours, step=config.hard_step)
-                teacher_logits = None
-            loss = self.loss(images, labels=labels, target=self.target(images, teacher_logits))
+        if config.hard_step:
+            ours = partial(self.loss, labels=labels, target=self.target(images, teacher_logits))
+            images = hard_samples(images, ours, step=config.hard_step)
+            teacher_logits = None
+        loss = self.loss(images, labels=labels, target=self.target(images, teacher_logits))
         for optimizer, _ in self._optimizers:
             clear_gradients(optimizer)
         loss.backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import json
@@ -18,7 +17,7 @@ from torch.nn.utils import parametrize
 from nni_autorecon.coverage import Coverage
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization import quantize_network
-from nni_autorecon.quantizers import RANGES, observe_ranges, quantized_weights, settled_weights
+from nni_autorecon.quantizers import observe_ranges
 
 from .toys import SmallResNet, quantizers, relative_error
 
@@ -488,33 +487,3 @@ def test_an_activation_in_disguise_is_refused(activation):
 
     with pytest.raises(InputError, match="third .its input comes from .* may be an activation in disguise"):
         quantize_network(Disguised(), weight_bits=4, activation_bits=4)
-
-
-# ------------------------------------------------------------------------------------------------- weights that rest
-
-
-@pytest.mark.parametrize("ranges", RANGES)
-def test_settled_weights_have_the_scales_that_each_layer_finds_for_itself(ranges: str) -> None:
-    student, _ = quantize_network(
-        SmallResNet().eval(), weight_bits=3, activation_bits=4, first_bits=8, last_bits=6, weight_ranges=ranges
-    )
-    weights = quantized_weights(student)
-    assert len(weights) == sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in student.modules())
-    alone = [quantizer.qparams(weight) for quantizer, weight in weights]
-    with settled_weights(weights):
-        for (quantizer, weight), expected in zip(weights, alone, strict=True):
-            found = quantizer.qparams(weight)
-            assert found is quantizer.qparams(weight)  # not found again
-            assert all(map(torch.equal, found, expected))
-
-
-def test_weights_are_settled_no_longer_than_they_rest() -> None:
-    student, _ = quantize_network(SmallResNet().eval(), weight_bits=3, activation_bits=4)
-    weights = quantized_weights(student)
-    quantizer, weight = weights[0]
-    with contextlib.suppress(KeyError), settled_weights(weights):
-        before = quantizer.qparams(weight)
-        raise KeyError
-    with torch.no_grad():
-        weight *= 2
-    torch.testing.assert_close(quantizer.qparams(weight)[0], 2 * before[0])
