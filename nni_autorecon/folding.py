@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from .fusion import affine_of
 from .integers import IntegerWeight
 from .quantizers import per_channel
 from .tracing import normed_layers
@@ -20,7 +21,7 @@ def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
         return
     for node, layer, norm_node, norm in list(normed_layers(network)):
         if (name := str(node.target)) in weights:
-            factor, shift = _affine(norm)
+            factor, shift = affine_of(norm, torch.float64)
             bias = shift if layer.bias is None else shift + factor * layer.bias
             layer.bias = nn.Parameter(bias.float(), requires_grad=False)
             weights[name] = scaled(weights[name], factor)
@@ -39,10 +40,3 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
     codes = torch.where(per_channel(factor < 0, weight.codes), largest - weight.codes, weight.codes)
     codes = torch.where(per_channel(dead, codes), per_channel(zero_point, codes), codes)
     return IntegerWeight(codes, scale.masked_fill(dead, 1.0), zero_point, weight.bits)
-
-
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The factor and the shift, both [C] in float64, that ``norm`` is in eval mode."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
-    factor = (variance + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())
-    return factor, (0.0 if norm.bias is None else norm.bias.double()) - factor * mean

@@ -78,19 +78,30 @@ RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_ran
 
 
 def fake_quantize(
-    values: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int, log_factor: Tensor | None = None
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    largest_code: int,
+    log_factor: Tensor | None = None,
+    *,
+    rectify: bool = False,
 ) -> Tensor:
     """(clamp(round(x / scale) + zero_point, 0, largest_code) - zero_point) · scale; no gradient where clamped.
 
     With ``log_factor`` the scale is exp(log_factor) times as large, and the gradient for it is LSQ's (Esser et al.,
-    ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is clamped.
+    ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is clamped. With ``rectify`` it is of relu(x).
 
     values: any shape; scale, zero_point, log_factor: [].  On the CPU faster than
     ``torch.fake_quantize_per_tensor_affine``, with the same values.
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         factored = scale if log_factor is None else scale * log_factor.detach().exp()
-        return cast(Tensor, _FakeQuantize.apply(values, log_factor, factored.item(), zero_point.item(), largest_code))
+        return cast(
+            Tensor,
+            _FakeQuantize.apply(values, log_factor, factored.item(), zero_point.item(), largest_code, rectify),
+        )
+    if rectify:
+        values = values.relu()
     if log_factor is None:
         return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, largest_code)
     factor = log_factor.exp()
@@ -100,10 +111,17 @@ def fake_quantize(
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, log_factor: Tensor | None, scale: float, zero_point: int, largest_code: int
+        ctx: Any,
+        values: Tensor,
+        log_factor: Tensor | None,
+        scale: float,
+        zero_point: int,
+        largest_code: int,
+        rectify: bool,
     ) -> Tensor:
-        lowest, highest = -zero_point, largest_code - zero_point
-        ctx.scale, ctx.passing = scale, ((lowest - 0.5) * scale, (highest + 0.5) * scale)
+        highest = largest_code - zero_point
+        lowest, least = (0, 0.0) if rectify else (-zero_point, (-zero_point - 0.5) * scale)
+        ctx.scale, ctx.passing = scale, (least, (highest + 0.5) * scale)
         inverse = float(np.float32(1) / np.float32(scale))
         codes = values.mul(inverse).round_().clamp_(lowest, highest)
         if log_factor is None:
@@ -119,7 +137,7 @@ class _FakeQuantize(torch.autograd.Function):
             gradient = torch.empty_like(values).copy_(gradient)
         passing = torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing)
         by_log = [ctx.scale * (gradient * each).sum() - (passing * values).sum() for each in codes]
-        return passing, by_log[0] if by_log else None, None, None, None
+        return passing, by_log[0] if by_log else None, None, None, None, None
 
 
 def per_channel(values: Tensor, weight: Tensor) -> Tensor:
@@ -209,16 +227,18 @@ class ActivationQuantizer(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros((), device=self.averages.device))
         return self.log_factor
 
-    def forward(self, activation: Tensor) -> Tensor:
+    def forward(self, activation: Tensor, *, rectify: bool = False) -> Tensor:
+        """With ``rectify``, of relu(activation)."""
         if self.observing:
+            activation, rectify = (activation.relu() if rectify else activation), False
             values = activation.detach().flatten()[None]  # [1, n]
             if not torch.stack(values.aminmax()).isfinite().all():
                 raise DivergenceError("activations of the student are no longer finite; lower the learning rate")
             self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
             self.observations += 1
         if torch.is_grad_enabled():
-            return fake_quantize(activation, *self._tracked(), self.largest_code, self.log_factor)
-        return fake_quantize(activation, *self.qparams(), self.largest_code)
+            return fake_quantize(activation, *self._tracked(), self.largest_code, self.log_factor, rectify=rectify)
+        return fake_quantize(activation, *self.qparams(), self.largest_code, rectify=rectify)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""

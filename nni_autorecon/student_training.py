@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import Outputs, with_features
+from .fusion import fused
 from .inundation import inundation
 from .losses import compression_loss
 from .optimizers import adam, clear_gradients, learning_rate, set_learning_rate, sgd
@@ -37,7 +38,7 @@ class StudentTraining:
             self._optimizers.append((adam(learn_ranges(student), config.range_lr), config.range_lr))
         if config.feature_weight:
             self._teacher_outputs = with_features(teacher.network).to(memory_format=teacher.memory_format)
-            self._student_outputs = with_features(student)
+        self._student_outputs = fused(with_features(student) if config.feature_weight else student)
 
     def state(self) -> list[dict[str, Any]]:
         """Where the optimizers stand, for :meth:`load`; the student has a state of its own."""
@@ -89,7 +90,8 @@ class StudentTraining:
     def loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
         """L_S, a scalar: GDFQ's, and what else has a weight; images and labels as for :meth:`step`."""
         config = self.config
-        outputs = Outputs(*self._student_outputs(images)) if config.feature_weight else Outputs(self.student(images))
+        said = self._student_outputs(images)
+        outputs = Outputs(*said) if config.feature_weight else Outputs(said)
         loss = compression_loss(
             outputs.logits, target.logits, labels, ce_gate=config.ce_gate,
             ce_weight=config.ce_weight, kd_weight=config.kd_weight,

@@ -388,7 +388,7 @@ def test_the_student_learns_from_images_a_step_harder():
     compression, seen = _start(CONFIG.override({"hard_step": 0.05})), []
     for epoch in range(3):
         compression.run_epoch(epoch)
-    compression.student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    compression.training._student_outputs.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     images, labels = torch.randn(6, *IMAGE), torch.arange(6) % CLASSES
     loss = compression.training.step(images, labels, None)
     asked, learned_from = seen
