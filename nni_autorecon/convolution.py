@@ -134,8 +134,8 @@ def _pixels(values: Tensor) -> Tensor:
     return values.view(*values.shape, 1, 1)
 
 
-def _padding(kernel: Tensor, dilation: int) -> int:
-    return dilation * (kernel.shape[-1] - 1) // 2
+def _padding(kernel: Tensor, dilation: int) -> list[int]:
+    return [dilation * (kernel.shape[-1] - 1) // 2] * 2
 
 
 def _conv(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -143,7 +143,7 @@ def _conv(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tens
 
 
 def _input_gradient(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int) -> Tensor:
-    return _conv_backward(dy, a, kernel, dilation, of_input=True)[0]
+    return conv_backward(dy, a, kernel, padding=_padding(kernel, dilation), dilation=dilation, of_kernel=False)[0]
 
 
 def _kernel_gradient(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int) -> Tensor:
@@ -152,7 +152,7 @@ def _kernel_gradient(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int) -> Te
     """
     if a.device.type == "cpu" and dilation > 1 and a.shape[2] % dilation == 0 == a.shape[3] % dilation:
         dy, a, dilation = _grids(dy, dilation), _grids(a, dilation), 1
-    return _conv_backward(dy, a, kernel, dilation, of_input=False)[1]
+    return conv_backward(dy, a, kernel, padding=_padding(kernel, dilation), dilation=dilation, of_input=False)[1]
 
 
 def _grids(x: Tensor, step: int) -> Tensor:
@@ -162,10 +162,18 @@ def _grids(x: Tensor, step: int) -> Tensor:
     return grids.reshape(-1, h // step, w // step, c).permute(0, 3, 1, 2)
 
 
-def _conv_backward(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int, *, of_input: bool) -> tuple[Tensor, Tensor]:
-    pair, padding = [dilation] * 2, [_padding(kernel, dilation)] * 2
-    mask = [of_input, not of_input, False]
-    da, dkernel, _ = torch.ops.aten.convolution_backward(
-        dy, a, kernel, None, [1, 1], padding, pair, False, [0, 0], 1, mask
+def conv_backward(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    *,
+    padding: Sequence[int],
+    dilation: int = 1,
+    of_input: bool = True,
+    of_kernel: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution of stride 1, for its input x and for its kernel, as far as they are wanted."""
+    dx, dkernel, _ = torch.ops.aten.convolution_backward(
+        dy, x, kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1, [of_input, of_kernel, False]
     )
-    return da, dkernel
+    return dx, dkernel

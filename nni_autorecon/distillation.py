@@ -15,7 +15,8 @@ from tqdm import tqdm
 from .data import EvaluationData
 from .errors import InputError
 from .files import write_atomically
-from .generator import GDFQGenerator, Generator
+from .gdfq import GDFQGenerator
+from .generator import Generator
 from .image_sources import OnStep, configured_generator
 from .latent import LatentSource
 from .layout import in_usual_layout, memory_format

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .distilled_images import distil_images
 from .errors import InputError
-from .generator import GDFQGenerator, Generator, generator_from_spec
+from .gdfq import GDFQGenerator
+from .generator import Generator, generator_from_spec
 from .latent import LatentSource
 from .losses import ReconstructionLoss, zeroq_loss
 from .networks import parameter_count

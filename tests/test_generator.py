@@ -5,13 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from nni_autorecon.errors import InputError
+from nni_autorecon.gdfq import GDFQGenerator, gdfq_macs, image_conv
 from nni_autorecon.generator import (
-    GDFQGenerator,
-    UpsampledConv,
     derived_generator,
-    gdfq_macs,
     generator_from_spec,
-    image_conv,
 )
 from nni_autorecon.genotype import (
     Genotype,
@@ -20,6 +17,7 @@ from nni_autorecon.genotype import (
     uniform_choices,
 )
 from nni_autorecon.topology import ImageShape
+from nni_autorecon.upsampling import UpsampledConv
 
 from .toys import GENERATOR, IMAGE, count_macs
 
@@ -159,19 +157,21 @@ def assert_same(fast, plain, of_fast, of_plain):
 def test_the_convolution_of_an_upsampled_image_in_values_and_gradients(before, size):
     torch.manual_seed(0)
     fast, x = UpsampledConv(3, 5).double(), torch.randn(2, 3, *before, dtype=torch.float64, requires_grad=True)
-    weight = fast.kernel.flip(2, 3).transpose(0, 1)  # [out, in, 3, 3]
-    plain = F.conv2d(F.interpolate(x, size, mode="nearest"), weight, padding=1)
-    assert_same(fast(x, size), plain, (x, fast.kernel), (x, fast.kernel))
+    plain = F.conv2d(F.interpolate(x, size, mode="nearest"), fast.weight, padding=1)
+    assert_same(fast(x, size), plain, (x, fast.weight), (x, fast.weight))
 
 
-def test_an_upsampling_convolution_begins_as_a_convolution_of_pytorch():
+@pytest.mark.parametrize("piece", [1, 3000, 10**6])  # bytes: an image each, two and one, all three
+@pytest.mark.parametrize("form", [UpsampledConv.by_nine_products, UpsampledConv.as_transposed])
+def test_an_image_of_twice_the_size_by_either_form_in_pieces(form, piece, monkeypatch):
     torch.manual_seed(0)
-    fast = UpsampledConv(4, 6)
-    torch.manual_seed(0)
-    torch.testing.assert_close(fast.kernel.flip(2, 3).transpose(0, 1), torch.nn.Conv2d(4, 6, 3, bias=False).weight)
+    monkeypatch.setattr("nni_autorecon.upsampling.PIECE", piece)
+    conv, x = UpsampledConv(3, 5).double(), torch.randn(3, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, padding=1)
+    assert_same(form(conv, x), plain, (x, conv.weight), (x, conv.weight))
 
 
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
 def test_the_convolution_that_makes_images_in_values_and_gradients(channels):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(6, channels, 3, padding=1).double()
