@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .convolution import LEAKY_SLOPE, conv_backward
+from .convolution import LEAKY_SLOPE, conv_backward, conv_by_rows, fits_by_rows, kernel_gradient_by_rows
 from .operations import ClassAffine, embedded
 from .topology import ImageShape
 from .upsampling import UpsampledConv
@@ -71,45 +71,30 @@ class GDFQGenerator(nn.Module):
 def image_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """The 3×3 convolution of padding 1 that makes images of features [N, C, h, w].
 
-    On a CPU, whose kernels are made for sixteen channels out, that to a few is faster by the rows of its kernel, and
-    that to a single one by taps: a 1×1 convolution to nine channels, which are added where they belong.
+    On a CPU that to few channels is faster by the rows of its kernel, and that to a single one by taps: a 1×1
+    convolution to nine channels, which are added where they belong.
     """
     weight, bias = conv.weight, cast(Tensor, conv.bias)
-    if x.device.type != "cpu" or 3 * conv.out_channels > 16:
+    if not fits_by_rows(x, weight):
         return cast(Tensor, conv(x))
-    if conv.out_channels > 1:
+    if len(weight) > 1:
         return cast(Tensor, _ConvByRows.apply(x, weight, bias))
     taps = F.conv2d(x, weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, -1, 1, 1))  # [N, 9, h, w]
     return F.fold(taps.flatten(2), x.shape[2:], 3, padding=1) + bias
 
 
 class _ConvByRows(torch.autograd.Function):
-    """A convolution by each row of a 3×3 kernel at once, and their sum; so is the kernel's gradient found."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        above, y, below = F.conv2d(x, _rows(weight), padding=(0, 1)).chunk(3, 1)  # each [N, out, h, w]
-        y = y + bias[:, None, None]
-        y[:, :, 1:] += above[:, :, :-1]
-        y[:, :, :-1] += below[:, :, 1:]
-        return y
+        return conv_by_rows(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_rows = torch.cat([F.pad(dy, (0, 0, -1, 1)), dy, F.pad(dy, (0, 0, 1, -1))], 1)
-        of_rows = of_rows.contiguous(memory_format=torch.channels_last)
-        rows = conv_backward(of_rows, x, _rows(weight), padding=[0, 1], of_input=False)[1]
-        dweight = rows.unflatten(0, (3, -1)).squeeze(3).permute(1, 2, 0, 3)
         dx = conv_backward(dy, x, weight, padding=[1, 1], of_kernel=False)[0] if ctx.needs_input_grad[0] else None
-        return dx, dweight, dy.sum((0, 2, 3))
-
-
-def _rows(weight: Tensor) -> Tensor:
-    """[out, C, 3, 3] as [3·out, C, 1, 3]."""
-    return weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)
+        return dx, kernel_gradient_by_rows(dy, x, weight), dy.sum((0, 2, 3))
 
 
 class _GDFQNorm(nn.Module):

@@ -54,6 +54,18 @@ def test_values_and_gradients(convs, size, memory_format, count, weighted):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize("after", [1, 3, 5, 6])  # to 5 channels a 3×3 kernel is applied row by row
+@pytest.mark.parametrize("size", [(6, 12), (1, 1), (2, 1)])
+def test_few_and_many_channels(after, size):
+    terms = _terms([(3, 1)], size, channels=(3, after))
+    plain, fused = (form(*terms) for form in FORMS)
+    assert_close(fused, plain)
+    probe = torch.randn_like(plain)
+    expected, got = (torch.autograd.grad((y * probe).sum(), _flat(terms)) for y in (plain, fused))
+    for one, other in zip(expected, got, strict=True):
+        assert_close(one, other)
+
+
 def test_gradcheck():
     terms = _terms([(3, 1), (3, 2)], (4, 2), count=2, channels=(2, 2), weighted=True)
 
