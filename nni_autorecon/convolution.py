@@ -1,6 +1,7 @@
 """What every searched convolution is part of: an affine map per class, LeakyReLU, convolution; in one function.
 
-It keeps nothing for its backward pass but its inputs: what it needs of them is computed again.
+It keeps nothing for its backward pass but its inputs: what it needs of them is computed again. Kernels to few channels,
+as of images, are applied row by row.
 """
 
 from __future__ import annotations

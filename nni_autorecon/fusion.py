@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .quantizers import ActivationQuantizer, per_channel
 from .tracing import called, normed_layers
+
+log = logging.getLogger(__name__)
 
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -18,15 +22,19 @@ def fused(student: nn.Module) -> nn.Module:
     """``student``, its parameters and all, with BatchNorms in the kernels before them and ReLUs in their quantizers.
 
     For eval mode: BatchNorms use their running statistics. What cannot be fused stays as it is, as does a network that
-    is no ``fx.GraphModule``.
+    is no ``fx.GraphModule``; layers of a kind of their own, and such a network, are logged.
     """
     if not isinstance(student, fx.GraphModule):
+        log.warning("the student is no graph of layers, so that none are fused in training, which is slower")
         return student
     graph = fx.Graph()
     graph.output(graph.graph_copy(student.graph, {}))
     twin = fx.GraphModule(student, graph)
+    others = []
     for node, layer, norm_node, norm in list(normed_layers(twin)):
-        if type(layer).forward is nn.Conv2d.forward:
+        if type(layer).forward is not nn.Conv2d.forward:
+            others.append(type_before_parametrizations(layer).__name__)
+        else:
             name = f"normed_convs.{norm_node.name}"
             twin.add_submodule(name, NormedConv(layer, norm))
             with graph.inserting_before(node):
@@ -34,6 +42,9 @@ def fused(student: nn.Module) -> nn.Module:
             norm_node.replace_all_uses_with(convolved)
             graph.erase_node(norm_node)
             graph.erase_node(node)
+    if others:
+        kinds = ", ".join(dict.fromkeys(others))
+        log.warning("%d layers (%s) are not one with their BatchNorm in training, which is slower", len(others), kinds)
     for node in list(graph.nodes):
         if isinstance(called(twin, node)[0], ActivationQuantizer):
             relu = node.all_input_nodes[0]

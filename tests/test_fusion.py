@@ -113,12 +113,13 @@ def test_a_resnet_keeps_neither_norms_nor_relus_nor_another_copy_of_its_weights(
     assert called_modules(student) == before
 
 
-def test_what_is_not_plain_stays_as_it_is():
+def test_what_is_not_plain_stays_as_it_is_and_is_named(caplog):
     student, _ = student_of(Misleading(), (3, 9, 9))
     kept = called_modules(fused(student))
     assert kept.count(NormedConv) == 2
     assert kept.count(nn.BatchNorm2d) == 2
     assert nn.LeakyReLU in kept
+    assert caplog.messages == ["1 layers (OwnConv) are not one with their BatchNorm in training, which is slower"]
 
 
 def test_ranges_are_observed_behind_the_relu():
@@ -131,6 +132,12 @@ def test_ranges_are_observed_behind_the_relu():
         assert quantizer.averages[1] > earlier[1]
 
 
-def test_a_network_without_a_graph_is_left_alone():
+def test_a_network_without_a_graph_is_left_alone(caplog):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert fused(network) is network
+    assert "none are fused" in caplog.text
+
+
+def test_of_what_is_fused_nothing_is_said(caplog):
+    fused(student_of(SmallResNet(), (3, 8, 8))[0])
+    assert not caplog.messages
