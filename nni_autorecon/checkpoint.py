@@ -69,7 +69,7 @@ def _unwrapped(content: object, own: Iterable[str], path: Path) -> Mapping[str, 
     while isinstance(content, Mapping) and (found := [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]):
         content = content[found[0]]
     entries: Mapping[str, object] = content if isinstance(content, Mapping) else {type(content).__name__: content}
-    strangers = [str(key) for key, value in entries.items() if not isinstance(value, Tensor)]
+    strangers = [str(k) for k, value in entries.items() if not (isinstance(k, str) and isinstance(value, Tensor))]
     if strangers or not entries:
         raise InputError(
             f"checkpoint {path} holds no state_dict but {_listing(strangers) or 'nothing'}; "

@@ -35,8 +35,12 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 1 for a run that failed, 2 for something to mend, 130 for Ctrl-C,
     143 for SIGTERM."""
-    arguments = build_parser().parse_args(argv)
-    return report_errors(lambda: arguments.run(arguments))
+
+    def run() -> None:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+
+    return report_errors(run)
 
 
 def console() -> NoReturn:

@@ -82,7 +82,7 @@ def export_model(arguments: argparse.Namespace) -> None:
 
     if arguments.file.suffix == ".onnx":
         raise InputError(f"{arguments.file} is ONNX already; give the student.safetensors of a compression")
-    output = arguments.output or arguments.file.with_suffix(".onnx")
+    output = arguments.output or arguments.file.parent / f"{arguments.file.stem}.onnx"
     require_absent(output, force=arguments.force)
     agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
     print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,11 +62,16 @@ class Compression:
 
     @classmethod
     def start(
-        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
+        cls,
+        config: CompressConfig,
+        teacher: Teacher,
+        on_step: OnStep = lambda: None,
+        state: State | None = None,
+        on_ready: Callable[[], object] = lambda: None,
     ) -> Compression:
         """Everything at its initial state, images distilled, or where ``state`` says. Seeds torch.
 
-        Raises InputError if the settings do not go together.
+        Raises InputError if the settings do not go together; ``on_ready`` is called after that, before the images.
         """
         config.require_consistent()
         started = time.perf_counter()
@@ -79,7 +85,7 @@ class Compression:
         if config.feature_weight:
             with_features(student)  # says what is wrong before images are made
         source = FixedImages if config.generator_spec is None else GeneratorImages
-        images = source.start(config, teacher, on_step, state and state["images"])
+        images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         student = student.to(teacher.device).to(memory_format=teacher.memory_format)
         compression = cls(config, teacher, images, student, coverage, started)
         if state is not None:
@@ -220,9 +226,9 @@ def run_compression(
             bar.update()
             on_step()
 
-        compression = Compression.start(config, teacher, step, state)
+        begin = partial(run.start, "compress", config, device=teacher.device_name)
+        compression = Compression.start(config, teacher, step, state, begin)
         bar.update(compression.epoch * config.steps)
-        run.start("compress", config, device=teacher.device_name)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)

@@ -49,5 +49,12 @@ class Config(Settings):
 
     @property
     def files(self) -> dict[str, str]:
-        """Checkpoint and genotypes, on whose contents a run depends, by the setting that names them."""
-        return {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        """Checkpoint, genotypes and the person's own code, on whose contents a run depends, by the setting that names
+        them."""
+        return {**({"checkpoint": self.checkpoint} if self.checkpoint else {}), **code_file("teacher", self.teacher)}
+
+
+def code_file(name: str, spec: str) -> dict[str, str]:
+    """The file of a ``models.py:factory`` under the name of its setting; nothing for other networks."""
+    path, colon, _ = spec.rpartition(":")
+    return {name: path} if colon and path.endswith(".py") else {}

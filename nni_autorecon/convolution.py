@@ -42,22 +42,9 @@ def activated_conv(*terms: ConvTerm) -> Tensor:
     Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, smaller
     kernels padded by zeros.
     """
-    if torch.compiler.is_compiling():
-        return plain_activated_conv(*terms)
     x, affine = _joined([term.x for term in terms], 1), _joined([term.affine for term in terms], 2)
     kernels, bias = _merged(terms)
     return _ActivatedConv.apply(x, affine, bias, tuple(kernels), *kernels.values())
-
-
-def plain_activated_conv(*terms: ConvTerm) -> Tensor:
-    """The same, as an expression."""
-    total = torch.zeros(())
-    for x, affine, convs, weights in terms:
-        scale, shift = _pixels(affine).unbind(1)
-        a = F.leaky_relu(torch.addcmul(shift, x, scale), LEAKY_SLOPE)
-        for j, conv in enumerate(convs):
-            total = total + (conv(a) if weights is None else weights[j] * conv(a))
-    return total
 
 
 def _merged(terms: Sequence[ConvTerm]) -> tuple[dict[int, Tensor], Tensor]:

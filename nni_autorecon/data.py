@@ -31,6 +31,8 @@ class LabelledImages(EvaluationData):
             raise InputError(f"images are {_describe(images)}; give uint8 [N, C, H, W]")
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise InputError(f"labels are {_describe(labels)}; give int64 [N]")
+        if not images[0:1].numel() and len(images):
+            raise InputError(f"images are {_describe(images)}, without a pixel; give uint8 [N, C, H, W]")
         if len(images) != len(labels) or not len(images):
             raise InputError(f"{len(images)} images and {len(labels)} labels; give one label for every image")
         if labels.min() < 0:

@@ -77,7 +77,7 @@ def load_digits_teacher() -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on the cache
         network = digits_resnet()
         if not _restore(network, path):
-            with _locked(path):
+            with cache_lock(path):
                 if not _restore(network, path):  # nobody else has trained it meanwhile
                     if path.exists():
                         _log.warning("%s is damaged; training the digits teacher again", path)
@@ -132,7 +132,7 @@ def _reproducible() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def cache_lock(path: Path) -> Iterator[None]:
     """Hold ``path``'s lock across processes; a folder in which nothing can be written is an InputError."""
     lock = FileLock(f"{path}.lock")
     try:

@@ -19,13 +19,10 @@ ImageLoss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class DistilledImages(NamedTuple):
-    """images: [count, C, H, W], as the teacher takes them; labels: [count] or None. Both losses are means over images,
-    of the noise that they started from and of what became of it."""
+    """images: [count, C, H, W], as the teacher takes them; labels: [count] or None."""
 
     images: Tensor
     labels: Tensor | None
-    loss_before: float
-    loss_after: float
 
 
 def distil_images(
@@ -60,22 +57,16 @@ def distil_images(
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *image, generator=random).to(device)  # [count, C, H, W]
     labels = None if num_classes is None else torch.randint(num_classes, (count,), generator=random).to(device)
-    trained, before, after = [], 0.0, 0.0
+    trained = []
     for indices in torch.arange(count, device=device).split(batch_size):
         images, batch_labels = noise[indices].requires_grad_(), None if labels is None else labels[indices]
         optimizer = torch.optim.Adam([images], lr=learning_rate)
         scheduler = ReduceLROnPlateau(optimizer, patience=patience, min_lr=LEAST_LEARNING_RATE)
-        values = []
         for _ in range(steps):
-            values.append(_step(loss, images, batch_labels, optimizer))
-            scheduler.step(values[-1])
+            scheduler.step(_step(loss, images, batch_labels, optimizer))
             on_step()
         trained.append(images.detach())
-        with torch.no_grad():
-            values.append(_finite(loss(trained[-1], batch_labels)))
-        before += values[0] * len(indices) / count
-        after += values[-1] * len(indices) / count
-    return DistilledImages(torch.cat(trained), labels, before, after)
+    return DistilledImages(torch.cat(trained), labels)
 
 
 def _step(loss: ImageLoss, images: Tensor, labels: Tensor | None, optimizer: torch.optim.Optimizer) -> float:
@@ -83,10 +74,6 @@ def _step(loss: ImageLoss, images: Tensor, labels: Tensor | None, optimizer: tor
     value = loss(images, labels)
     (images.grad,) = torch.autograd.grad(value, images)  # backward() would leave gradients in the teacher, too
     optimizer.step()
-    return _finite(value)
-
-
-def _finite(loss: Tensor) -> float:
-    value = float(loss.detach())
-    require_finite(value, "the loss of the distilled images")
-    return value
+    known = float(value.detach())
+    require_finite(known, "the loss of the distilled images")
+    return known

@@ -192,8 +192,8 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 def check_folder(name: str, folder: Path, remedy: str) -> Finding:
     """Whether files can be written in ``folder``, or where it would be made, and for how much there is space."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as error:

@@ -10,12 +10,11 @@ from typing import Any
 
 from .records import STAGES, Run
 from .search_config import IDLE_SETTINGS, STRATEGY_SETTINGS
+from .student_config import USED_BY
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
 EXECUTION = ("threads", "device")
-IMAGE_METHODS, IMAGE_SETTINGS = ("zeroq", "zeroq-kd", "dfc"), ("image_count", "image_steps", "image_lr")
-"""Methods that distil images, and how."""
 NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
 """Settings that make no row: they make columns and tables, or say where it ran."""
 
@@ -52,8 +51,9 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     for settings, genotype in zip(filled, genotypes, strict=True):
         matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
         settings["genotype"] = genotype.partition(":")[2] if matters else None
-    for name in IMAGE_SETTINGS:
-        _level_unless_used(filled, name, [one.get("method") in IMAGE_METHODS for one in filled])
+    for methods, names_used in USED_BY.items():
+        for name in names_used:
+            _level_unless_used(filled, name, [one.get("method") in (None, *methods) for one in filled])
     for strategies, names_used in STRATEGY_SETTINGS.items():
         for name in names_used:
             _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])

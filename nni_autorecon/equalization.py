@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from .errors import InputError
 from .moments import Normal, batchnorm_output
-from .tracing import QUANTIZED, called, normed_layers, trace
+from .tracing import QUANTIZED, called, is_in_place, is_plain, normed_layers, trace
 
 _HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
 """f(s x) = s f(x) for s > 0, channel by channel."""
@@ -32,7 +34,12 @@ class Pair(NamedTuple):
 
 def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
     """A traced copy of ``network`` with BatchNorms folded and every ReLU6 a ReLU, and the folded norms' outputs."""
-    traced = trace(network, remedy="choose a method that uses images")
+    remedy = "choose a method that uses images"
+    traced = trace(network, remedy=remedy)
+    for path, layer in traced.named_modules():
+        if isinstance(layer, QUANTIZED) and not is_plain(layer):
+            kind = type_before_parametrizations(layer).__name__
+            raise InputError(f"DFQ cannot change the weight of {path} ({kind}), which is not used as it is; {remedy}")
     outputs = fold_batchnorms(traced)
     replace_relu6(traced)
     return traced, outputs
@@ -66,7 +73,11 @@ def replace_relu6(network: fx.GraphModule) -> None:
     """
     for node in network.graph.nodes:
         if called(network, node)[1].removesuffix("_") == "relu6":
-            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (node.all_input_nodes[0],), {}
+            source = node.all_input_nodes[0]
+            if is_in_place(network, node):  # whoever uses its input from here on saw its output
+                for user in [user for user in source.users if user > node]:
+                    user.replace_input_with(source, node)
+            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (source,), {}
     network.delete_all_unused_submodules()
     network.recompile()
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .data import EvaluationData, LabelledImages, load_images
-from .digits import digits_data
+from .digits import cache_lock, digits_data
 from .errors import InputError, one_line
+from .files import cache_folder, is_there
 from .topology import ImageShape
 
 SPECS = "digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or imagenet:FOLDER"
@@ -50,7 +51,7 @@ def load_evaluation_data(
         return LabelledImages(fit(digits.images), digits.labels)
     if folder and kind in DATA_SETS:
         pictures = _from_torchvision(kind, folder, download)
-    elif Path(spec).is_dir():
+    elif is_there(Path(spec), Path.is_dir):
         pictures = _from_folder(spec)
     else:
         raise InputError(f"test data {spec!r} do not exist; give {SPECS}")
@@ -100,7 +101,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """What a DataLoader calls for a batch; decoding and resizing leave Python's lock, so threads pay."""
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return list(pool.map(self.__getitem__, indices))
 
 
@@ -136,7 +137,10 @@ def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
         cifar = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
         load = partial(cifar, folder, train=False, download=download)
     try:
-        return load()
+        if not download:
+            return load()
+        with cache_lock(cache_folder() / kind):  # two at once would write the same archive
+            return load()
     except (OSError, RuntimeError) as error:  # RuntimeError: not there, or damaged
         raise InputError(f"cannot read test data {kind} in {folder}: {one_line(error)}; {remedy}") from error
 

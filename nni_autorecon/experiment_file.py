@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
 import traceback
@@ -76,7 +77,7 @@ def _search_space(config: ExperimentConfig, file: Path | str, folder: Path) -> t
     """The search space, and the file in which it stands."""
     if config.search_space_file is None:
         return config.search_space, file
-    path = folder / Path(config.search_space_file).expanduser()
+    path = folder / os.path.expanduser(config.search_space_file)
     text = read_text(path, "search space")
     try:
         with suppress(ValueError):

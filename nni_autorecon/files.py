@@ -27,7 +27,7 @@ CACHE_VARIABLE = "NNI_AUTORECON_CACHE"
 
 def cache_folder() -> Path:
     """Where what is fetched or trained once is kept: the variable's folder, or the person's own."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("nni-autorecon")).expanduser()
+    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("nni-autorecon")))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -152,15 +152,23 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def require_absent(path: Path, *, force: bool = False) -> None:
-    """Raise InputError if ``path`` already holds something that a write would replace."""
-    path = Path(path)
+def is_there(path: Path, test: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether ``test`` holds for ``path``. Raises InputError if that cannot be told."""
     try:
-        if not path.exists() or force or (path.is_dir() and not any(path.iterdir())):
-            return
+        return test(path)
     except OSError as error:
         raise InputError(f"cannot look into {path}: {error.strerror or error}; choose another place") from error
+
+
+def require_absent(path: Path, *, force: bool = False) -> None:
+    """Raise InputError if ``path`` already holds something that a write would replace."""
+    if force or is_there(Path(path), _is_free):
+        return
     raise InputError(f"{path} already exists; choose another place or pass --force to replace it")
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _umask() -> int:

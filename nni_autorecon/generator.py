@@ -14,6 +14,7 @@ from .genotype import Genotype, generator_macs, published_genotype, random_choic
 from .operations import ClassAffine, EdgeShape, Features, Part, make_operation, node_sum
 from .topology import (
     EDGES,
+    LARGEST_SIZE,
     NUM_BLOCKS,
     Edge,
     ImageShape,
@@ -154,7 +155,10 @@ def _given(genotype: str | None, spec: str) -> str:
 
 
 def _scaled(width: int, scale: float) -> int:
-    return max(round(width * scale), 1)
+    scaled = max(round(width * scale), 1)
+    if scaled > LARGEST_SIZE:
+        raise InputError(f"generator_scale {scale:g} makes {width} channels more than {LARGEST_SIZE}; lower it")
+    return scaled
 
 
 def equal_macs_width(genotype: str, *, image: ImageShape, latent_dim: int) -> int:

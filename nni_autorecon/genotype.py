@@ -181,7 +181,9 @@ def uniform_choices(operation: str) -> dict[str, str]:
 
 
 def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> int:
-    """Multiply-accumulates of one operation for one image. Convolutions count; norms and interpolation do not."""
+    """Multiply-accumulates of one operation for one image, as Table 1 has it: its convolution at the target's size,
+    though :class:`~.operations.UpOperation` has fewer where it repeats pixels last. Norms and interpolation do not
+    count."""
     height, width_pixels = node_size(edge.target, image)
     taps = {NONE: 0, IDENTITY: 0, **dict.fromkeys(INTERPOLATIONS, 1)}
     taps |= {conv: kernel**2 for conv, (kernel, _) in CONVOLUTIONS.items()}

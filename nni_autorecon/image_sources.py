@@ -64,8 +64,9 @@ class GeneratorImages:
 
     @classmethod
     def start(
-        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
-    ) -> GeneratorImages:
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        on_ready: OnStep = lambda: None,
+    ) -> GeneratorImages:  # fmt: skip
         """The configured generator; ``state`` is where an earlier run left it. ``on_step`` has nothing to count."""
         if config.mixed_classes > teacher.num_classes:
             raise InputError(f"mixed_classes ({config.mixed_classes}) exceeds {teacher.num_classes} classes; lower it")
@@ -79,6 +80,7 @@ class GeneratorImages:
         if state is not None:
             generator.load_state_dict(state["generator"])
             optimizer.load_state_dict(state["optimizer"])
+        on_ready()
         return cls(generator, objective, source, optimizer, config.low_pass)
 
     def images(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -144,8 +146,9 @@ class FixedImages:
 
     @classmethod
     def start(
-        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None
-    ) -> FixedImages:
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        on_ready: OnStep = lambda: None,
+    ) -> FixedImages:  # fmt: skip
         """DFC's images of classes for method ``dfc``, ZeroQ's, labelled by the teacher, for the others.
 
         Method ``dfq`` uses none but those held out, which come from other noise. ``state`` are images that an earlier
@@ -154,6 +157,7 @@ class FixedImages:
         norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
         if config.method != "dfc" and next(norms, None) is None:
             raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
+        on_ready()
         count = 0 if config.method == "dfq" else config.image_count
         objective = objective_for(teacher.observed, config)
         indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)

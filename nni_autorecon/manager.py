@@ -110,7 +110,8 @@ class Manager:
         first = failed[0]
         said = "nothing"
         with suppress(requests.RequestException):
-            said = self._get(f"trial-file/{first['trialJobId']}/stderr").text.strip().splitlines()[-1]
+            lines = self._get(f"trial-file/{first['trialJobId']}/stderr").text.strip().splitlines()
+            said = lines[-1] if lines else said
         return f"trials fail at once; the first says: {said} (its log: {first['logPath']}/trial.stderr)"
 
     def _why_it_failed(self, errors: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,6 @@ from .topology import EDGES
 
 Measure = Callable[[Mapping[str, str]], dict[str, float]]
 """The choices of a candidate to the L_r of its generator and the parts of it."""
-
-EVEN = {edge.label: dict.fromkeys(edge.candidates, 0.0) for edge in EDGES}
 
 
 class CandidateSearch:
@@ -64,8 +63,8 @@ class CandidateSearch:
 
     def _evaluate(self, space: GeneratorSpace) -> None:
         """What NNI runs as a trial. It maximizes what is reported."""
-        choices, repaired = repair(space.generator.choices, EVEN)
         index, self._asked = self._asked, self._asked + 1
+        choices, repaired = repair(space.generator.choices, _any_order(f"{self.config.seed} {index}"))
         if index == len(self._known):
             self._known.append({"choices": choices, "repaired": repaired, "loss": self.measure(choices)})
             self._report()
@@ -79,6 +78,12 @@ class CandidateSearch:
     def _report(self) -> None:
         best, last = self._best()["loss"], self._known[-1]["loss"]
         self.on_candidate({"candidate": len(self._known), **best, "candidate_loss": last["loss"]})
+
+
+def _any_order(seed: str) -> dict[str, dict[str, float]]:
+    """Numbers that stand for probabilities where there are none, so that a repair prefers no edge or operation."""
+    generator = random.Random(seed)
+    return {edge.label: {name: generator.random() for name in edge.candidates} for edge in EDGES}
 
 
 def make_strategy(config: SearchConfig) -> Strategy:

@@ -287,9 +287,14 @@ def plot_images(images: Tensor, labels: Tensor, *, per_class: int, max_classes: 
     return figure
 
 
+def literal(text: str) -> str:
+    """As matplotlib shows ``text`` as it stands: between two dollars it would look for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11, color=INK)
+    figure.suptitle(textwrap.fill(literal(title), int(10 * width)), fontsize=11, color=INK)
     axes = figure.add_subplot()
     axes.spines[:].set_visible(False)
     return figure, axes

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from .coverage import Coverage, Gap, Quantized
 from .errors import InputError
 from .quantizers import ActivationQuantizer, WeightQuantizer
-from .tracing import QUANTIZED, called, trace
+from .tracing import QUANTIZED, called, is_in_place, trace
 
 PROTOCOLS = ("gdfq", "integer")
 INPUT_BITS = 8
@@ -107,6 +107,10 @@ def quantize_network(
         calls = [(str(node.target), module) for node, module in _layer_calls(traced)]
     gaps += _float_parameters(student, name)
     layers = {module: path for path, module in calls}
+    for module, path in layers.items():
+        if not parametrize.is_parametrized(module, "weight") and "weight" not in module._parameters:
+            made = f"{name}: the weight of {path} is no parameter of its own"
+            raise InputError(f"{made}; make it one, as torch.nn.utils.remove_weight_norm does")
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not allow_partial:
@@ -192,9 +196,7 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an activation changes its input, so that whoever uses that from here on sees the activation, too."""
-    module, kind = called(traced, node)
-    inplace = kind.endswith("_") or node.kwargs.get("inplace") or getattr(module, "inplace", False)
-    return bool(inplace and _ACTIVATION.fullmatch(kind))
+    return is_activation(traced, node) and is_in_place(traced, node)
 
 
 def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:

@@ -49,7 +49,10 @@ def read_folders(folders: Sequence[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
-        configs = sorted(folder.rglob("config.json"))
+        try:
+            configs = sorted(folder.rglob("config.json"))
+        except OSError as error:
+            raise InputError(f"cannot look into {folder}: {error.strerror or error}; give another folder") from error
         if not configs:
             raise InputError(
                 f"no runs in {folder}; a run's folder holds config.json, and result.json once it has finished"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .comparison import Row, Table
 from .entries import NOT_USED, SCALE
-from .plots import DPI, INK, MUTED, SERIES_COLOURS
+from .plots import DPI, INK, MUTED, SERIES_COLOURS, literal
 from .report import Report, show
 
 Floats = NDArray[np.float64]
@@ -98,7 +98,7 @@ def _draw_lines(axes: Axes, table: Table) -> None:
     for index, (name, mean, std) in enumerate(series):
         x = positions + (index - (len(series) - 1) / 2) * step
         dashes = ("-", "--", "-.", ":")[index % 4]
-        axes.errorbar(x, mean, std, label=name, linestyle=dashes, **_style(index))
+        axes.errorbar(x, mean, std, label=literal(name), linestyle=dashes, **_style(index))
     axes.set_xticks(positions, table.column_heads())
     axes.set_xlim(positions.min() - 0.3, positions.max() + 0.3)
     axes.set_xlabel("scale of the generator's channels" if table.column == SCALE else "bit widths")
@@ -117,7 +117,7 @@ def _draw_dots(axes: Axes, table: Table) -> None:
         if len(by_seed) > 1:
             values = list(by_seed.values())
             axes.plot(values, [index] * len(values), "o", ms=4, mfc="none", mec=MUTED, label="one seed", zorder=3)
-    axes.set_yticks(range(len(series)), [textwrap.fill(name, 44) for name, *_ in series])
+    axes.set_yticks(range(len(series)), [textwrap.fill(literal(name), 44) for name, *_ in series])
     axes.set_ylim(len(series) - 0.5, -0.5)
     axes.set_xlabel(f"{LABELS[table.metric]}{'' if table.column is None else f', {table.column_heads()[0]}'}")
     axes.grid(axis="x", color=GRID, linewidth=0.7)

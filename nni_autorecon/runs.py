@@ -145,18 +145,27 @@ class RunFolder:
             self._begin_events()
             return
         require_absent(self.path, force=self.force)
-        if (self / "config.json").exists() and (earlier := self._earlier().get("command", "something else")) != command:
+        earlier_run = (self / "config.json").exists()
+        if earlier_run and (earlier := self._earlier().get("command", "something else")) != command:
             raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
+        self._require_other_inputs(config)
         self._take()
         here = {"command": command, "config": config.to_dict(), "device": device, "versions": versions()}
         write_json(self / "config.json", here)
-        for name in RESULTS:
+        for name in RESULTS if earlier_run else ():
             (self / name).unlink(missing_ok=True)
         self._begin_events()
 
+    def _require_other_inputs(self, config: Config) -> None:
+        """Raise InputError if the run depends on a file that it would replace."""
+        for name, path in config.files.items():
+            if any(Path(path).resolve() == (self / result).resolve() for result in RESULTS):
+                raise InputError(f"{name} {path} would be replaced by results; choose another folder for them")
+
     def _begin_events(self) -> None:
         """Write the rows so far afresh: an earlier attempt may have logged one that its snapshot lacks."""
-        remove_events(self / EVENTS)
+        if self._events or not self._going_on:
+            remove_events(self / EVENTS)
         if self._events:
             self._events.begin(self.rows)
 
@@ -190,7 +199,9 @@ class RunFolder:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of settings that differ, but for those on which no result depends."""
-    return sorted(name for name in {*before, *now} - {"threads", "device"} if before.get(name) != now.get(name))
+    return sorted(
+        name for name in {*before, *now} - {"threads", "device", "download"} if before.get(name) != now.get(name)
+    )
 
 
 def _contents(config: Config) -> dict[str, str | None]:

@@ -137,7 +137,7 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
         "versions": {"nni-autorecon": __version__, **{name: metadata.version(name) for name in ("torch", "numpy")}},
     }
     known = {"format": FORMAT, "sha256": _digest(header, tensors), **header}
-    content = save(tensors, {_METADATA: _json(known)})
+    content = save(tensors, {_METADATA: json.dumps(known, allow_nan=False)})
     write_atomically(Path(path), lambda file: file.write(content))
 
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .engine import run_strategy
-from .errors import InputError
+from .errors import DivergenceError, InputError
 from .files import write_json
 from .generator import Generator, derived_generator
 from .genotype import Genotype, generator_macs, repair
@@ -37,6 +37,9 @@ from .space import sample_of
 from .strategy import AutoReConStrategy
 from .supernet import SupernetStrategy
 from .teacher import Teacher, configured_teacher
+
+DIVERGED = 1e30
+"""The L_r of a candidate whose training went to NaN or infinity: finite, for strategies and files take no other."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,15 @@ def _measure_candidate(
     *,
     steps: int,
 ) -> dict[str, float]:
-    """L_r after ``steps`` updates. All candidates begin with the same seed and see the same batches."""
+    """L_r after ``steps`` updates, ``DIVERGED`` if it is not finite then. All candidates begin with the same seed and
+    see the same batches."""
     torch.manual_seed(config.seed)
     generator = _fresh_generator(config, teacher, choices)
     train_generator(generator, objective, source, config, stream="search", steps=steps)
-    return measure_generator(generator, objective, source, stream="validation", steps=config.validation_steps)
+    try:
+        return measure_generator(generator, objective, source, stream="validation", steps=config.validation_steps)
+    except DivergenceError:
+        return dict.fromkeys(("loss", "class_loss", "bns_loss"), DIVERGED)
 
 
 def _drawn(

@@ -15,7 +15,7 @@ from .files import write_atomically
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 6
+LAYOUT = 7
 """Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
 
 State = Mapping[str, Any]

@@ -100,13 +100,20 @@ def observed(network: nn.Module) -> nn.Module:
     Subclasses of BatchNorm2d stay what they are, and are recorded by hooks.
     """
     twin = copy.deepcopy(network).eval().requires_grad_(False)
-    others = []
+    hooked, left_out = [], []
     for layer in twin.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = ObservedBatchNorm2d
-        elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, ObservedBatchNorm2d):
-            others.append(type(layer).__name__)
-    if others:
-        kinds = ", ".join(dict.fromkeys(others))
-        log.warning("hooks record the statistics of %d layers (%s), which is slower", len(others), kinds)
+        elif isinstance(layer, ObservedBatchNorm2d):
+            pass
+        elif isinstance(layer, nn.BatchNorm2d):
+            hooked.append(type(layer).__name__)
+        elif isinstance(getattr(layer, "running_mean", None), Tensor):
+            left_out.append(type(layer).__name__)
+    for names, fact in (
+        (hooked, "hooks record the statistics of %d layers (%s), which is slower"),
+        (left_out, "the statistics of %d layers (%s) are not matched, for they are no BatchNorm2d"),
+    ):
+        if names:
+            log.warning(fact, len(names), ", ".join(dict.fromkeys(names)))
     return twin

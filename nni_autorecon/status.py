@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .config import Config
 from .errors import InputError
@@ -221,15 +221,16 @@ def _trial(
 
 def _plan(trial: TrialRecord, command: str) -> Plan:
     """By the trial's own config.json, else, as on another machine, by its command and what NNI gave it."""
-    words = shlex.split(command)
-    stage = next((stage for stage in STAGES if any(Path(word).name == f"{stage}.py" for word in words)), None)
+    stage = None
     try:
+        words = shlex.split(command)
+        stage = next((stage for stage in STAGES if any(Path(word).name == f"{stage}.py" for word in words)), None)
         if trial.folder and (trial.folder / "config.json").exists():
             stage, values, _ = read_config(trial.folder / "config.json")
             return Plan(stage, STAGES[stage]().override(values))
         if stage is None:
             return Plan(stage)
-        parser = argparse.ArgumentParser(exit_on_error=False)
+        parser = _Parser()
         parser.add_argument("--config")
         STAGES[stage].add_arguments(parser)
         arguments = parser.parse_known_args(words)[0]
@@ -237,8 +238,13 @@ def _plan(trial: TrialRecord, command: str) -> Plan:
             return Plan(stage)
         config = STAGES[stage].from_arguments(arguments)
         return Plan(stage, config.override(plain_parameters(trial.parameters)))
-    except (InputError, argparse.ArgumentError):  # the trial itself says so, in its trial.stderr
+    except (InputError, ValueError):  # the trial itself says so, in its trial.stderr
         return Plan(stage)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _measured(stage: str | None, metrics: Mapping[str, Any]) -> dict[str, float]:

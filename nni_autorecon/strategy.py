@@ -152,9 +152,8 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         for module in self.modules():
             if isinstance(module, GumbelSample):
                 module.temperature.fill_(module.tau)
-        if (
-            self.config.entropy_penalty or self.opponent
-        ):  # the penalty, and whether there is a game, depend on the epoch
+        depends_on_epoch = self.config.entropy_penalty or self.opponent  # the penalty, and whether there is a game
+        if depends_on_epoch:
             for step in self._steps:
                 step.forget()
 

@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .config import BITS, SCHEDULES, Config, bit_widths
+from .config import BITS, SCHEDULES, Config, bit_widths, code_file
 from .errors import InputError
 from .presets import BEST, GDFQ, LOSSES
 from .settings import Presets, setting
 from .topology import LARGEST_SIZE
 
 METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
+USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("gdfq",): (
+        "generator_scale", "width", "latent_dim", "generator_updates", "mixed_share",
+        "weight_lr", "weight_beta1", "weight_beta2", "weight_decay", "weight_schedule",
+    ),
+    ("zeroq", "zeroq-kd", "dfc"): ("image_count",),
+    ("dfq", "zeroq", "zeroq-kd", "dfc"): ("image_steps", "image_lr"),
+    ("gdfq", "dfc"): ("bns_form",),
+    ("gdfq", "zeroq", "zeroq-kd", "dfc"): ("activation_ranges", "range_epochs", "steps"),
+    ("gdfq", "zeroq-kd", "dfc"): (
+        "epochs", "warmup_epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
+        "student_clip", "range_lr", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction",
+        "disagreement_weight", "feature_weight", "hard_step", "flip_share",
+    ),
+}  # fmt: skip
+"""The settings that are of use to some methods alone."""
 RANGES = ("minmax", "percentile", "mse")
 WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
 """Phases of stage 2: the generator alone learns, the ranges of activations are tracked, the student learns."""
@@ -30,7 +46,9 @@ class StudentConfig(Config):
         "(as wide as the MACs of the genotype's allow); {seed} stands for the seed (default: searched)",
         symbol="M_g",
     )
-    generator_scale: float = setting(1.0, "factor of the generator's channels (Table 3)", symbol="s", low=0.01)
+    generator_scale: float = setting(
+        1.0, "factor of the generator's channels (Table 3)", symbol="s", low=0.01, high=1e4
+    )
     width: int | None = setting(
         None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1, high=LARGEST_SIZE
     )
@@ -106,7 +124,7 @@ class CompressConfig(StudentConfig):
     )
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
-    image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0)
+    image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
     bits: str = setting("w4a4", "bit widths of weights and activations", pattern=BITS)
     protocol: str = setting(
         "gdfq",
@@ -152,7 +170,7 @@ class CompressConfig(StudentConfig):
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
     ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S", low=0.0)
     kd_weight: float = setting(1.0, "weight of the distillation term in L_S", symbol="α", low=0.0)
-    kd_temperature: float = setting(20.0, "temperature of the distillation term", symbol="T", low=1e-3)
+    kd_temperature: float = setting(20.0, "temperature of the distillation term", symbol="T", low=1e-3, high=1e6)
     kd_reduction: str = setting(
         "mean", "mean also divides by the class count (as GDFQ does); batchmean does not",
         choices=("mean", "batchmean"),
@@ -175,7 +193,8 @@ class CompressConfig(StudentConfig):
 
     def require_consistent(self) -> None:
         if self.method != "gdfq" and self.generator is not None:
-            raise InputError(f"method {self.method} takes no generator; leave out --generator, or use method gdfq")
+            given = " and ".join(self._presets_of(["generator"]) or ["--generator"])
+            raise InputError(f"method {self.method} takes no generator; leave out {given}, or use method gdfq")
         super().require_consistent()
         self._require_used()
         if self.protocol == "gdfq" and self.input_bits is not None:
@@ -201,25 +220,16 @@ class CompressConfig(StudentConfig):
         defaults, idle = CompressConfig(), not (self.ce_weight or self.kd_weight)
         resting = self.method != "gdfq" or self.generator_updates == "warmup"
         for useless, names, why in (
-            (
-                self.method != "gdfq",
-                ("generator_scale", "width", "latent_dim", "generator_updates", "mixed_share"),
-                f"method {self.method} has no generator",
+            *(
+                (self.method not in methods, names, f"method {self.method} is given")
+                for methods, names in USED_BY.items()
             ),
-            (self.method == "gdfq", ("image_count", "image_steps", "image_lr"), "method gdfq distils no images"),
-            (self.method == "dfq", ("image_count",), "method dfq learns from no images"),
+            (self.bns_weight == 0, ("bns_form",), "bns_weight is 0"),
             (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
             (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
             (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
             (self.kd_weight == 0, ("kd_reduction",), "kd_weight is 0"),
             (not (self.kd_weight or self.disagreement_weight), ("kd_temperature",), "kd_weight is 0"),
-            (self.method == "dfq", ("activation_ranges",), "method dfq takes ranges from statistics"),
-            (self.method in ("dfq", "zeroq", "zeroq-kd"), ("bns_form",), f"method {self.method} has a loss of its own"),
-            (
-                self.method in ("dfq", "zeroq"),
-                ("hard_step", "ce_gate", "disagreement_weight", "feature_weight", "flip_share", "range_lr"),
-                f"method {self.method} does not train the student",
-            ),
         ):
             given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
             if given:
@@ -276,6 +286,10 @@ class DistillConfig(StudentConfig):
     student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
     student_lr: float = setting(0.1, "SGD learning rate of the student", low=0.0)
     student_decay: float = setting(5e-4, "weight decay of the student", low=0.0)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, **code_file("student", self.student)}
 
     def require_consistent(self) -> None:
         super().require_consistent()

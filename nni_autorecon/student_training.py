@@ -75,7 +75,8 @@ class StudentTraining:
         loss.backward()
         if config.student_clip is not None:
             nn.utils.clip_grad_norm_(self.weights, config.student_clip)
-        with inundation(self.student, share=config.flip_share) if config.flip_share else nullcontext():
+        inundated = inundation(self.student, share=config.flip_share, decay=config.student_decay)
+        with inundated if config.flip_share else nullcontext():
             for optimizer, _ in self._optimizers:
                 optimizer.step()
         return loss.detach()

@@ -100,6 +100,7 @@ def load_teacher(
     height, width = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
     image = ImageShape(channels, height, width)
     mean, std = _normalization(network, expected, mean, std, channels, spec)
+    _unsynchronize(network)
     with record_bn_statistics(network) as statistics:
         found_classes = _count_classes(network, image, device, spec)
     if need_batchnorm and not statistics:
@@ -208,12 +209,34 @@ def _normalization(
     return tuple(mean), tuple(std)
 
 
+def _unsynchronize(network: nn.Module) -> None:
+    """Make every SyncBatchNorm a BatchNorm2d: they differ in distributed training alone."""
+    for layer in network.modules():
+        if type(layer) is nn.SyncBatchNorm:
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+
+
+def images_to_try(count: int, image: ImageShape, device: torch.device) -> Tensor:
+    """[count, C, H, W], of values from -2 to 2."""
+    return torch.linspace(-2, 2, count * math.prod(image), device=device).view(count, *image)
+
+
+def require_unchanged(images: Tensor, given: Tensor, whose: str) -> None:
+    """Raise InputError if a network left ``given``, once a copy of ``images``, changed."""
+    if not torch.equal(images, given):
+        raise InputError(
+            f"{whose} changes its images in place, and others use them, too; change a copy, as in x = (x - mean) / std"
+        )
+
+
 def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, spec: str) -> int:
-    """K, from the logits [1, K] of one blank image."""
+    """K, from the logits [1, K] of one image."""
     size = "×".join(map(str, image))
+    images = images_to_try(1, image, device)
+    given = images.clone()
     try:
         with torch.no_grad():
-            logits = network(torch.zeros(1, *image, device=device))
+            logits = network(given)
     except Exception as error:  # the person's code may raise anything
         raise InputError(
             f"teacher {spec} fails on a {size} image: {named(error)}; give the size it needs with --image-size"
@@ -222,5 +245,6 @@ def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, 
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise InputError(f"teacher {spec} returns {got} for one image; it must return logits [1, classes]")
     if not logits.isfinite().all():
-        raise InputError(f"teacher {spec} returns NaN or infinity for a blank image; its weights are damaged")
+        raise InputError(f"teacher {spec} returns NaN or infinity for an image; its weights are damaged")
+    require_unchanged(images, given, f"teacher {spec}")
     return logits.shape[1]

@@ -21,6 +21,7 @@ from torch import nn
 from . import digits
 from .checkpoint import load_checkpoint
 from .errors import InputError, named, one_line
+from .files import is_there
 from .networks import digits_resnet
 
 SPECS = (
@@ -200,7 +201,7 @@ def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
-    if not path.is_file():
+    if not is_there(path, Path.is_file):
         raise InputError(f"network {spec}: file {path} does not exist; check the path")
     name = f"_nni_autorecon_teacher_{path.stem}"
     found = importlib.util.spec_from_file_location(name, path)

@@ -39,6 +39,19 @@ def trace(network: nn.Module, *, remedy: str) -> fx.GraphModule:
         raise InputError(f"{name} cannot be traced ({one_line(error)}); {remedy}") from error
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a Conv2d or Linear computes what these classes do, with a weight that is a parameter of its own."""
+    forwards = {nn.Conv2d.forward, nn.Linear.forward}
+    return type(layer).forward in forwards and layer._parameters.get("weight") is not None
+
+
+def is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call changes its first input, by what its name or arguments say."""
+    module, kind = called(traced, node)
+    said = node.kwargs.get("inplace") or any(argument is True for argument in node.args[1:])
+    return bool(kind.endswith("_") or said or getattr(module, "inplace", False))
+
+
 class NormedLayer(NamedTuple):
     """A convolution and the BatchNorm after it, and their calls."""
 

@@ -292,6 +292,13 @@ def test_a_trial_script_runs_outside_an_experiment(script, digits_teacher, tmp_p
     assert "Warning" not in done.stderr
 
 
+def test_help_in_a_terminal_that_knows_ascii_alone():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "nni_autorecon.cli", "search", "--help"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "\\u03c4" in told  # the temperature's symbol
+
+
 def test_help_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         cli.main(["search", "--help"])

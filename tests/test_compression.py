@@ -246,8 +246,13 @@ def test_losses_are_weighted_as_configured(monkeypatch):
 
 def _without_generator(method, **settings):
     images = {"image_steps": 3} if method == "dfq" else {"image_count": 9, "image_steps": 3}
-    unused = dict.fromkeys(("generator", "width", "latent_dim"))
-    return CONFIG.override({**unused, **images, "method": method, **settings})
+    unused = ["generator", "width", "latent_dim"]
+    if method in ("dfq", "zeroq"):
+        unused += ["epochs", "warmup_epochs", "student_lr"]
+    if method == "dfq":
+        unused += ["steps"]
+    defaults = {name: getattr(CompressConfig(), name) for name in unused}
+    return CONFIG.override({**defaults, **images, "method": method, **settings})
 
 
 @pytest.mark.parametrize(

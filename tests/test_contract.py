@@ -11,12 +11,8 @@ import pytest
 import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text()
-LAYERS = [
-    set(re.findall(r"`(\w+)`", row.split("|")[1]))
-    for row in README.partition("## How it is built")[2].partition("## ")[0].splitlines()
-    if row.startswith("| `")
-]
+ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+LAYERS = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in ARCHITECTURE.splitlines() if row.startswith("| `")]
 NNI_MODULES = LAYERS[-4] | LAYERS[-3]
 WITHIN_A_LAYER = {  # the order inside a layer, where there is one
     ("events", "errors"), ("events", "files"), ("files", "errors"), ("settings", "errors"), ("settings", "files"),

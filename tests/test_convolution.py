@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nni_autorecon.convolution import ConvTerm, activated_conv, plain_activated_conv
+from nni_autorecon.convolution import ConvTerm, activated_conv
+
+from .toys import plain_activated_conv
 
 CONVS = [[(1, 1)], [(3, 1)], [(5, 2)], [(5, 1), (5, 2)], [(3, 3)], [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)]]
 """Kernel size and dilation of each convolution."""

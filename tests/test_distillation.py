@@ -229,6 +229,7 @@ def classes(): return net(2, 7)
 def pair(): return Pair(2, 3, 3)
 def frozen(): return net(2, 5).requires_grad_(False)
 def number(): return 3
+def in_place(): return nn.Sequential(nn.LeakyReLU(inplace=True), *net(2, 5))
 """
 
 
@@ -241,6 +242,7 @@ def number(): return 3
         ("pairs", "returns a tuple for two images in training;"),
         ("frozen", "has no parameter to train"),
         ("number", "returned int; it must return an nn.Module"),
+        ("in_place", "changes its images in place, and others use them, too; change a copy"),
         ("none", "has no function or class 'none'"),
     ],
 )

@@ -40,12 +40,14 @@ def test_zeroq_images_come_closer_to_the_statistics():
     assert result.images.shape == (7, *IMAGE)
     assert not result.images.requires_grad
     assert result.labels is None
-    assert result.loss_after < 0.3 * result.loss_before
+    noise = torch.randn(7, *IMAGE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        after = [float(zeroq_loss(teacher, batch)) * len(batch) / 7 for batch in result.images.split(3)]
-    assert result.loss_after == pytest.approx(sum(after))
+        at_first, at_last = (
+            sum(float(zeroq_loss(teacher, batch)) for batch in images.split(3)) for images in (noise, result.images)
+        )
+    assert at_last < 0.3 * at_first
     assert len(calls) == 60
-    assert sizes == [3] * 42 + [1] * 21
+    assert sizes == [3] * 40 + [1] * 20
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not any(module._forward_pre_hooks for module in teacher.modules())
@@ -62,10 +64,10 @@ def test_images_for_drawn_labels_are_of_these_classes():
     assert result.labels is not None
     assert result.labels.shape == (20,)
     assert set(result.labels.tolist()) == set(range(CLASSES))
-    logits = teacher(result.images)
-    assert result.loss_after == pytest.approx(F.cross_entropy(logits, result.labels).item())
-    assert result.loss_after < result.loss_before
-    assert result.loss_after < F.cross_entropy(logits, result.labels.roll(1)).item()
+    of_labels = F.cross_entropy(teacher(result.images), result.labels)
+    noise = torch.randn(20, *IMAGE, generator=torch.Generator().manual_seed(0))
+    assert of_labels < F.cross_entropy(teacher(noise), result.labels)
+    assert of_labels < F.cross_entropy(teacher(result.images), result.labels.roll(1))
 
 
 def test_the_seed_alone_decides():
@@ -87,7 +89,7 @@ def test_the_learning_rate_falls_on_a_plateau():
 
     distil_images(flat, IMAGE, seed=0, **{**SETTINGS, "count": 1, "steps": 9})
     sizes = [float((after - before).abs().mean()) for before, after in itertools.pairwise(moves)]
-    assert sizes == pytest.approx([0.5] * 5 + [0.05] * 4, rel=1e-3)
+    assert sizes == pytest.approx([0.5] * 5 + [0.05] * 3, rel=1e-3)
 
 
 def test_divergence_and_useless_settings_are_named():

@@ -16,6 +16,7 @@ from nni_autorecon.equalization import (
     equalization_pairs,
     equalize,
     fold_batchnorms,
+    folded,
     replace_relu6,
 )
 from nni_autorecon.errors import InputError
@@ -46,10 +47,10 @@ def random_network(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def prepared(network: nn.Module) -> tuple[fx.GraphModule, list[Pair], dict[str, Normal]]:
-    folded = trace(network, remedy="mend it")
-    outputs = fold_batchnorms(folded)
-    replace_relu6(folded)
-    return folded, equalization_pairs(folded), outputs
+    traced = trace(network, remedy="mend it")
+    outputs = fold_batchnorms(traced)
+    replace_relu6(traced)
+    return traced, equalization_pairs(traced), outputs
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -57,21 +58,56 @@ def test_folding_and_equalization_keep_the_function(name):
     network, images = random_network(name)
     with torch.no_grad():
         expected = network(images)
-        folded = trace(network, remedy="mend it")
-        outputs = fold_batchnorms(folded)
-        torch.testing.assert_close(folded(images), expected)
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-        assert outputs.keys() == {path for path, m in folded.named_modules() if isinstance(m, nn.Conv2d)}
-        replace_relu6(folded)
-        assert not any(isinstance(module, nn.ReLU6) for module in folded.modules())
-        expected, pairs = folded(images), equalization_pairs(folded)
-        before = {path: weight.clone() for path, weight in folded.named_parameters()}
-        equalize(folded, pairs, outputs)
-        torch.testing.assert_close(folded(images), expected)
+        traced = trace(network, remedy="mend it")
+        outputs = fold_batchnorms(traced)
+        torch.testing.assert_close(traced(images), expected)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in traced.modules())
+        assert outputs.keys() == {path for path, m in traced.named_modules() if isinstance(m, nn.Conv2d)}
+        replace_relu6(traced)
+        assert not any(isinstance(module, nn.ReLU6) for module in traced.modules())
+        expected, pairs = traced(images), equalization_pairs(traced)
+        before = {path: weight.clone() for path, weight in traced.named_parameters()}
+        equalize(traced, pairs, outputs)
+        torch.testing.assert_close(traced(images), expected)
     assert len(pairs) == NETWORKS[name][2]
-    changed = {path for path, weight in folded.named_parameters() if not torch.equal(weight, before[path])}
+    changed = {path for path, weight in traced.named_parameters() if not torch.equal(weight, before[path])}
     assert {f"{path}.weight" for pair in pairs for path in pair[:2]} <= changed
     assert "linear.weight" not in changed
+
+
+def test_a_relu6_in_place_is_seen_by_whoever_reads_its_input_later():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(2, 3, 3), nn.ReLU6(inplace=True)
+
+        def forward(self, images):
+            x = self.conv(images)
+            before = x * 1
+            return self.act(x) + 2 * x + before
+
+    network, images = Net(), torch.randn(2, 2, 5, 5)  # nothing comes near 6
+    traced = trace(network, remedy="mend it")
+    replace_relu6(traced)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(images), network(images))
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, images):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(images, weight, self.bias)
+
+
+@pytest.mark.parametrize("change", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, None])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_weights_that_are_not_used_as_they_are_cannot_be_changed(change):
+    layer = Standardized(2, 3, 3) if change is None else change(nn.Conv2d(2, 3, 3))
+    network = nn.Sequential(layer, nn.BatchNorm2d(3), nn.ReLU()).eval()
+    with torch.no_grad():
+        network(torch.zeros(1, 2, 5, 5))  # else an old weight_norm's weight cannot be copied
+    with pytest.raises(InputError, match=r"^DFQ cannot change the weight of 0 \(\w+\), .* choose a method that uses"):
+        folded(network)
 
 
 def chain() -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nni_autorecon.data import LabelledImages, accuracy
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.evaluation import Pictures, fit_image, load_evaluation_data
+from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.student import evaluation_data
 from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher
@@ -205,6 +208,24 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
     assert refusal(f"cifar10:{tmp_path}", download=True).endswith("Name or service not known; check the network")
+
+
+def test_downloads_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    at_once, most = [], []
+
+    class Slow(FakeDataSet):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            at_once.append(self)
+            most.append(len(at_once))
+            time.sleep(0.2)
+            at_once.remove(self)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Slow)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: load("cifar10:there", num_classes=10, download=True), range(3)))
+    assert most == [1, 1, 1]
 
 
 def test_imagenet_must_be_fetched_by_the_person(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ def wait(monkeypatch, tmp_path):
         SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)),
     )  # fmt: skip
 
-    def run(answers, before=None, during=lambda: None):
+    def run(answers, before=None, during=lambda: None, said="hello\n{}\n"):
         def get(self, what):
             if what.startswith("trial-file"):
-                return SimpleNamespace(text=f"hello\n{what}\n")
+                return SimpleNamespace(text=said.format(what))
             _, status, trials = next(answer for answer in reversed(answers) if answer[0] <= clock.now)
             jobs = [{"trialJobId": name, "status": now, "logPath": f"/{name}"} for name, now in trials.items()]
             here = {"check-status": {"status": status, "errors": ["it broke"]}, "trial-jobs": jobs}[what]
@@ -86,6 +86,11 @@ def test_a_few_that_fail_or_wait_prove_nothing(wait, trials):
 def test_what_will_not_work(wait, status, trials, message):
     with pytest.raises(AutoReConError, match=message):
         wait([(0, status, trials)])
+
+
+def test_a_trial_that_fails_and_says_nothing(wait):
+    with pytest.raises(AutoReConError, match="the first says: nothing "):
+        wait([(0, "DONE", {"a": "FAILED"})], said="\n \n")
 
 
 def test_a_tuner_that_says_it_has_no_more_may_still_have_some_on_the_way(wait):

@@ -30,10 +30,14 @@ for keep in (bool, keep_freed_memory):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_memory_is_touched_first_only_once():
-    told = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True).stdout.split()
-    assert told[::2] == ["False", "True"]
-    before, after = map(int, told[1::2])
-    assert after < before / 10
+    for _ in range(10):  # where its heap lies differs, and in some places glibc gives nothing back by itself
+        told = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True).stdout.split()
+        assert told[::2] == ["False", "True"]
+        before, after = map(int, told[1::2])
+        assert after < max(before, 1000) / 10
+        if before > 1000:
+            return
+    pytest.fail("glibc gave nothing back in any of ten processes")
 
 
 def test_other_systems_are_left_alone(monkeypatch):

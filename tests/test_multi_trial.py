@@ -1,14 +1,17 @@
 """NNI's multi-trial strategies: budget, best candidate, repair, determinism, settings."""
 
 import json
+from collections import Counter
 
+import pandas as pd
 import pytest
 import torch
 
-from nni_autorecon import cli
-from nni_autorecon.errors import AutoReConError, InputError
+from nni_autorecon import cli, search
+from nni_autorecon.errors import AutoReConError, DivergenceError, InputError
 from nni_autorecon.genotype import check_choices, dead_nodes
 from nni_autorecon.multi_trial import CandidateSearch
+from nni_autorecon.search import DIVERGED
 from nni_autorecon.search_config import MULTI_TRIAL, SearchConfig
 from nni_autorecon.space import GeneratorSpace
 
@@ -60,6 +63,32 @@ def test_dead_candidates_are_repaired_before_they_are_measured():
     assert repaired
     for candidate in repaired:
         assert dead_nodes({**candidate["choices"], **dict.fromkeys(candidate["repaired"], "none")})
+
+
+def test_a_repair_prefers_no_operation():
+    config = CONFIG.override({"strategy": "random", "epochs": 80})
+    candidates = _search(config)[0].state()["candidates"]
+    repaired = Counter(candidate["choices"][label] for candidate in candidates for label in candidate["repaired"])
+    assert repaired.total() > 40
+    assert max(repaired.values()) < repaired.total() / 3
+
+
+def test_a_candidate_that_diverges_loses(monkeypatch, digits_teacher, tmp_path):
+    measured = []
+
+    def measure(*arguments, **settings):
+        measured.append(None)
+        if len(measured) in (1, 3):
+            raise DivergenceError("L_r became nan")
+        return {"loss": 9.0 - len(measured), "class_loss": 0.5, "bns_loss": 0.5}
+
+    monkeypatch.setattr(search, "measure_generator", measure)
+    arguments = "search --strategy random --batch-size 6 --epochs 4 --weight-steps 2 --architecture-steps 2 --width 2"
+    arguments += " --latent-dim 5 --candidate-steps 4 --validation-steps 1 --final-steps 2 --threads 1"
+    assert cli.main([*arguments.split(), "-o", str(tmp_path / "run")]) == 0
+    rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert rows["candidate_loss"].tolist() == [DIVERGED, 7.0, DIVERGED, 5.0]
+    assert rows["loss"].tolist() == [DIVERGED, 7.0, 7.0, 5.0]
 
 
 @pytest.mark.parametrize("strategy", ["evolution", "tpe"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from nni_autorecon.convolution import ConvTerm, plain_activated_conv
+from nni_autorecon.convolution import ConvTerm
 from nni_autorecon.operations import (
     ClassAffine,
     EdgeShape,
@@ -18,6 +18,8 @@ from nni_autorecon.operations import (
     sampled_operation,
 )
 from nni_autorecon.topology import CANDIDATES, CROSS, EDGES, NORMAL
+
+from .toys import plain_activated_conv
 
 NORMAL_EDGE = next(edge for edge in EDGES if edge.kind == NORMAL)
 CROSS_EDGE = next(edge for edge in EDGES if edge.kind == CROSS)

@@ -216,6 +216,13 @@ def test_the_image_rows_are_named_and_the_title_admits_what_is_left_out() -> Non
     assert " ".join(figure.get_suptitle().split()) == "x" * 19 + " (first 3 of 5 classes)"
 
 
+def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
+    title = r"x$\bad$.json"
+    figure = plots.plot_genotype(random_choices(0), title=title)
+    plots.save_figure(figure, tmp_path / "figure.png")
+    assert figure.get_suptitle() == title.replace("$", r"\$")  # which matplotlib shows as the title
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_a_png_of_its_size_with_something_on_it(name: str, tmp_path: Path) -> None:
     make, (width, height) = FIGURES[name]

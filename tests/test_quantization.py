@@ -258,6 +258,15 @@ def test_what_cannot_be_quantized_is_refused_or_listed(network: nn.Module, gap: 
         student(torch.randn(2, 3, 5, 5))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_weight_that_is_no_parameter_is_refused() -> None:
+    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(2, 3, 3)), nn.ReLU())
+    with torch.no_grad():
+        network(torch.zeros(1, 2, 5, 5))  # else it cannot be copied
+    with pytest.raises(InputError, match=r"^Sequential: the weight of 0 is no parameter of its own; make it one"):
+        quantize_network(network, weight_bits=4, activation_bits=4)
+
+
 def test_the_count_of_further_parts_is_told() -> None:
     network = nn.Sequential(nn.Conv1d(3, 5, 1), nn.ReLU(), nn.ConvTranspose1d(5, 2, 3), nn.Conv1d(2, 2, 1))
     with pytest.raises(InputError, match=r"cannot quantize 0 .* and 3 more parts"):

@@ -14,6 +14,7 @@ from nni_autorecon.inundation import inundation
 from nni_autorecon.latent import LatentSource, mixed_labels
 from nni_autorecon.losses import compression_loss, gated_cross_entropy
 from nni_autorecon.operations import embedded
+from nni_autorecon.optimizers import sgd
 from nni_autorecon.quantization import quantize_network
 from nni_autorecon.quantizers import WeightQuantizer, observe_ranges
 from nni_autorecon.refinements import (
@@ -229,6 +230,22 @@ def test_inundation_turns_over_the_share_of_every_weight_that_is_quantized():
         moved = (weight / scale + zero_point).round().clamp(0, 15) != codes
         assert 0.1 <= moved.float().mean() + 1 / moved.numel() < 0.1 + 3 / moved.numel(), name
     assert (norm - rest).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-7, 1e-12])
+def test_inundation_loses_nothing_of_a_step_that_is_small_beside_its_weight(rate):
+    torch.manual_seed(0)
+    student, _ = quantize_network(SmallResNet(), weight_bits=4, activation_bits=4)
+    weight = student.get_parameter("stem.0.parametrizations.weight.original")
+    old, gradient, decay, momentum = weight.detach().clone(), torch.randn(weight.shape), 0.3, 0.9
+    optimizer = sgd(student.parameters(), rate, momentum=momentum, weight_decay=decay)
+    weight.grad = gradient.clone()
+    with inundation(student, share=0.1, decay=decay):
+        optimizer.step()
+    step = (weight.detach() - old).double()
+    exact = -(gradient.double() + decay * old.double()) * (1 + momentum)
+    assert torch.cosine_similarity(step.flatten(), exact.flatten(), dim=0) > 1 - 1e-9
+    assert (step != 0).all()
 
 
 def codes_of(weight):

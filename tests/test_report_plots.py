@@ -37,6 +37,10 @@ REPORTS = {
     "objectives": [*objectives(), run(status=FAILED, reconstruction_weight=2.0)],
     "nothing yet": [run(status=FAILED), run(status=FAILED, bits="w3a3")],
     "one": [run(90.0)],
+    "dollars": [
+        run(90.0 + seed, generator=f"searched:{name}.json", seed=seed) for name in ("$x$", "$\\bad$") for seed in (0, 1)
+    ],
+    "dollars in lines": [run(90.0, generator="searched:$\\bad$.json", bits=bits) for bits in ("w4a4", "w3a3")],
     "searches": [*SEARCHES, *(found(0.6 + seed, relaxation="paper", seed=seed) for seed in (0, 1))],
     "searches waiting": [SEARCHES[-1]],
 }

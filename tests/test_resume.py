@@ -3,13 +3,14 @@
 import fcntl
 import hashlib
 import json
+import runpy
 import shutil
 import threading
 
 import pytest
 import torch
 
-from nni_autorecon import cli, compression, distillation, enas, runs, search
+from nni_autorecon import cli, compression, distillation, enas, image_sources, runs, search
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import SEAL
 from nni_autorecon.gdfq import GDFQGenerator
@@ -202,7 +203,7 @@ def test_the_layout_is_counted_up_with_the_names_of_weights():
     networks = GeneratorSpace(**shape), GDFQGenerator(**shape)
     state = [item for network in networks for item in sorted(network.state_dict().items())]
     shapes = [f"{name} {tuple(value.shape)}" for name, value in state]
-    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (6, "768ec7ab")
+    assert (LAYOUT, hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:8]) == (7, "768ec7ab")
 
 
 @pytest.mark.parametrize("changed", ["checkpoint", "genotype", "missing", None])
@@ -228,6 +229,50 @@ def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monke
     error = capsys.readouterr().err
     assert (fault in error) == (changed in ("checkpoint", "genotype"))
     assert ("cannot read checkpoint" in error) == (changed == "missing")
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_code_that_was_changed_is_not_gone_on_with(name, digits_teacher, tmp_path, monkeypatch, capsys):
+    code = tmp_path / "models.py"
+    code.write_text(DROPOUT)
+    arguments = ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", f"--{name}", f"{code}:make"]
+    if name == "teacher":
+        torch.save(runpy.run_path(str(code))["make"](10).state_dict(), tmp_path / "weights")
+        arguments += ["--checkpoint", str(tmp_path / "weights"), "--num-classes", "10", "--image-size", "16"]
+    _killed_after_two_epochs(monkeypatch, *arguments, "-o", str(tmp_path / "run"))
+    code.write_text(DROPOUT.replace("Dropout(0.5)", "Dropout(0.4)"))
+    assert cli.main([*arguments, "-o", str(tmp_path / "run"), "--resume"]) == 2
+    assert f"was started with other contents of {name} {code}; leave out --resume" in capsys.readouterr().err
+    code.write_text(DROPOUT)
+    assert cli.main([*arguments, "-o", str(tmp_path / "run"), "--resume"]) == 0
+
+
+def test_a_run_that_was_killed_while_images_were_distilled_begins_again(tmp_path, digits_teacher, monkeypatch):
+    def die(*arguments, **settings):
+        raise KilledError
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(image_sources, "distil_images", die)
+        _killed(*RUNS["zeroq-kd"], "-o", str(folder))
+    assert (folder / "config.json").exists()
+    assert cli.main([*RUNS["zeroq-kd"], "-o", str(folder), "--resume"]) == 0
+    assert (folder / "result.json").exists()
+
+
+def test_what_a_run_depends_on_is_not_replaced(tmp_path, digits_teacher, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    genotype, other = folder / "genotype.json", folder / "loss.png"
+    Genotype(uniform_choices("conv_3x3"), width=3, latent_dim=5).save(genotype)
+    other.write_text("mine")
+    before = genotype.read_text()
+    arguments = ["compress", *SMALL, *STUDENT, *PHASES, "--genotype", str(genotype), "--force"]
+    assert cli.main([*arguments, "-o", str(folder)]) == 2
+    assert f"genotype {genotype} would be replaced by results; choose another folder" in capsys.readouterr().err
+    assert (genotype.read_text(), other.read_text()) == (before, "mine")
+    assert cli.main([*arguments, "-o", str(tmp_path / "run")]) == 0
+    assert genotype.read_text() == before
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):

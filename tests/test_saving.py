@@ -101,6 +101,13 @@ def test_known_networks_load_with_the_same_logits(spec, image, bits, tmp_path):
     assert saved.compression_ratio > 0.6 * 32 / bits[0]
 
 
+def test_a_teacher_whose_path_is_no_text_is_named_as_it_is(tmp_path):
+    student, description = student_of(TOY, 4, 4)
+    save_network(tmp_path / "student", student, replace(description, teacher="caf\udce9.py:make"))
+    loaded = load_network(tmp_path / "student", teacher=TOY)
+    assert loaded.description.teacher == "caf\udce9.py:make"
+
+
 def test_layers_that_share_a_weight_load_with_the_same_logits(tmp_path):
     saved = _assert_same_logits(tmp_path, *student_of("tests.toys:tied_teacher", 3, 5))
     layers = [layer for layer in saved.network.modules() if isinstance(layer, nn.Conv2d)]

@@ -142,7 +142,7 @@ def test_what_nobody_knows_is_left_out(database, tmp_path):
     assert (damaged.epochs, number.measured) == (None, {})
     _profile(database, f"{SEARCH} --epochs many")
     assert experiment_status("e").trials[0].epochs is None
-    for spelled in ("--config mine.yml", "--config=mine.yml", "--conf mine.yml"):
+    for spelled in ("--config mine.yml", "--config=mine.yml", "--conf mine.yml", "--t 5", "--seed 'unclosed"):
         _profile(database, f"{SEARCH} {spelled}")
         assert experiment_status("e").trials[0].epochs is None
 

@@ -14,6 +14,7 @@ from nni_autorecon import digits
 from nni_autorecon.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import resnet20
+from nni_autorecon.statistics import record_bn_statistics
 from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.teacher import Teacher, configured_teacher, load_teacher, resolve_device
 from nni_autorecon.teacher_sources import IMAGENET_MEAN, IMAGENET_STD
@@ -41,6 +42,10 @@ class Net(nn.Module):
     def forward(self, images):
         return self.linear(self.bn(self.conv(images)).mean((2, 3)))
 
+class InPlace(Net):
+    def forward(self, images):
+        return super().forward(images.mul_(2))
+
 class Plain(Net):
     def forward(self, images):
         return self.linear(self.conv(images).mean((2, 3)))
@@ -60,6 +65,8 @@ def rgb(): return Net(3)
 def square(): return Net(image_size=5)
 def oblong(): return Net(input_size=(5, 11))
 def normal(): return Net(mean=(0.25, 0.5), std=[0.5, 2.0])
+def in_place(): return InPlace()
+def synchronized(): return nn.SyncBatchNorm.convert_sync_batchnorm(Net())
 def by_itself(): return Net(mean=torch.ones(2), std=torch.ones(2))
 def short(): return Net(mean=(0.25,), std=(0.5,))
 """
@@ -314,3 +321,19 @@ class Idle(nn.Sequential):
     with pytest.raises(InputError, match="no BatchNorm2d with running statistics to match; set --bns-weight 0"):
         load_teacher(f"{tmp_path}/idle.py:Idle", **arguments)
     assert load_teacher(f"{tmp_path}/idle.py:Idle", need_batchnorm=False, **arguments).num_classes == 5
+
+
+def test_a_network_that_changes_its_images_is_refused(file: Path, checkpoint: Path) -> None:
+    message = refusal(f"{file}:in_place", checkpoint=checkpoint, image_size=9)
+    assert message.endswith("in_place changes its images in place, and others use them, too; change a copy, as in "
+                            "x = (x - mean) / std")  # fmt: skip
+
+
+def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Path, toy: nn.Module) -> None:
+    found = load_teacher(f"{file}:synchronized", checkpoint=checkpoint, image_size=9)
+    assert type(found.network.bn) is nn.BatchNorm2d
+    images = torch.randn(5, 2, 9, 9)
+    with record_bn_statistics(found.observed) as statistics:
+        logits = found.observed(images)
+    torch.testing.assert_close(logits, toy.eval()(images))
+    assert len(statistics) == 1

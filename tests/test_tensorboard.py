@@ -13,7 +13,7 @@ from nni_autorecon.runs import RunFolder
 from nni_autorecon.student_config import CompressConfig
 from nni_autorecon.trial import Trial
 
-from .test_resume import RUNS, KilledError, _killed
+from .test_resume import RUNS, KilledError, _killed, _killed_after_two_epochs
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,12 @@ def test_a_run_that_goes_on_has_every_row_once(moment, digits_teacher, tmp_path,
     assert set(_scalars(tmp_path / "run")["loss"]) == {1, 2, 3}
     assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard", "--resume"]) == 0
     assert _scalars(tmp_path / "run") == _numbers(tmp_path / "run")
+
+
+def test_a_run_that_goes_on_without_it_leaves_what_is_there(digits_teacher, tmp_path, monkeypatch):
+    _killed_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard")
+    assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--resume"]) == 0
+    assert set(_scalars(tmp_path / "run")["loss"]) == {1, 2}
 
 
 def test_rows_are_there_before_the_run_ends(tmp_path):
