@@ -271,8 +271,11 @@ def test_what_a_run_depends_on_is_not_replaced(tmp_path, digits_teacher, capsys)
     assert cli.main([*arguments, "-o", str(folder)]) == 2
     assert f"genotype {genotype} would be replaced by results; choose another folder" in capsys.readouterr().err
     assert (genotype.read_text(), other.read_text()) == (before, "mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "student.pt").write_text("mine")
     assert cli.main([*arguments, "-o", str(tmp_path / "run")]) == 0
     assert genotype.read_text() == before
+    assert (tmp_path / "run" / "student.pt").read_text() == "mine"  # no earlier run has left it there
 
 
 def test_a_run_of_another_command_is_not_resumed(unfinished, capsys):
