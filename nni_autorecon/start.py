@@ -32,9 +32,10 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
     this machine can reach NNI. Raises InputError, before anything starts, if something in the file cannot work or the
     port is taken, and AutoReConError with the reason, the experiment being stopped, if no trial works.
     """
-    config = _checked(read_experiment(file), file, file.parent)
+    settings = read_experiment(file)
+    config = _checked(settings, file, file.parent)
     _require_reachable(config, port, listen_everywhere)
-    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere)
+    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, settings)
 
 
 def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> None:
@@ -59,7 +60,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
     experiment = Experiment(config, id=experiment_id)
     experiment._action = "resume"
     before = {trial.id: trial.status for trial in read_trials(experiment_id)}
-    _launch(Manager(experiment, ANEW, before), port, listen_everywhere)
+    _launch(Manager(experiment, ANEW, before), port, listen_everywhere, settings)
 
 
 def _checked(settings: Mapping[str, Any], source: Path | str, folder: Path) -> ExperimentConfig:
@@ -98,7 +99,7 @@ def _wait_for_orphans(experiment_id: str) -> None:
         )
 
 
-def _launch(manager: Manager, port: int, listen_everywhere: bool) -> None:
+def _launch(manager: Manager, port: int, listen_everywhere: bool, settings: Mapping[str, Any]) -> None:
     """Start the manager, wait until a trial works, and print what one needs next. If none does, nothing stays."""
     try:
         manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
@@ -110,9 +111,11 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool) -> None:
     except BaseException:
         manager.stop()
         raise
+    finds_genotypes = f"{Path('trials', 'search.py')}" in str(settings)
+    results = f"export --experiment {manager.id}" if finds_genotypes else f"report --experiment {manager.id} -o NAME"
     print(
         f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
         f"  nni-autorecon status --experiment {manager.id}\n"
-        f"  nni-autorecon export --experiment {manager.id}\n"
+        f"  nni-autorecon {results}\n"
         f"  nnictl stop {manager.id}"
     )

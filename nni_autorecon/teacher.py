@@ -100,7 +100,6 @@ def load_teacher(
     height, width = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
     image = ImageShape(channels, height, width)
     mean, std = _normalization(network, expected, mean, std, channels, spec)
-    _unsynchronize(network)
     with record_bn_statistics(network) as statistics:
         found_classes = _count_classes(network, image, device, spec)
     if need_batchnorm and not statistics:
@@ -209,23 +208,17 @@ def _normalization(
     return tuple(mean), tuple(std)
 
 
-def _unsynchronize(network: nn.Module) -> None:
-    """Make every SyncBatchNorm a BatchNorm2d: they differ in distributed training alone."""
-    for layer in network.modules():
-        if type(layer) is nn.SyncBatchNorm:
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-
-
 def images_to_try(count: int, image: ImageShape, device: torch.device) -> Tensor:
-    """[count, C, H, W], of values from -2 to 2."""
-    return torch.linspace(-2, 2, count * math.prod(image), device=device).view(count, *image)
+    """[count, C, H, W], of values from -10 to 10: as far as any that is normalized."""
+    return torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
 
 
 def require_unchanged(images: Tensor, given: Tensor, whose: str) -> None:
     """Raise InputError if a network left ``given``, once a copy of ``images``, changed."""
     if not torch.equal(images, given):
         raise InputError(
-            f"{whose} changes its images in place, and others use them, too; change a copy, as in x = (x - mean) / std"
+            f"{whose} changes its images in place, and others use them, too; change a copy, as in "
+            "x = (x - mean) / std, or leave out inplace=True"
         )
 
 

@@ -234,10 +234,14 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -
         network = factory(**arguments)
     except (Exception, SystemExit) as error:  # the person's code may raise anything
         raise InputError(
-            f"network {spec}: the factory raised {named(error)}; it must work without arguments"
+            f"network {spec}: the factory raised {named(error)}; it must work without arguments, or with num_classes "
+            "if --num-classes is given"
         ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
+    for layer in network.modules():
+        if type(layer) is nn.SyncBatchNorm:  # which differs in distributed training alone
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return network
 
 

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import nni_node
 import pytest
 import yaml
 from nni.experiment.config import ExperimentConfig
 
-from nni_autorecon import cli, loopback
+from nni_autorecon import cli, loopback, start
 from nni_autorecon.errors import InputError
 from nni_autorecon.manager import Manager
 
@@ -245,6 +246,13 @@ def home(tmp_path_factory):
 @pytest.fixture
 def environment(cache_folder, home):
     return managers.environment(home)
+
+
+@pytest.mark.parametrize(("stage", "results"), [("search", "export --experiment e"), ("compress", "report --exp")])
+def test_what_comes_next_is_named(stage, results, capsys):
+    manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: True)
+    start._launch(manager, 81, False, {"trialCommand": f"python trials/{stage}.py --teacher digits"})
+    assert f"\n  nni-autorecon {results}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.networks import resnet20
 from nni_autorecon.statistics import record_bn_statistics
 from nni_autorecon.student_config import CompressConfig
-from nni_autorecon.teacher import Teacher, configured_teacher, load_teacher, resolve_device
+from nni_autorecon.teacher import Teacher, architecture, configured_teacher, load_teacher, resolve_device
 from nni_autorecon.teacher_sources import IMAGENET_MEAN, IMAGENET_STD
 from nni_autorecon.topology import ImageShape
 
@@ -326,7 +326,7 @@ class Idle(nn.Sequential):
 def test_a_network_that_changes_its_images_is_refused(file: Path, checkpoint: Path) -> None:
     message = refusal(f"{file}:in_place", checkpoint=checkpoint, image_size=9)
     assert message.endswith("in_place changes its images in place, and others use them, too; change a copy, as in "
-                            "x = (x - mean) / std")  # fmt: skip
+                            "x = (x - mean) / std, or leave out inplace=True")  # fmt: skip
 
 
 def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Path, toy: nn.Module) -> None:
@@ -337,3 +337,4 @@ def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Pat
         logits = found.observed(images)
     torch.testing.assert_close(logits, toy.eval()(images))
     assert len(statistics) == 1
+    assert type(architecture(f"{file}:synchronized").bn) is nn.BatchNorm2d  # as a saved student's structure is made
