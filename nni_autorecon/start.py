@@ -111,8 +111,8 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool, settings: Mapp
     except BaseException:
         manager.stop()
         raise
-    finds_genotypes = f"{Path('trials', 'search.py')}" in str(settings)
-    results = f"export --experiment {manager.id}" if finds_genotypes else f"report --experiment {manager.id} -o NAME"
+    of_students = any(f"{stage}.py" in str(settings) for stage in ("compress", "distill"))
+    results = f"report --experiment {manager.id} -o NAME" if of_students else f"export --experiment {manager.id}"
     print(
         f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
         f"  nni-autorecon status --experiment {manager.id}\n"
