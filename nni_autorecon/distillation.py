@@ -40,7 +40,7 @@ from .schedules import SCHEDULES
 from .snapshots import State, random_state, set_random_state, tensor_bytes
 from .student import agreement, evaluation_data
 from .student_config import DistillConfig
-from .teacher import Teacher, architecture, configured_teacher, images_to_try, require_unchanged
+from .teacher import Teacher, architecture, configured_teacher, images_to_try
 
 EpochMetrics = dict[str, Any]
 
@@ -187,27 +187,24 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
     Raises InputError unless it takes the teacher's images and tells the teacher's classes apart.
     """
     student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
-    size = "×".join(map(str, teacher.image))
-    images = images_to_try(2, teacher.image, teacher.device)
-    given = images.clone()
     known = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    for training in (False, True):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                logits = student.train(training)(given)
-        except Exception as error:  # the person's code may raise anything
-            raise InputError(
-                f"student {spec} fails on {size} images, which the teacher takes: {type(error).__name__}: {error}; "
-                "give a network for such images"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.shape != (2, teacher.num_classes):
-            got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            when = " in training" if training else ""
-            raise InputError(
-                f"student {spec} returns {got} for two images{when}; it must return logits "
-                f"[2, {teacher.num_classes}], one for each of the teacher's classes"
-            )
-    require_unchanged(images, given, f"student {spec}")
+    with images_to_try(2, teacher.image, teacher.device, f"student {spec}") as images:
+        for training in (False, True):
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    logits = student.train(training)(images)
+            except Exception as error:  # the person's code may raise anything
+                raise InputError(
+                    f"student {spec} fails on {'×'.join(map(str, teacher.image))} images, which the teacher takes: "
+                    f"{type(error).__name__}: {error}; give a network for such images"
+                ) from error
+            if not isinstance(logits, Tensor) or logits.shape != (2, teacher.num_classes):
+                got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                when = " in training" if training else ""
+                raise InputError(
+                    f"student {spec} returns {got} for two images{when}; it must return logits "
+                    f"[2, {teacher.num_classes}], one for each of the teacher's classes"
+                )
     for name, buffer in student.named_buffers():
         buffer.copy_(known[name])  # running statistics change in training
     if not any(parameter.requires_grad for parameter in student.parameters()):

@@ -104,10 +104,8 @@ def observed(network: nn.Module) -> nn.Module:
     for layer in twin.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = ObservedBatchNorm2d
-        elif isinstance(layer, ObservedBatchNorm2d):
-            pass
         elif isinstance(layer, nn.BatchNorm2d):
-            hooked.append(type(layer).__name__)
+            hooked += [] if isinstance(layer, ObservedBatchNorm2d) else [type(layer).__name__]
         elif isinstance(getattr(layer, "running_mean", None), Tensor):
             left_out.append(type(layer).__name__)
     for names, fact in (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,13 +209,16 @@ def _normalization(
     return tuple(mean), tuple(std)
 
 
-def images_to_try(count: int, image: ImageShape, device: torch.device) -> Tensor:
-    """[count, C, H, W], of values from -10 to 10: as far as any that is normalized."""
-    return torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
+@contextmanager
+def images_to_try(count: int, image: ImageShape, device: torch.device, whose: str) -> Iterator[Tensor]:
+    """[count, C, H, W], of values from -10 to 10, as far as any that is normalized, for the network that
+    ``whose`` names.
 
-
-def require_unchanged(images: Tensor, given: Tensor, whose: str) -> None:
-    """Raise InputError if a network left ``given``, once a copy of ``images``, changed."""
+    Raises InputError at the end if it has changed them.
+    """
+    images = torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
+    given = images.clone()
+    yield given
     if not torch.equal(images, given):
         raise InputError(
             f"{whose} changes its images in place, and others use them, too; change a copy, as in "
@@ -225,19 +229,17 @@ def require_unchanged(images: Tensor, given: Tensor, whose: str) -> None:
 def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, spec: str) -> int:
     """K, from the logits [1, K] of one image."""
     size = "×".join(map(str, image))
-    images = images_to_try(1, image, device)
-    given = images.clone()
-    try:
-        with torch.no_grad():
-            logits = network(given)
-    except Exception as error:  # the person's code may raise anything
-        raise InputError(
-            f"teacher {spec} fails on a {size} image: {named(error)}; give the size it needs with --image-size"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
-        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(f"teacher {spec} returns {got} for one image; it must return logits [1, classes]")
-    if not logits.isfinite().all():
-        raise InputError(f"teacher {spec} returns NaN or infinity for an image; its weights are damaged")
-    require_unchanged(images, given, f"teacher {spec}")
+    with images_to_try(1, image, device, f"teacher {spec}") as images:
+        try:
+            with torch.no_grad():
+                logits = network(images)
+        except Exception as error:  # the person's code may raise anything
+            raise InputError(
+                f"teacher {spec} fails on a {size} image: {named(error)}; give the size it needs with --image-size"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
+            got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise InputError(f"teacher {spec} returns {got} for one image; it must return logits [1, classes]")
+        if not logits.isfinite().all():
+            raise InputError(f"teacher {spec} returns NaN or infinity for an image; its weights are damaged")
     return logits.shape[1]
