@@ -11,7 +11,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import GumbelDARTS
 from torch import Tensor, nn
 
-from nni_autorecon.topology import (
+from nni_autorecon.generator.topology import (
     CONVOLUTIONS,
     EDGES,
     IDENTITY,

@@ -24,15 +24,15 @@ import torch
 from cases import PHASES, PLAIN, STOCK, cifar, compression_cases, digits, search_cases, teacher_of
 from timing import Timing, compare
 
-from nni_autorecon.endings import report_errors
+from nni_autorecon.accel.memory import keep_freed_memory
+from nni_autorecon.cli.exits import report_errors
+from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.student import CompressConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.memory import keep_freed_memory
+from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.networks import resnet20
-from nni_autorecon.runs import versions
-from nni_autorecon.search_config import SearchConfig
-from nni_autorecon.student_config import CompressConfig
-from nni_autorecon.teacher import Teacher
-from nni_autorecon.topology import ImageShape
+from nni_autorecon.runs.folder import versions
+from nni_autorecon.teacher.loading import Teacher
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -134,7 +134,7 @@ def measure_startup(device: torch.device, rounds: int) -> list[dict[str, Any]]:
         "search", *flags, "--epochs", "1", "--output", f"{tempfile.mkdtemp()}/run"
     )  # trains the teacher if need be
     cases = {
-        "nni-autorecon --help": ["-m", "nni_autorecon.cli", "--help"],
+        "nni-autorecon --help": ["-m", "nni_autorecon", "--help"],
         "import torch, and torch._dynamo, which its optimizers import": ["-c", "import torch, torch._dynamo"],
         "the same, NNI, and Lightning, which NNI's search needs": [
             "-c", "import torch, torch._dynamo, nni, pytorch_lightning"
@@ -167,7 +167,7 @@ def first_step(method: str) -> str:
 
 
 def _command(*arguments: str) -> float:
-    return _seconds(["-m", "nni_autorecon.cli", *arguments])
+    return _seconds(["-m", "nni_autorecon", *arguments])
 
 
 def _seconds(arguments: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nni_autorecon.recording import Recorded
+from nni_autorecon.accel.cuda_graphs import Recorded
 
 Case = Callable[[], object]
 WARM_UP = 3

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from nni_autorecon.files import CACHE_VARIABLE
-from nni_autorecon.teacher import Teacher, load_teacher
-
-from .toys import SmallResNet
+from nni_autorecon.teacher.loading import Teacher, load_teacher
+from tests.helpers.toys import SmallResNet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

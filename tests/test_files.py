@@ -6,7 +6,14 @@ import stat
 import pytest
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.files import parse_json, read_text, require_absent, write_atomically, write_json, write_text
+from nni_autorecon.files import (
+    parse_json,
+    read_text,
+    require_absent,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

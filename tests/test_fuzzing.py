@@ -14,14 +14,18 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.student import CompressConfig, DistillConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment_file import check_experiment, read_experiment, training_services
+from nni_autorecon.experiment.settings_file import (
+    check_experiment,
+    read_experiment,
+    training_services,
+)
 from nni_autorecon.files import LARGEST_TEXT, unsealed
-from nni_autorecon.genotype import Genotype, uniform_choices
-from nni_autorecon.records import read_folder
-from nni_autorecon.search_config import SearchConfig
-from nni_autorecon.snapshots import load_snapshot, save_snapshot
-from nni_autorecon.student_config import CompressConfig, DistillConfig
+from nni_autorecon.generator.genotype import Genotype, uniform_choices
+from nni_autorecon.runs.records import read_folder
+from nni_autorecon.runs.snapshots import load_snapshot, save_snapshot
 
 EXAMPLES = [25, pytest.param(200, marks=pytest.mark.slow)]
 MANY = [25, pytest.param(600, marks=pytest.mark.slow)]

@@ -26,7 +26,7 @@ from nni_autorecon.networks import (
     resnet50,
     resnet56,
 )
-from nni_autorecon.quantization import quantize_network
+from nni_autorecon.quantization.insertion import quantize_network
 
 SHORTCUTS: tuple[Shortcut, ...] = ("pad", "conv")
 

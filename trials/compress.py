@@ -2,9 +2,9 @@
 
 import sys
 
-from nni_autorecon.cli import run_as_trial, run_compress
-from nni_autorecon.endings import leave
-from nni_autorecon.student_config import CompressConfig
+from nni_autorecon.cli.exits import leave
+from nni_autorecon.cli.main import run_as_trial, run_compress
+from nni_autorecon.config.student import CompressConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(CompressConfig, run_compress, sys.argv[1:]))

@@ -2,9 +2,9 @@
 
 import sys
 
-from nni_autorecon.cli import run_as_trial, run_search
-from nni_autorecon.endings import leave
-from nni_autorecon.search_config import SearchConfig
+from nni_autorecon.cli.exits import leave
+from nni_autorecon.cli.main import run_as_trial, run_search
+from nni_autorecon.config.search import SearchConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(SearchConfig, run_search, sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""What a person does beside running a stage: start, resume, export, compare, measure. Heavy imports wait."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..generator.genotype import Genotype
+
+
+def start(arguments: argparse.Namespace) -> None:
+    from ..experiment.launch import start_experiment
+
+    start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    from ..experiment.launch import resume_experiment
+
+    resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from ..experiment.doctor import doctor
+
+    doctor(arguments.file)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from ..experiment.database import best_genotype
+    from ..files import require_absent
+
+    require_absent(arguments.output, force=arguments.force)
+    genotype, trial_id = best_genotype(arguments.experiment, arguments.trial)
+    genotype.save(arguments.output)
+    loss = genotype.details["loss"]["loss"]
+    print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
+
+
+def status(arguments: argparse.Namespace) -> None:
+    from ..experiment.status import experiment_status
+
+    print(experiment_status(arguments.experiment).to_text())
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
+    if bool(arguments.folders) == bool(arguments.experiment):
+        raise InputError("report takes either folders or --experiment ID; give one of them")
+    from ..figures.curves import save_figure
+    from ..files import require_absent, write_text
+    from ..reports.figure import plot_report
+    from ..reports.report import make_report
+    from ..runs.records import read_folders
+
+    if arguments.output.suffix in (".md", ".csv", ".png") or not arguments.output.name:
+        raise InputError(f"-o {arguments.output} must be a name for three files, such as table2")
+    markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
+    for path in (markdown, csv, png):
+        require_absent(path, force=arguments.force)
+    if arguments.experiment:
+        from ..experiment.database import read_runs
+
+        runs = read_runs(arguments.experiment)
+    else:
+        runs = read_folders(arguments.folders)
+    report = make_report(runs)
+    write_text(markdown, report.to_markdown())
+    write_text(csv, report.frame.to_csv(index=False))
+    save_figure(plot_report(report), png)
+    print(report.to_markdown(), end="")
+
+
+def export_model(arguments: argparse.Namespace) -> None:
+    from ..export.onnx import export_onnx
+    from ..export.onnx_runtime import load_onnx
+    from ..export.student_file import load_network
+    from ..files import require_absent
+
+    if arguments.file.suffix == ".onnx":
+        raise InputError(f"{arguments.file} is ONNX already; give the student.safetensors of a compression")
+    output = arguments.output or arguments.file.parent / f"{arguments.file.stem}.onnx"
+    require_absent(output, force=arguments.force)
+    agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
+    print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a saved student again, from its file alone."""
+    from ..data.images import accuracy
+    from ..data.test_sets import load_evaluation_data
+    from ..export.onnx_runtime import load_onnx
+    from ..export.student_file import load_network
+
+    if arguments.file.suffix == ".onnx":
+        if arguments.teacher:
+            raise InputError("an ONNX file holds its own structure; leave out --teacher")
+        saved = load_onnx(arguments.file)
+    else:
+        saved = load_network(arguments.file, teacher=arguments.teacher)
+    known = saved.description
+    spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
+    if spec is None:
+        raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
+    data = load_evaluation_data(
+        spec, num_classes=known.num_classes, image=known.image, resize=known.resize, download=arguments.download
+    )
+    right = accuracy(saved.network, data, mean=known.mean, std=known.std, device="cpu")
+    count = len(data)  # type: ignore[arg-type] # every data set here has a length
+    print(f"test accuracy {right:.2%} on {count} images\n{arguments.file}: {saved.size()}")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """A genotype as a sum for each node, and as a figure where one is asked for."""
+    from ..files import require_absent
+
+    genotype = _genotype(arguments.file)
+    if arguments.output:
+        from ..figures.curves import plot_genotype, save_figure
+
+        require_absent(arguments.output, force=arguments.force)
+        save_figure(plot_genotype(genotype.choices, title=arguments.file), arguments.output)
+    print(f"{arguments.file}: {_summary(genotype)}\n{genotype.equations()}")
+    if arguments.output:
+        print(f"drawn: {arguments.output}")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Where two genotypes have different operations."""
+    first, second = (_genotype(file) for file in arguments.files)
+    different = [label for label in first.choices if first.choices[label] != second.choices[label]]
+    for file, genotype in zip(arguments.files, (first, second), strict=True):
+        print(f"{file}: {_summary(genotype)}")
+    print(f"{len(different)} of {len(first.choices)} edges differ")
+    for label in different:
+        print(f"{label}: {first.choices[label]} | {second.choices[label]}")
+
+
+def _genotype(name: str) -> Genotype:
+    from ..generator.genotype import Genotype, published_genotype
+
+    kind, _, published = name.partition(":")
+    return published_genotype(published) if kind == "published" else Genotype.load(name)
+
+
+def _summary(genotype: Genotype) -> str:
+    """In a line: what is known of it."""
+    details = genotype.details
+    loss, macs = details.get("loss"), details.get("macs")
+    parts = [
+        f"teacher {details['teacher']}" if isinstance(details.get("teacher"), str) else "",
+        f"width {genotype.width}, latent vectors of {genotype.latent_dim}",
+        f"L_r {loss['loss']:.4f}" if isinstance(loss, dict) and isinstance(loss.get("loss"), float) else "",
+        f"{macs / 1e6:.1f} MMACs" if isinstance(macs, int) else "",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,73 @@
+"""How a process ends: errors that are meant for a person as one line, exit codes, without delay."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from ..errors import AutoReConError, InputError
+
+PROGRAM = "nni-autorecon"
+INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of Ctrl-C and of SIGTERM
+
+
+def report_errors(run: Callable[[], object]) -> int:
+    """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, as head does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except AutoReConError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"{PROGRAM}: error: out of memory; lower --batch-size, --width or --image-count", file=sys.stderr)
+        return 1
+    except Terminated as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return TERMINATED
+    except KeyboardInterrupt as error:
+        print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+class Terminated(BaseException):  # no Exception: what handles errors must not handle it
+    """SIGTERM."""
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise Terminated("terminated by a signal; an unfinished run goes on with --resume")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that there is no memory: PyTorch has no class for it on the CPU."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. One that was stopped does not unload torch and NNI first, which takes seconds."""
+    if code in (INTERRUPTED, TERMINATED):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,160 @@
+"""Settings of stage 1 of Algorithm 1: their types, defaults, ranges and paper symbols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import InputError
+from ..generator.topology import LARGEST_SIZE
+from .common import BITS, SCHEDULES, Config
+from .presets import BEST_SEARCH, PAPER_SEARCH
+from .settings import Presets, setting
+
+MULTI_TRIAL = ("random", "evolution", "tpe")
+STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Config):
+    """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
+
+    PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH, "best": BEST_SEARCH}}
+
+    preset: str | None = setting(
+        None, "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",
+        choices=("paper", "best"),
+    )  # fmt: skip
+    strategy: str = setting(
+        "autorecon",
+        "autorecon, or one of NNI's at the same cost: enas, by shared weights and a controller; random, evolution and "
+        "tpe, which train one candidate after another",
+        choices=STRATEGIES,
+    )
+    weight_lr: float = setting(0.016, "Adam learning rate of the generator's weights W", low=0.0)
+    weight_schedule: str = setting(
+        "cosine", "that rate over the training of one generator, a candidate or the one found; a supernet has "
+        "it throughout",
+        choices=SCHEDULES,
+    )  # fmt: skip
+    latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
+    width: int = setting(
+        16, "channels of every node (the paper's generators: 64)", symbol="C", low=1, high=LARGEST_SIZE
+    )
+    epochs: int = setting(8, "search epochs", symbol="L1", low=1)
+    weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
+    architecture_steps: int = setting(
+        16, "batches per epoch that update alpha, or reward ENAS's controller, W fixed", symbol="V1", low=1
+    )
+    validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
+    candidate_steps: int = setting(
+        8, "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
+        "as L1 * (T1 + V1) batches allow", low=1,
+    )  # fmt: skip
+    relaxation: str = setting(
+        "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
+    )
+    sampling: str = setting(
+        "soft", "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
+        choices=("soft", "hard"),
+    )  # fmt: skip
+    temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)
+    temperature_end: float = setting(1.5, "temperature of the last epoch", symbol="τ", low=1e-3)
+    temperature_schedule: str = setting(
+        "exponential", "path between the two", choices=("constant", "linear", "exponential", "cosine")
+    )
+    architecture_lr: float = setting(
+        0.1, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
+    )
+    architecture_beta1: float = setting(0.5, "Adam beta 1 for the same", low=0.0, high=0.9999)
+    architecture_beta2: float = setting(0.999, "Adam beta 2 for the same", low=0.0, high=0.999999)
+    architecture_decay: float = setting(0.0, "Adam weight decay for the same", low=0.0)
+    architecture_init: float = setting(1e-3, "standard deviation of alpha at the start", low=0.0)
+    mac_penalty: float = setting(
+        0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
+    )
+    entropy_penalty: float = setting(
+        0.0, "weight of the entropy of p (1 = that of uniform p, mean over edges) in the loss of alpha, reached by "
+        "equal steps over the epochs; edges get decided", low=0.0,
+    )  # fmt: skip
+    adaptability_weight: float = setting(
+        0.0, "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
+        "epochs; 0: none", low=0.0,
+    )  # fmt: skip
+    student_bits: str = setting("w4a4", "bit widths of that student", pattern=BITS)
+    student_lr: float = setting(1e-3, "its SGD learning rate", low=0.0)
+    tournament: int = setting(
+        0, "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
+        "trained a little from scratch, and the best is taken", low=0,
+    )  # fmt: skip
+    tournament_steps: int = setting(24, "batches that train each of these", low=1)
+    inherit_weights: bool = setting(
+        False, "start the final training of the found generator from the supernet's weights, not from scratch"
+    )
+    final_steps: int = setting(
+        150, "batches that train the found generator; its L_r afterwards is the final metric", low=1
+    )
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of an epoch."""
+        return self.weight_steps + self.architecture_steps
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a multi-trial strategy can train for what AutoReCon's search costs."""
+        return self.epochs * self.epoch_steps // self.candidate_steps
+
+    @property
+    def updates(self) -> int:
+        """Batches that the search spends before the final training: they update W or α, or reward a controller."""
+        if self.strategy in MULTI_TRIAL:
+            return self.candidates * self.candidate_steps
+        return self.epochs * self.epoch_steps + self.tournament_updates
+
+    @property
+    def tournament_updates(self) -> int:
+        """Batches of them that train those who compete at the end."""
+        return (self.tournament + 1) * self.tournament_steps if self.tournament else 0
+
+    def require_consistent(self) -> None:
+        """Raise InputError if settings are given that the strategy does not use, or that allow no candidate."""
+        defaults = SearchConfig()
+        unused = [
+            name for strategies, names in STRATEGY_SETTINGS.items() if self.strategy not in strategies for name in names
+        ]
+        preset = self.PRESETS["preset"].get(str(self.preset), {})
+        if given := [name for name in unused if getattr(self, name) not in (getattr(defaults, name), preset.get(name))]:
+            raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
+        for switch, names in IDLE_SETTINGS.items():
+            idle = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+            if idle and not getattr(self, switch):
+                raise InputError(f"{switch} is 0, so that {', '.join(idle)} would do nothing; leave it out")
+        if self.temperature_schedule == "constant" and self.temperature_end != defaults.temperature_end:
+            raise InputError("temperature_schedule constant has no temperature_end; leave it out")
+        if self.adaptability_weight and self.epochs == 1:
+            raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")
+        if self.strategy == "enas" and self.architecture_steps == 1:
+            raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
+        if self.strategy in MULTI_TRIAL and not self.candidates:
+            raise InputError(
+                f"candidate_steps ({self.candidate_steps}) exceeds epochs * (weight_steps + architecture_steps) "
+                f"({self.epochs * self.epoch_steps}); lower it"
+            )
+
+
+STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("autorecon",): (
+        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
+        "mac_penalty", "entropy_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament",
+        "tournament_steps",
+    ),
+    ("autorecon", "enas"): (
+        "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
+    ),
+    MULTI_TRIAL: ("candidate_steps",),
+}  # fmt: skip
+"""Which settings of a search only some strategies use."""
+
+IDLE_SETTINGS = {"tournament": ("tournament_steps",), "adaptability_weight": ("student_bits", "student_lr")}
+"""Which do nothing while another one is 0."""

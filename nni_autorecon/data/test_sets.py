@@ -1,0 +1,163 @@
+"""Evaluation data found by name and fitted to a classifier. It measures, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import InputError, one_line
+from ..files import cache_folder, is_there
+from ..generator.topology import ImageShape
+from ..teacher.digits import cache_lock, digits_data
+from .images import EvaluationData, LabelledImages, load_images
+
+SPECS = "digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or imagenet:FOLDER"
+DATA_SETS = ("cifar10", "cifar100", "imagenet")
+ARCHIVES = "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
+
+
+def load_evaluation_data(
+    spec: str, *, num_classes: int, image: ImageShape, resize: int = 0, download: bool = False
+) -> EvaluationData:
+    """The images that ``spec`` names, as a classifier of ``num_classes`` for images of shape ``image`` takes them.
+
+    ``digits``, an ``.npz``, a folder of class folders (labels in the order of their names), ``cifar10:FOLDER``,
+    ``cifar100:FOLDER`` or ``imagenet:FOLDER`` (torchvision's data sets, test or validation split). Pictures of
+    another size are resized and cropped (see :func:`fit_image`), and converted between grey and RGB.
+
+    Raises InputError if there are no such data or they do not fit; while reading them, if a file is no picture.
+    """
+    kind, _, folder = spec.partition(":")
+    if download and kind not in DATA_SETS:
+        raise InputError(f"test data {spec} are not downloaded from anywhere; leave out --download")
+    fit = partial(fit_image, image=image, resize=resize)
+    if spec.endswith(".npz"):
+        return _from_arrays(spec, fit, image.channels)
+    if image.channels not in (1, 3):
+        raise InputError(
+            f"test data {spec}: the teacher takes {image.channels} channels, not grey or RGB; give an .npz"
+        )
+    if spec == "digits":
+        _require_classes(spec, 10, num_classes)
+        digits = digits_data("test")
+        return LabelledImages(fit(digits.images), digits.labels)
+    if folder and kind in DATA_SETS:
+        pictures = _from_torchvision(kind, folder, download)
+    elif is_there(Path(spec), Path.is_dir):
+        pictures = _from_folder(spec)
+    else:
+        raise InputError(f"test data {spec!r} do not exist; give {SPECS}")
+    _require_classes(spec, len(pictures.classes), num_classes)
+    return Pictures(pictures, fit)
+
+
+def fit_image(images: Tensor, *, image: ImageShape, resize: int = 0) -> Tensor:
+    """Pictures as a classifier takes them: uint8 [..., C', H', W'] to uint8 [..., *image].
+
+    What is not of that height and width is resized (bilinear) and its centre cut out. The resize keeps the aspect
+    ratio; it gives a square crop's picture a short side of ``resize``, or of the crop itself if that is longer.
+    Worked example: for crops of 224 with ``resize`` 256, 640×480 becomes 341×256, then 224×224.
+    """
+    if tuple(images.shape[-3:]) == image:
+        return images
+    from torchvision.transforms import functional as tv  # slow to import
+
+    if images.shape[-3] != image.channels:
+        images = tv.rgb_to_grayscale(images) if image.channels == 1 else images.repeat_interleave(3, dim=-3)
+    height, width = images.shape[-2:]
+    if (height, width) == image[1:]:
+        return images
+    margin = max(1.0, resize / min(image[1:]))
+    scale = max(image.height / height, image.width / width) * margin
+    short, long = round(min(height, width) * scale), max(height, width)
+    long = int(short * long / min(height, width))  # as torchvision does
+    resized = (short, long) if height <= width else (long, short)
+    images = tv.resize(images, [max(sides) for sides in zip(resized, image[1:], strict=True)], antialias=True)
+    return tv.center_crop(images, list(image[1:]))  # [..., C, H, W]
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """A torchvision data set of (PIL image, label) as (``fit`` of uint8 [3, H, W], label), read when asked for."""
+
+    def __init__(self, pictures: Any, fit: Callable[[Tensor], Tensor]) -> None:
+        self.pictures = pictures
+        self.fit = fit
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture, label = self.pictures[index]
+        rgb = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)  # [3, H, W]
+        return self.fit(rgb), label
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """What a DataLoader calls for a batch; decoding and resizing leave Python's lock, so threads pay."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return list(pool.map(self.__getitem__, indices))
+
+
+def _from_arrays(path: str, fit: Callable[[Tensor], Tensor], channels: int) -> LabelledImages:
+    data = load_images(path)
+    if data.images.shape[1] != channels:
+        raise InputError(
+            f"test data {path} have {data.images.shape[1]} channels, the teacher takes {channels}; "
+            "store images of the kind it was trained for"
+        )
+    return LabelledImages(fit(data.images), data.labels)
+
+
+def _from_folder(folder: str) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(folder, loader=_read)
+    except OSError as error:  # no class folder, or an empty one
+        raise InputError(f"test data {folder}: {one_line(error)}; give a folder of pictures for every class") from error
+
+
+def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
+    from torchvision import datasets
+
+    if kind == "imagenet":
+        remedy = f"put {ARCHIVES} from image-net.org there"
+        if download:
+            raise InputError(f"ImageNet cannot be downloaded without an account; {remedy} and leave out --download")
+        load = partial(datasets.ImageNet, folder, split="val", loader=_read)
+    else:
+        remedy = "check the network" if download else "check the path, or fetch them with --download"
+        cifar = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
+        load = partial(cifar, folder, train=False, download=download)
+    try:
+        if not download:
+            return load()
+        with cache_lock(cache_folder() / kind):  # two at once would write the same archive
+            return load()
+    except (OSError, RuntimeError) as error:  # RuntimeError: not there, or damaged
+        raise InputError(f"cannot read test data {kind} in {folder}: {one_line(error)}; {remedy}") from error
+
+
+def _read(path: str) -> Any:
+    """A picture file, whole. Raises InputError naming it if it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # damaged bytes can make a decoder raise anything
+        raise InputError(f"cannot read picture {path} ({one_line(error)}); repair or remove it") from error
+
+
+def _require_classes(spec: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise InputError(
+            f"test data {spec} have {found} classes, the teacher {expected}; measure on the classes it was trained for"
+        )

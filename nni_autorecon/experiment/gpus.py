@@ -1,0 +1,122 @@
+"""GPUs that an experiment asks NNI for, and those that NNI gave a trial."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+
+
+def count_gpus() -> int:
+    """The machine's GPUs as NNI counts them, whatever CUDA_VISIBLE_DEVICES says; 0 without a driver."""
+    try:
+        import pynvml  # comes with NNI
+    except ImportError:
+        return 0
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def promised_gpus() -> str | None:
+    """The indices of the GPUs that NNI gave this trial, as in ``"0,2"``; None if none, and outside a trial."""
+    indices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return indices if "NNI_PLATFORM" in os.environ and indices and not indices.startswith("-") else None
+
+
+def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:
+    """Raise InputError if NNI 3.0 could not schedule the trials of this experiment on a machine with ``gpus`` GPUs.
+
+    NNI does not say so: it accepts the experiment, and with the first trial that finds no place its manager asks again
+    and again without a pause, answers nobody and starts processes until memory is used up (``submitTrialJob`` in
+    nni_node/training_service/v3/compat.js). The rules are those of ``TaskScheduler.schedule`` in
+    nni_node/common/trial_keeper/task_scheduler/scheduler.js. A trial asks for a share s of trialGpuNumber /
+    maxTrialNumberPerGpu GPUs, and never runs if s ≥ ``gpus``, not even if it is equal. From s = 1 on, it takes round(s)
+    whole GPUs, so that 3 / 2 is both of two; below 1, as many trials share one as fit into 1.001.
+
+    ``settings`` are those of the experiment file. Experiments on other machines are not judged.
+    """
+    top = _by_name(settings)
+    services = top.get("trainingservice")
+    for service in services if isinstance(services, list) else [services]:
+        if isinstance(service, Mapping):
+            _refuse_unmeetable(top, _by_name(service), gpus)
+
+
+def _refuse_unmeetable(top: Mapping[str, Any], service: Mapping[str, Any], gpus: int) -> None:
+    if service.get("platform") != "local":
+        return
+    asked = _whole({**top, **service}, "trialGpuNumber", default=0, least=0)
+    if asked == 0:
+        return
+    if gpus == 0:
+        raise InputError(
+            f"trialGpuNumber: {asked}, but NNI can see no GPU on this machine; leave out it and maxTrialNumberPerGpu"
+        )
+    if service.get("useactivegpu") is None:
+        raise InputError("useActiveGpu is missing beside trialGpuNumber; add useActiveGpu: true to trainingService")
+    share = asked / _whole(service, "maxTrialNumberPerGpu", default=1)
+    if share >= gpus:
+        raise InputError(
+            f"trialGpuNumber: {asked} is more than NNI 3.0 ever gives a trial on {gpus} GPU(s); to have all of them, "
+            f"write trialGpuNumber: {2 * gpus - 1} and maxTrialNumberPerGpu: 2"
+        )
+    _refuse_too_few(top, service, share, gpus)
+
+
+def _refuse_too_few(top: Mapping[str, Any], service: Mapping[str, Any], share: float, gpus: int) -> None:
+    """Raise InputError if the trials that run at once need more than the GPUs that NNI may use."""
+    usable = len(set(_indices(service)) & set(range(gpus))) if _indices(service) else gpus
+    whole = max(1, math.floor(share + 0.5))
+    if usable < whole:
+        raise InputError(
+            f"gpuIndices: {service['gpuindices']} leaves {usable} of the {gpus} GPU(s), numbered from 0, for "
+            f"trials that take {whole}; name more of them, or leave it out"
+        )
+    places = usable // whole if share >= 1 else usable * math.floor(1.001 / share)
+    trials = _whole(top, "trialConcurrency", default=1)
+    trials = min(trials, _whole(top, "maxTrialNumber", default=trials))
+    if trials > places:
+        raise InputError(
+            f"trialConcurrency: {trials}, but {places} such trial(s) fit on {usable} GPU(s), and NNI 3.0 freezes when "
+            f"another asks; write trialConcurrency: {places}"
+        )
+    # A GPU counts as active until NNI looks again, which it does only after it has chosen for the next trial.
+    if not service["useactivegpu"] and usable < whole * (trials + 1):
+        raise InputError(
+            f"useActiveGpu: false keeps trials from a GPU that another has just left, and {usable} GPU(s) are too few "
+            "for that; write useActiveGpu: true"
+        )
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name as NNI compares them: without regard to case and underscores."""
+    return {str(name).replace("_", "").lower(): value for name, value in settings.items()}
+
+
+def _whole(settings: Mapping[str, Any], name: str, *, default: int, least: int = 1) -> int:
+    value = settings.get(name.lower())
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: {value!r} must be a whole number from {least} on")
+    return value
+
+
+def _indices(service: Mapping[str, Any]) -> list[int]:
+    """``gpuIndices``, which NNI takes as a number, a list or text such as "0,2"; none if they are not given."""
+    value = service.get("gpuindices")
+    try:
+        return [int(index) for index in (str(value).split(",") if isinstance(value, (str, int)) else value or [])]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"gpuIndices: {value!r} must be numbers of GPUs, such as [0, 2]") from error

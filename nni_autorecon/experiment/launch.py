@@ -1,0 +1,121 @@
+"""Starting or resuming an NNI experiment so that it either works or says why not, and only this machine reaches it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from nni.experiment import Experiment
+from nni.experiment.config import ExperimentConfig
+from nni.runtime.log import silence_stdout
+
+from ..errors import InputError
+from .database import is_running, known_experiments, orphans, read_settings, read_trials
+from .gpus import count_gpus, refuse_unmeetable_request
+from .loopback import SHIELD, TUNER_PATIENCE, node_options, require_loopback_suffices
+from .manager import Manager
+from .settings_file import check_experiment, read_experiment
+
+ORPHANS = 60.0  # seconds for what a killed manager has left behind; a tuner needs some 12
+ANEW = "its file and start a new experiment"
+
+
+def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) -> None:
+    """Start the experiment, wait until a trial works, and print what one needs next.
+
+    The trials get this Python, whether or not its environment is active. Unless ``listen_everywhere``, nobody but
+    this machine can reach NNI. Raises InputError, before anything starts, if something in the file cannot work or the
+    port is taken, and AutoReConError with the reason, the experiment being stopped, if no trial works.
+    """
+    settings = read_experiment(file)
+    config = _checked(settings, file, file.parent)
+    _require_reachable(config, port, listen_everywhere)
+    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, settings)
+
+
+def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> None:
+    """Go on with an experiment that was stopped, or whose manager was killed, as :func:`start_experiment` begins one.
+
+    Trials that were interrupted start again, each with its id and in its folder. Raises InputError also if there is no
+    such experiment, or its manager or a trial of it still runs.
+    """
+    settings = read_settings(experiment_id)
+    settings.pop("searchSpaceFile", None)  # it may have changed since; NNI keeps what it said
+    known = known_experiments()[experiment_id]
+    if is_running(experiment_id, known):
+        address = f"http://127.0.0.1:{known['port']}"
+        raise InputError(f"experiment {experiment_id} is running, see {address}; there is nothing to resume")
+    try:
+        config = _checked(settings, f"experiment {experiment_id}", Path(known["logDir"]))
+    except InputError as error:
+        raise InputError(f"{error} (an experiment keeps its settings; to change them, mend {ANEW})") from error
+    config.experiment_working_directory = known["logDir"]  # where its database is
+    _require_reachable(config, port, listen_everywhere)
+    _wait_for_orphans(experiment_id)
+    experiment = Experiment(config, id=experiment_id)
+    experiment._action = "resume"
+    before = {trial.id: trial.status for trial in read_trials(experiment_id)}
+    _launch(Manager(experiment, ANEW, before), port, listen_everywhere, settings)
+
+
+def _checked(settings: Mapping[str, Any], source: Path | str, folder: Path) -> ExperimentConfig:
+    """The settings as NNI understands them. Raises InputError if trials could not run with them."""
+    silence_stdout()
+    logging.getLogger("nni").addHandler(logging.NullHandler())  # or its warnings go to stderr
+    config = check_experiment(settings, source, folder)
+    refuse_unmeetable_request(settings, count_gpus())
+    return config
+
+
+def _require_reachable(config: ExperimentConfig, port: int, listen_everywhere: bool) -> None:
+    """Raise InputError if the port is taken, or machines of the experiment could not reach this one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"port {port} cannot be used for the web UI ({error}); choose another with --port"
+            ) from error
+    if not listen_everywhere:
+        require_loopback_suffices(config, port)
+
+
+def _wait_for_orphans(experiment_id: str) -> None:
+    """Let a killed manager's tuner and trials end: they would talk to the next. Raises InputError if any stays."""
+    left = orphans(experiment_id)
+    if left:
+        print(f"waiting for {len(left)} processes to end that the last manager has left behind", file=sys.stderr)
+    if alive := psutil.wait_procs(left, timeout=ORPHANS)[1]:
+        numbers = ", ".join(str(process.pid) for process in alive)
+        raise InputError(
+            f"experiment {experiment_id} still has processes from before ({numbers}); a trial ends within ten "
+            "seconds of work: wait for that, or kill them"
+        )
+
+
+def _launch(manager: Manager, port: int, listen_everywhere: bool, settings: Mapping[str, Any]) -> None:
+    """Start the manager, wait until a trial works, and print what one needs next. If none does, nothing stays."""
+    try:
+        manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
+        print("waiting for the first trial to work; Ctrl-C stops the experiment", file=sys.stderr)
+        works = manager.wait()
+    except KeyboardInterrupt:
+        manager.stop()
+        raise KeyboardInterrupt(f"experiment {manager.id} is stopped") from None
+    except BaseException:
+        manager.stop()
+        raise
+    of_students = any(f"{stage}.py" in str(settings) for stage in ("compress", "distill"))
+    results = f"report --experiment {manager.id} -o NAME" if of_students else f"export --experiment {manager.id}"
+    print(
+        f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
+        f"  nni-autorecon status --experiment {manager.id}\n"
+        f"  nni-autorecon {results}\n"
+        f"  nnictl stop {manager.id}"
+    )

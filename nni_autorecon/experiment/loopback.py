@@ -1,0 +1,60 @@
+"""Who can reach NNI's manager: it has no login, and whoever reaches its port can run code as who started it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from nni.experiment.config import ExperimentConfig
+
+from ..errors import InputError
+from .settings_file import training_services
+
+LOOPBACK = ("127.0.0.1", "localhost")
+SHIELD, TUNER_PATIENCE = (Path(__file__).with_name(name) for name in ("loopback.js", "patience.js"))
+"""What NNI's manager, a Node.js program, can be started with: to listen on 127.0.0.1 alone, to wait for its tuner."""
+ADDRESSES, SECONDS = 5, 0.1  # how many to try, and how long each: a trial waits for it
+
+
+def node_options(*scripts: Path) -> str:
+    """``NODE_OPTIONS`` that load ``scripts`` into whatever Node.js program is started, after those set now."""
+    quoted = [str(script).replace("\\", "\\\\").replace('"', '\\"') for script in scripts]
+    return " ".join([os.environ.get("NODE_OPTIONS", ""), *(f'--require "{script}"' for script in quoted)]).strip()
+
+
+def require_loopback_suffices(config: ExperimentConfig, port: int) -> None:
+    """Raise InputError if machines of the experiment call this one at an address other than 127.0.0.1."""
+    for service in training_services(config):
+        if service.platform == "local" or service.nni_manager_ip in LOOPBACK:
+            continue
+        hosts = [machine.host for machine in getattr(service, "machine_list", [])]
+        if hosts and not service.nni_manager_ip and set(hosts) <= set(LOOPBACK):  # NNI then has them call localhost
+            continue
+        tunnel = f"ssh -R {port}:127.0.0.1:{port} {hosts[0] if hosts else 'HOST'}"
+        raise InputError(
+            f"machines of platform {service.platform} must reach this one, which only itself can reach; "
+            f"keep '{tunnel}' open to each and set nniManagerIp: 127.0.0.1, or pass --listen-everywhere"
+        )
+
+
+def open_address(port: int) -> str | None:
+    """One of this machine's addresses, other than loopback, at which something answers on ``port``, if there is one."""
+    for address in _own_addresses()[:ADDRESSES]:
+        with suppress(OSError), socket.create_connection((address, port), timeout=SECONDS):
+            return address
+    return None
+
+
+def _own_addresses() -> list[str]:
+    """IPv4 addresses at which other machines may know this one."""
+    addresses = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    ]
+    return [address for address in addresses if not ipaddress.ip_address(address).is_loopback]

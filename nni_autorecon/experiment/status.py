@@ -1,0 +1,271 @@
+"""How an experiment stands: its trials, what they measured so far, and how long they will take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..config.common import Config
+from ..config.search import MULTI_TRIAL, SearchConfig
+from ..config.student import WARM_UP, CompressConfig, DistillConfig
+from ..errors import InputError
+from ..runs.folder import SNAPSHOT
+from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
+from .database import (
+    STATUSES,
+    TrialRecord,
+    is_running,
+    known_experiments,
+    query,
+    read_settings,
+    read_trials,
+    reported_metrics,
+)
+from .trial import plain_parameters
+
+INTERRUPTED = "interrupted"
+"""What the database calls running when there is no manager any more."""
+OVER = (FINISHED, INCOMPLETE, FAILED, CANCELED)
+NAMES = {"search": "L_r", "compress": "agreement", "distill": "agreement"}
+"""What a stage's ``default`` metric is."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An intermediate result: when it came, in seconds, and which of them it is, counted from 0."""
+
+    time: float
+    sequence: int
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial is to do, as far as known: its stage and settings."""
+
+    stage: str | None = None
+    config: Config | None = None
+
+    @property
+    def epochs(self) -> int | None:
+        """How many there will be, or candidates, where a search tries one after another."""
+        if isinstance(self.config, CompressConfig):
+            return len(self.config.phases)
+        if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
+            return self.config.candidates
+        return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None
+
+    @property
+    def silent_epochs(self) -> int:
+        """Epochs at the start that NNI does not hear of."""
+        return self.config.phases.count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
+
+    @property
+    def afterwards(self) -> float:
+        """What a search does after its last epoch, a tournament and the training of the generator found, in epochs."""
+        if not isinstance(self.config, SearchConfig):
+            return 0.0
+        steps = self.config.candidate_steps if self.config.strategy in MULTI_TRIAL else self.config.epoch_steps
+        return (self.config.tournament_updates + self.config.final_steps) / steps
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """A trial: its state, epochs done of how many, what it measured last, and seconds to its end, as far as known."""
+
+    id: str
+    state: str
+    epoch: int | None = None
+    epochs: int | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    seconds_left: float | None = None
+    has_snapshot: bool = False
+
+    def cells(self, measures: Sequence[str]) -> list[str]:
+        """A row of the table, with a column for each of ``measures``."""
+        of = "" if self.epochs is None else f"/{self.epochs}"
+        epoch = "–" if self.epoch is None else f"{self.epoch}{of}"
+        values = [f"{self.measured[name]:.4f}" if name in self.measured else "–" for name in measures]
+        return [self.id, self.state, epoch, *values, "–" if self.seconds_left is None else duration(self.seconds_left)]
+
+
+@dataclass(frozen=True)
+class ExperimentStatus:
+    """An experiment: its name, where its manager is reached if it runs, and its trials, ``planned`` where known."""
+
+    id: str
+    name: str
+    address: str | None
+    trials: Sequence[TrialStatus]
+    planned: int | None
+
+    def summary(self) -> str:
+        done = sum(trial.state in OVER for trial in self.trials)
+        of = "" if self.planned is None else f" of {self.planned}"
+        manager = f"manager running at {self.address}" if self.address else "manager not running"
+        return f"{self.name} ({self.id}): {manager}, {done}{of} trials done"
+
+    def to_text(self) -> str:
+        """The line on the experiment, a table of its trials, and what can go on."""
+        measures = list(dict.fromkeys(name for trial in self.trials for name in trial.measured))
+        rows = [
+            ["trial", "state", "epoch", *measures, "time left"],
+            *(trial.cells(measures) for trial in self.trials),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        parts = [self.summary(), *(lines if self.trials else [])]
+        if interrupted := [trial for trial in self.trials if trial.state == INTERRUPTED]:
+            saved = sum(trial.has_snapshot for trial in interrupted)
+            parts.append(f"nni-autorecon resume {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
+        return "\n".join(parts)
+
+
+def experiment_status(experiment_id: str | None = None, *, now: float | None = None) -> ExperimentStatus:
+    """How an experiment stands at ``now``, in seconds since 1970; by default the only one whose manager runs.
+
+    Raises InputError if NNI does not know it, or if none is named and more than one, or none, is running.
+    """
+    experiment_id = experiment_id or _only_running()
+    profile = read_settings(experiment_id)
+    known = known_experiments()[experiment_id]
+    running = is_running(experiment_id, known)
+    points, started = _points(experiment_id), _starts(experiment_id)
+    trials = [
+        _trial(
+            trial,
+            _state(trial, running),
+            profile.get("trialCommand") or "",
+            points.get(trial.id, []),
+            started.get(trial.id),
+            now or time.time(),
+        )
+        for trial in read_trials(experiment_id)
+    ]
+    name = profile.get("experimentName") or "experiment without a name"
+    address = f"http://127.0.0.1:{known['port']}" if running else None
+    return ExperimentStatus(experiment_id, name, address, trials, planned_trials(profile))
+
+
+def planned_trials(profile: Mapping[str, Any]) -> int | None:
+    """How many trials there will be: maxTrialNumber, or fewer where a grid has fewer; None where nothing ends them."""
+    limits = [profile["maxTrialNumber"]] if profile.get("maxTrialNumber") else []
+    tuner, space = profile.get("tuner") or {}, profile.get("searchSpace") or {}
+    if tuner.get("name") == "GridSearch" and all(_is_flat_choice(dimension) for dimension in space.values()):
+        limits.append(math.prod(len(dimension["_value"]) for dimension in space.values()))
+    return min(limits, default=None)
+
+
+def duration(seconds: float) -> str:
+    """To a person: ``40 s``, ``3 min``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def _only_running() -> str:
+    known = known_experiments()
+    running = [experiment_id for experiment_id, entry in known.items() if is_running(experiment_id, entry)]
+    if len(running) == 1:
+        return running[0]
+    if running:
+        raise InputError(f"{len(running)} experiments are running; name one with --experiment: {', '.join(running)}")
+    have = ", ".join(known) or "none"
+    raise InputError(f"no experiment is running on this machine; name one with --experiment, NNI knows: {have}")
+
+
+def _points(experiment_id: str) -> dict[str, list[Point]]:
+    """The intermediate results of every trial, in the order they came."""
+    points: dict[str, list[Point]] = {}
+    sql = "SELECT trialJobId, timestamp, sequence, data FROM MetricData WHERE type = 'PERIODICAL' ORDER BY timestamp"
+    for trial, milliseconds, sequence, data in query(experiment_id, sql):
+        points.setdefault(trial, []).append(Point(milliseconds / 1000, sequence, reported_metrics(data) or {}))
+    return points
+
+
+def _starts(experiment_id: str) -> dict[str, float]:
+    """When each trial began to run, the last time that it did."""
+    sql = "SELECT trialJobId, max(timestamp) FROM TrialJobEvent WHERE event = 'RUNNING' GROUP BY trialJobId"
+    return {trial: milliseconds / 1000 for trial, milliseconds in query(experiment_id, sql)}
+
+
+def _state(trial: TrialRecord, running: bool) -> str:
+    state = STATUSES.get(trial.status, trial.status.lower())
+    if trial.final is not None and state in (INCOMPLETE, RUNNING):
+        return FINISHED
+    return INTERRUPTED if state == RUNNING and not running else state
+
+
+def _trial(
+    trial: TrialRecord, state: str, command: str, points: Sequence[Point], started: float | None, now: float
+) -> TrialStatus:
+    plan, last = _plan(trial, command), points[-1] if points else None
+    epoch, left = _epochs_done(trial, plan, last), None
+    if state == RUNNING and epoch and plan.epochs is not None and started is not None:
+        heard = max(started, last.time) if last else now
+        pace = _pace(points) or ((heard if heard > started else now) - started) / epoch
+        left = max(pace * (plan.epochs + plan.afterwards - epoch) - (now - heard), 0.0)
+    measured = _measured(plan.stage, trial.final or (last.metrics if last else {}))
+    snapshot = trial.folder is not None and (trial.folder / SNAPSHOT).exists()
+    return TrialStatus(trial.id, state, epoch, plan.epochs, measured, left, snapshot)
+
+
+def _plan(trial: TrialRecord, command: str) -> Plan:
+    """By the trial's own config.json, else, as on another machine, by its command and what NNI gave it."""
+    stage = None
+    try:
+        words = shlex.split(command)
+        stage = next((stage for stage in STAGES if any(Path(word).name == f"{stage}.py" for word in words)), None)
+        if trial.folder and (trial.folder / "config.json").exists():
+            stage, values, _ = read_config(trial.folder / "config.json")
+            return Plan(stage, STAGES[stage]().override(values))
+        if stage is None:
+            return Plan(stage)
+        parser = _Parser()
+        parser.add_argument("--config")
+        STAGES[stage].add_arguments(parser)
+        arguments = parser.parse_known_args(words)[0]
+        if arguments.config is not None:  # it may be on another machine
+            return Plan(stage)
+        config = STAGES[stage].from_arguments(arguments)
+        return Plan(stage, config.override(plain_parameters(trial.parameters)))
+    except (InputError, ValueError):  # the trial itself says so, in its trial.stderr
+        return Plan(stage)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _measured(stage: str | None, metrics: Mapping[str, Any]) -> dict[str, float]:
+    named = {NAMES.get(stage or "", "default"): metrics.get("default"), "accuracy": metrics.get("accuracy")}
+    return {name: value for name, value in named.items() if isinstance(value, (int, float))}
+
+
+def _epochs_done(trial: TrialRecord, plan: Plan, last: Point | None) -> int | None:
+    """By the rows of metrics.csv, else by the last intermediate result."""
+    rows = trial.folder / "metrics.csv" if trial.folder else None
+    if rows and rows.exists():
+        return len(rows.read_text(encoding="utf-8").splitlines()) - 1
+    return None if last is None else last.sequence + 1 + plan.silent_epochs
+
+
+def _pace(points: Sequence[Point]) -> float | None:
+    """Seconds per epoch, whatever pauses lie between attempts."""
+    steps = [b.time - a.time for a, b in pairwise(points) if b.sequence == a.sequence + 1]
+    return statistics.median(steps) if steps else None
+
+
+def _is_flat_choice(dimension: Mapping[str, Any]) -> bool:
+    values = dimension.get("_value", ())
+    return dimension.get("_type") == "choice" and not any(isinstance(value, Mapping) for value in values)

@@ -1,0 +1,65 @@
+"""An ONNX file of ``export_onnx``, run by onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, one_line
+from ..files import parse_json
+from .student_file import Description, SavedNetwork
+
+INPUT, OUTPUT = "images", "logits"
+METADATA = "nni-autorecon"
+"""The key of the model's metadata under which JSON says what it is."""
+
+
+class OnnxNetwork(nn.Module):
+    """ONNX ``content`` as a module on the CPU, with as many threads as PyTorch.
+
+    Raises InputError, naming it ``what`` and the ``remedy``, if onnxruntime is missing or does not take it.
+    """
+
+    def __init__(self, content: bytes, what: str, remedy: str) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError("ONNX needs onnxruntime; pip install -e '.[onnx]'") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors, which it raises anyway
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no class of their own
+            reason = " ".join(str(error).split())
+            fault = f"onnxruntime {onnxruntime.__version__} refuses {what}: {reason.rstrip('.')}"
+            raise InputError(f"{fault}; {remedy}") from error
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float32 [N, C, H, W], normalized; returns logits [N, K]."""
+        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def load_onnx(path: str | Path) -> SavedNetwork:
+    """The network that ``export_onnx`` wrote.
+
+    Raises InputError if the file is missing, damaged, or not written by ``export_onnx``.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    network = OnnxNetwork(content, str(path), "give a file of export-model")
+    if METADATA not in network.metadata:
+        raise InputError(f"{path} was not written by nni-autorecon; give a file of export-model")
+    try:
+        known = parse_json(network.metadata[METADATA])
+        description, float_bytes = Description.from_dict(known["description"]), int(known["float_bytes"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} says wrongly what it is ({one_line(error)}); export it again") from error
+    return SavedNetwork(network, description, float_bytes, len(content))

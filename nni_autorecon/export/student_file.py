@@ -1,0 +1,272 @@
+"""The quantized network as one safetensors file: codes packed at their own bit width, scales, and what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ..errors import InputError, one_line, shown
+from ..files import parse_json, write_atomically
+from ..generator.topology import ImageShape
+from ..quantization.equalization import folded
+from ..quantization.insertion import quantize_network
+from ..quantization.integers import (
+    IntegerWeight,
+    activation_quantizers,
+    pack,
+    quantized_layers,
+    to_inference_form,
+    unpack,
+)
+from ..quantization.tracing import QUANTIZED
+from ..teacher.loading import Teacher, architecture
+from ..teacher.sources import names_code
+from ..version import __version__
+
+FORMAT = 1
+"""Changed whenever an earlier version could no longer read the file."""
+_METADATA = "nni-autorecon"
+"""The one key of the file's metadata; with more, safetensors would write them in any order."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a saved network is: where its structure comes from, and what goes in and out."""
+
+    teacher: str
+    """The specification from which ``teacher.architecture`` builds the structure."""
+    num_classes: int
+    image: ImageShape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    quantization: Mapping[str, Any]
+    """The keyword arguments of ``quantize_network`` that make the student's structure of the teacher's."""
+    folded: bool = False
+    """Whether BatchNorms were folded and ReLU6 replaced beforehand, as method dfq does."""
+    resize: int = 0
+    """Pixels of the shorter side before pictures are cropped to ``image``; 0 is the crop's own."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything JSON can hold: the generator, the accuracy."""
+
+    def __post_init__(self) -> None:
+        sizes, numbers = (self.num_classes, *self.image), (*self.mean, *self.std)
+        if not (
+            isinstance(self.teacher, str)
+            and all(type(size) is int and size > 0 for size in sizes)
+            and all(isinstance(number, (int, float)) for number in numbers)
+            and len(self.mean) == len(self.std) == self.image.channels
+            and isinstance(self.folded, bool)
+            and type(self.resize) is int
+        ):
+            raise ValueError("its description holds a value that cannot be")
+
+    @classmethod
+    def of(
+        cls, teacher: Teacher, quantization: Mapping[str, Any], *, folded: bool = False, **details: Any
+    ) -> Description:
+        """Of a student of ``teacher``."""
+        known = (teacher.name, teacher.num_classes, teacher.image, teacher.mean, teacher.std)
+        return cls(*known, quantization, folded, teacher.resize, details)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Description:
+        """The inverse of ``dataclasses.asdict``, also after JSON."""
+        image, mean, std = ImageShape(*values["image"]), tuple(values["mean"]), tuple(values["std"])
+        return cls(**{**values, "image": image, "mean": mean, "std": std})
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
+class SavedNetwork:
+    """A quantized network for inference, and what its file says and weighs.
+
+    In ``network`` a quantized weight is the plain tensor of its dequantized codes and an activation quantizer a
+    ``FixedQuantizer``; it is in eval mode and nothing has a gradient.
+    """
+
+    network: nn.Module
+    description: Description
+    float_bytes: int
+    """Size of the teacher's floating-point parameters and buffers in float32."""
+    file_bytes: int
+    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    """By the name of the layer; none for an ONNX file, whose runtime keeps them to itself."""
+
+    @property
+    def compression_ratio(self) -> float:
+        """The teacher's size in float32 over that of the whole file on disk."""
+        return self.float_bytes / self.file_bytes
+
+    def size(self) -> str:
+        """What a person reads."""
+        return (
+            f"{self.file_bytes / 1000:.1f} kB, teacher in float32 {self.float_bytes / 1000:.1f} kB: "
+            f"compression ratio {self.compression_ratio:.2f}"
+        )
+
+
+def save_network(path: str | Path, student: nn.Module, description: Description) -> None:
+    """Write ``student`` (of ``quantize_network``, its ranges observed) as one safetensors file, replacing ``path``.
+
+    For each quantized weight there are ``NAME.weight.codes`` (packed, see ``integers.pack``), ``.scale`` (float32) and
+    ``.zero_point`` (uint8), per output channel; for each activation quantizer ``NAME.scale`` and ``NAME.zero_point``;
+    and every other parameter and buffer as it is, but for BatchNorm's counts of training batches. The rest is JSON in
+    the file's metadata.
+
+    Raises InputError if the file cannot be written, RuntimeError if no activation quantizer has a range yet.
+    """
+    weights = {name: IntegerWeight.of(layer) for name, layer in quantized_layers(student)}
+    quantizers = dict(activation_quantizers(student))
+    replaced = tuple([f"{name}.parametrizations.weight." for name in weights] + [f"{name}." for name in quantizers])
+    tensors = {name: tensor for name, tensor in _tensors(student).items() if not name.startswith(replaced)}
+    for name, weight in weights.items():
+        tensors[f"{name}.weight.codes"] = pack(weight.codes, weight.bits)
+        tensors[f"{name}.weight.scale"], tensors[f"{name}.weight.zero_point"] = weight.scale, weight.zero_point
+    observed = any(quantizer.observations for quantizer in quantizers.values())
+    for name, quantizer in quantizers.items():
+        never_called = observed and not quantizer.observations  # where tracing failed, a module need not be used
+        scale, zero_point = (torch.ones(()), torch.zeros(())) if never_called else quantizer.qparams()
+        tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = scale, zero_point.byte()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = {
+        "description": dataclasses.asdict(description),
+        "weights": {name: {"bits": each.bits, "shape": list(each.codes.shape)} for name, each in weights.items()},
+        "versions": {"nni-autorecon": __version__, **{name: metadata.version(name) for name in ("torch", "numpy")}},
+    }
+    known = {"format": FORMAT, "sha256": _digest(header, tensors), **header}
+    content = save(tensors, {_METADATA: json.dumps(known, allow_nan=False)})
+    write_atomically(Path(path), lambda file: file.write(content))
+
+
+def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwork:
+    """The network that ``save_network`` wrote, on the CPU; its logits are the student's, bit for bit.
+
+    The structure is built anew from the teacher's specification in the file, without weights. Where that is
+    ``module:factory``, code would be imported and run that a file has no business to name: ``teacher`` must name it.
+
+    Raises InputError if the file is missing, damaged, of another format, or does not fit the structure.
+    """
+    size, header, tensors = _read(Path(path))
+    try:
+        description = Description.from_dict(header["description"])
+        stored = {str(name): (int(each["bits"]), tuple(each["shape"])) for name, each in header["weights"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _other_version(path, header, error) from error
+    spec = teacher or description.teacher
+    if teacher is None and names_code(spec):
+        raise InputError(
+            f"{path} is a student of {spec}, code that loading would run; if it is yours, add --teacher {spec}"
+        )
+    with torch.random.fork_rng(devices=[]):  # the initial weights, soon overwritten, cost the caller no random numbers
+        structure = architecture(spec, description.num_classes)
+        float_bytes = float_size(structure)
+        if description.folded:
+            structure = folded(structure)[0]
+        try:
+            network, _ = quantize_network(structure, **description.quantization)
+        except InputError:
+            raise
+        except (TypeError, ValueError, KeyError) as error:
+            raise _other_version(path, header, error) from error
+    built = {f"{name}.weight": layer.parametrizations.weight[0].bits for name, layer in quantized_layers(network)}
+    saved = {f"{name}.weight": bits for name, (bits, _) in stored.items()}
+    _require_equal(f"{path} does not fit {spec}: bits", saved, built)
+    to_inference_form(network)
+    for name, layer in network.named_modules():
+        if not isinstance(layer, QUANTIZED):
+            continue
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)  # layers may have shared one
+        if layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:  # of bias correction
+            layer.bias = nn.Parameter(torch.empty_like(bias), requires_grad=False)
+    try:
+        weights = {name: _take_weight(tensors, f"{name}.weight", *each) for name, each in stored.items()}
+        tensors |= {f"{name}.weight": weight.values() for name, weight in weights.items()}
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: shapes that do not fit
+        raise _other_version(path, header, error) from error
+    targets = _tensors(network)
+    _require_equal(f"{path} does not fit {spec}: shape", _shapes(tensors), _shapes(targets))
+    for name, target in targets.items():
+        target.data.copy_(tensors[name])
+    return SavedNetwork(network, description, float_bytes, size, weights)
+
+
+def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
+    versions = header.get("versions")
+    theirs = versions.get("nni-autorecon", "?") if isinstance(versions, dict) else "?"
+    fault = f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}"
+    return InputError(f"{fault}; compress the network again")
+
+
+def float_size(network: nn.Module) -> int:
+    """Bytes of the network's floating-point parameters and buffers in float32."""
+    return sum(4 * tensor.numel() for tensor in _tensors(network).values() if tensor.is_floating_point())
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that a state_dict keeps, each once, but for BatchNorm's counts of training batches."""
+    kept = network.state_dict().keys()
+    each_once = dict(network.named_parameters()) | dict(network.named_buffers())
+    return {name: tensor for name, tensor in each_once.items() if name in kept and "num_batches_tracked" not in name}
+
+
+def _take_weight(tensors: dict[str, Tensor], name: str, bits: int, shape: Iterable[int]) -> IntegerWeight:
+    codes, scale, zero_point = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero_point"))
+    return IntegerWeight(unpack(codes, bits, tuple(shape)), scale, zero_point, bits)
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Size in bytes, header and tensors of a file that is whole. Raises InputError for any other."""
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+        known = parse_json(header.get("__metadata__", {}).get(_METADATA, "{}"))
+    except OSError as error:
+        raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(
+            f"saved network {path} is damaged or no safetensors file; give the student.safetensors of a compression"
+        ) from error
+    if not isinstance(known, dict) or not known.keys() >= {"format", "sha256"}:
+        raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
+    if (found := known.pop("format")) != FORMAT:
+        raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
+    if known.pop("sha256") != _digest(known, tensors):
+        raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")
+    return len(content), known, tensors
+
+
+def _json(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, allow_nan=False, ensure_ascii=False)
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header and of all tensors with their names, types and shapes."""
+    digest = hashlib.sha256(_json(header).encode(errors="surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _require_equal(what: str, saved: Mapping[str, object], built: Mapping[str, object]) -> None:
+    """Raise InputError that names the first few keys whose values differ, and both values."""
+    wrong = [name for name in sorted({*saved, *built}) if saved.get(name) != built.get(name)]
+    listed = ", ".join(f"{name} ({saved.get(name, 'none')} for {built.get(name, 'none')})" for name in wrong[:5])
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(f"{what} {listed}{more}; name the network it was made of")

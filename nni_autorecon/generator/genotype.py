@@ -1,0 +1,210 @@
+"""The searched choices: one operation per edge, checked, counted, drawn at random, as JSON."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import InputError, shown
+from ..files import SEAL, parse_json, read_text, sealed, unsealed, write_text
+from .topology import (
+    CONVOLUTIONS,
+    EDGE_BY_LABEL,
+    EDGES,
+    IDENTITY,
+    INTERPOLATIONS,
+    LARGEST_SIZE,
+    NONE,
+    NORMAL,
+    NUM_BLOCKS,
+    Edge,
+    ImageShape,
+    Node,
+    incoming,
+    latent_split,
+    node_size,
+    outgoing,
+)
+
+FORMAT = "nni-autorecon genotype"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """One operation name per edge label, the width it was found at, and what a reader wants to know beside it.
+
+    Raises InputError if an edge is unknown or missing, an operation unknown, or a node dead.
+    """
+
+    choices: Mapping[str, str]
+    width: int = 64
+    latent_dim: int = 100
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choices(self.choices)
+        ordered = {edge.label: self.choices[edge.label] for edge in EDGES}
+        object.__setattr__(self, "choices", MappingProxyType(ordered))
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        document = {"format": FORMAT, "version": VERSION, "width": self.width, "latent_dim": self.latent_dim}
+        document |= {**self.details, "edges": dict(self.choices)}
+        return json.dumps(sealed(document), indent=indent, allow_nan=False)
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.to_json() + "\n")
+
+    def equations(self) -> str:
+        """A line for each node that edges enter, as in ``B1-N4 = conv_3x3(B1-N2) + identity(B1-N3)``."""
+        lines = []
+        for node in dict.fromkeys(edge.target for edge in EDGES):
+            chosen = {edge.source: self.choices[edge.label] for edge in incoming(node)}
+            terms = [f"{name}({source})" for source, name in chosen.items() if name != NONE]
+            lines.append(f"{node} = {' + '.join(terms)}")
+        return "\n".join(lines)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
+        """Read and check what :meth:`to_json` writes. Raises InputError naming ``source``, the edge and the remedy."""
+        try:
+            document = parse_json(text)
+        except ValueError as error:
+            raise InputError(f"{source} is not JSON ({error}); export it again") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; use nni-autorecon export')
+        if (version := document.get("version")) != VERSION or isinstance(version, bool):
+            raise InputError(f"{source} has version {shown(version)}; this release reads version {VERSION}")
+        sizes: dict[str, int] = {}
+        for name, least in (("width", 1), ("latent_dim", NUM_BLOCKS)):
+            value = document.get(name)
+            if type(value) is not int or not least <= value <= LARGEST_SIZE:
+                fault = f"{name} = {shown(value)} is not a whole number from {least} to {LARGEST_SIZE}"
+                raise InputError(f"{source}: {fault}; correct it")
+            sizes[name] = value
+        edges = document.get("edges")
+        if not isinstance(edges, dict):
+            raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
+        try:
+            check_choices(edges)  # a faulty edge says more than a checksum
+            plain = unsealed(document)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+        except ValueError as error:
+            raise InputError(
+                f"{source} is damaged, or edited by hand: {error}; export it again, or take {SEAL} out to keep the edit"
+            ) from error
+        details = {k: v for k, v in plain.items() if k not in ("format", "version", "edges", *sizes)}
+        return cls(edges, **sizes, details=details)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Genotype:
+        return cls.from_json(read_text(Path(path), "genotype"), source=f"genotype {path}")
+
+
+def published_genotype(name: str) -> Genotype:
+    """A genotype that the paper's authors released. Raises InputError listing the names if there is none such."""
+    folder = Path(__file__).parents[1] / "search_spaces" / "published"
+    files = {path.stem: path for path in folder.glob("*.json")}
+    if name not in files:
+        raise InputError(f"no published genotype {name!r}; there are {', '.join(sorted(files))}")
+    return Genotype.load(files[name])
+
+
+def check_choices(choices: Mapping[str, str]) -> None:
+    """Raise InputError unless ``choices`` gives every edge one of its operations and leaves no node dead."""
+    for label in choices:
+        if label not in EDGE_BY_LABEL:
+            raise InputError(f"unknown edge {shown(label)}; edges are named like {EDGES[0].label!r}")
+    for edge in EDGES:
+        allowed = ", ".join(edge.candidates)
+        if edge.label not in choices:
+            raise InputError(f"edge {edge.label!r} is missing; give it one of {allowed}")
+        if (name := choices[edge.label]) not in edge.candidates:
+            raise InputError(f"edge {edge.label!r}: unknown operation {shown(name)}; use one of {allowed}")
+    for node in dead_nodes(choices):
+        edges = _reviving_edges(node, choices)
+        labels, allowed = " or ".join(repr(edge.label) for edge in edges), ", ".join(edges[0].candidates[:-1])
+        raise InputError(f"node {node} is dead (nothing enters or nothing leaves it); give {labels} one of {allowed}")
+
+
+def dead_nodes(choices: Mapping[str, str]) -> list[Node]:
+    """Nodes that no edge enters, or that no edge leaves (N5 always leaves: it feeds the next block or the image)."""
+    nodes = (Node(block, index) for block in range(1, NUM_BLOCKS + 1) for index in (2, 3, 4, 5))
+    return [node for node in nodes if _reviving_edges(node, choices)]
+
+
+def repair(
+    choices: Mapping[str, str], probabilities: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, str], list[str]]:
+    """Connect dead nodes, each by the most probable operation other than ``none`` on the edges that could.
+
+    Returns the repaired choices and the labels of the edges that were changed.
+    """
+    repaired, changed = dict(choices), []
+    while dead := dead_nodes(repaired):
+        options = [
+            (probabilities[edge.label][name], edge.label, name)
+            for edge in _reviving_edges(dead[0], repaired)
+            for name in edge.candidates
+            if name != NONE
+        ]
+        _, label, name = max(options)
+        repaired[label] = name
+        changed.append(label)
+    return repaired, changed
+
+
+def random_choices(seed: int) -> dict[str, str]:
+    """Uniform over all architectures without dead nodes (drawn again until there is none)."""
+    generator = random.Random(seed)
+    while True:
+        choices = {edge.label: generator.choice(edge.candidates) for edge in EDGES}
+        if not dead_nodes(choices):
+            return choices
+
+
+def uniform_choices(operation: str) -> dict[str, str]:
+    """``operation`` on every normal edge, nearest-neighbour interpolation on the others.
+
+    Raises InputError if it is not an operation of normal edges, or leaves nodes dead.
+    """
+    choices = {edge.label: operation if edge.kind == NORMAL else INTERPOLATIONS[0] for edge in EDGES}
+    check_choices(choices)
+    return choices
+
+
+def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> int:
+    """Multiply-accumulates of one operation for one image, as Table 1 has it: its convolution at the target's size,
+    though :class:`~.operations.UpOperation` has fewer where it repeats pixels last. Norms and interpolation do not
+    count."""
+    height, width_pixels = node_size(edge.target, image)
+    taps = {NONE: 0, IDENTITY: 0, **dict.fromkeys(INTERPOLATIONS, 1)}
+    taps |= {conv: kernel**2 for conv, (kernel, _) in CONVOLUTIONS.items()}
+    return taps[name] * width**2 * height * width_pixels
+
+
+def fixed_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
+    """Multiply-accumulates outside the edges: the three linear maps of z and the convolution to the image."""
+    sizes = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
+    stems = sum(dim * width * h * w for dim, (h, w) in zip(latent_split(latent_dim), sizes, strict=True))
+    return stems + 9 * width * image.channels * image.height * image.width
+
+
+def generator_macs(choices: Mapping[str, str], *, width: int, image: ImageShape, latent_dim: int) -> int:
+    """Multiply-accumulates of the derived generator for one image."""
+    edges = sum(operation_macs(choices[edge.label], edge, width=width, image=image) for edge in EDGES)
+    return edges + fixed_macs(width=width, image=image, latent_dim=latent_dim)
+
+
+def _reviving_edges(node: Node, choices: Mapping[str, str]) -> tuple[Edge, ...]:
+    """The edges of which one must be connected for ``node`` to live; empty if it does."""
+    for edges in (incoming(node), outgoing(node)):
+        if edges and all(choices[edge.label] == NONE for edge in edges):
+            return edges
+    return ()

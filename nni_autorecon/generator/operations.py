@@ -1,0 +1,210 @@
+"""Candidate operations of the search space (Table 1) and their mixture on an edge (eq. 8).
+
+Every operation maps the :class:`Features` of a node and labels [N] to a tensor [N, C, *size]. Batch normalization uses
+the statistics of the batch, in every mode.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cached_property, reduce
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..accel.convolution import ConvTerm, activated_conv
+from .topology import CONVOLUTIONS, IDENTITY, INTERPOLATIONS, NONE, NORMAL, Edge
+
+
+class EdgeShape(NamedTuple):
+    """What an edge must know to build its operations."""
+
+    width: int
+    """Channels of both ends."""
+    size: tuple[int, int]
+    """Height and width of the target node."""
+    num_classes: int
+
+
+class Features:
+    """What a node holds, [N, C, h, w], and what all edges that leave it share, computed once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._resized: dict[tuple[str, tuple[int, int]], Features] = {}
+
+    @cached_property
+    def normalized(self) -> Tensor:
+        """Zero mean and unit variance in every channel of this batch: batch normalization before its affine map."""
+        return F.batch_norm(self.x, None, None, training=True)
+
+    def resized(self, mode: str, size: tuple[int, int]) -> Features:
+        """Interpolated to ``size``, by "nearest" or "bilinear"."""
+        key = mode, size
+        if key not in self._resized:
+            align_corners = False if mode == "bilinear" else None
+            self._resized[key] = Features(F.interpolate(self.x, size, mode=mode, align_corners=align_corners))
+        return self._resized[key]
+
+
+class ClassAffine(nn.Module):
+    """Scale and shift by class: what makes a normalization class-conditional (de Vries et al., 2017)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes, 2 * channels)  # scale, then shift
+        nn.init.ones_(self.table.weight[:, :channels])
+        nn.init.zeros_(self.table.weight[:, channels:])
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """[N, 2, C], scale and shift, for labels [N] or probabilities [N, K]."""
+        return embedded(self.table, labels).unflatten(1, (2, -1))
+
+
+def embedded(table: nn.Embedding, labels: Tensor) -> Tensor:
+    """The rows [N, D] of ``table`` for labels [N], or their mixtures for probabilities [N, K]."""
+    return table(labels) if labels.ndim == 1 else labels @ table.weight
+
+
+class ConvOperation(nn.Module):
+    """Class-conditional batch normalization, LeakyReLU(0.2), then a size-keeping convolution."""
+
+    def __init__(self, width: int, kernel_size: int, dilation: int, affine: ClassAffine) -> None:
+        super().__init__()
+        self.affine = affine
+        padding = dilation * (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(width, width, kernel_size, padding=padding, dilation=dilation)
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv]))
+
+
+class UpOperation(nn.Module):
+    """Interpolation to the target's size, class-conditional batch normalization, LeakyReLU(0.2), 1×1 convolution.
+
+    Where every pixel is repeated equally often, the interpolation comes last: it changes neither batch statistics nor
+    what is computed from single pixels.
+    """
+
+    def __init__(self, mode: str, shape: EdgeShape) -> None:
+        super().__init__()
+        self.mode, self.size = mode, shape.size
+        self.affine = ClassAffine(shape.width, shape.num_classes)
+        self.conv = nn.Conv2d(shape.width, shape.width, 1)
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return _at_size(activated_conv(self.term(features, labels)), self.size)
+
+    def term(self, features: Features, labels: Tensor, weights: Tensor | None = None) -> ConvTerm:
+        """The operation's output, times ``weights`` [1], before its pixels are repeated if that comes last."""
+        before = features.x.shape[2:]
+        last = self.mode == "nearest" and all(after % b == 0 for after, b in zip(self.size, before, strict=True))
+        source = features if last else features.resized(self.mode, self.size)
+        return ConvTerm(source.normalized, self.affine(labels), [self.conv], weights)
+
+
+class Identity(nn.Module):
+    """The features themselves."""
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return features.x
+
+
+class NoConnection(nn.Module):
+    """Zeros of the target's size, without storage."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return features.x.new_zeros(()).expand(*features.x.shape[:2], *self.size)
+
+
+def make_operation(name: str, shape: EdgeShape, affine: ClassAffine | None = None) -> nn.Module:
+    """The candidate called ``name``. Convolutions use the given affine map, or one of their own."""
+    if name in CONVOLUTIONS:
+        affine = affine or ClassAffine(shape.width, shape.num_classes)
+        return ConvOperation(shape.width, *CONVOLUTIONS[name], affine)
+    if name in INTERPOLATIONS:
+        return UpOperation(name, shape)
+    if name == IDENTITY:
+        return Identity()
+    if name == NONE:
+        return NoConnection(shape.size)
+    known = ", ".join((*CONVOLUTIONS, *INTERPOLATIONS, IDENTITY, NONE))
+    raise ValueError(f"unknown operation {name!r}; known: {known}")
+
+
+def make_candidates(edge: Edge, shape: EdgeShape) -> dict[str, nn.Module]:
+    """All candidates of an edge; its convolutions share one affine map."""
+    shared = ClassAffine(shape.width, shape.num_classes) if edge.kind == NORMAL else None
+    return {name: make_operation(name, shape, shared) for name in edge.candidates}
+
+
+def mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Tensor:
+    """Eq. 8 as it stands: Σ_j m_j · O_j(x). ``weights`` [F] in the order of ``operations``."""
+    terms = [
+        weight * operation(features, labels)
+        for weight, (name, operation) in zip(weights, operations.items(), strict=True)
+        if name != NONE
+    ]
+    return reduce(torch.add, terms)
+
+
+Part = Tensor | ConvTerm
+"""Of the sum that a node is."""
+
+
+def node_sum(parts: Iterable[Part], size: tuple[int, int]) -> Tensor:
+    """The sum of all parts [N, C, *size]; convolutions of the same form are one.
+
+    Those of fewer pixels are interpolated to ``size`` by "nearest".
+    """
+    tensors, terms = [], defaultdict(list)
+    for part in parts:
+        if isinstance(part, Tensor):
+            tensors.append(part)
+        else:
+            terms[part.form].append(part)
+    tensors += [_at_size(activated_conv(*alike), size) for alike in terms.values()]
+    return reduce(torch.add, tensors)
+
+
+def _at_size(y: Tensor, size: tuple[int, int]) -> Tensor:
+    return y if y.shape[2:] == size else F.interpolate(y, size, mode="nearest")
+
+
+def fused_mixture(
+    operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor
+) -> list[Part]:
+    """Eq. 8 as parts of the target node's sum, with the weights [F] inside the kernels.
+
+    The five convolutions on a normal edge share their input: they become two, one for each dilation. The values and
+    gradients are those of :func:`mixture`, up to rounding.
+    """
+    m = dict(zip(operations, weights.split(1), strict=True))
+    if IDENTITY not in m:
+        return [
+            cast(UpOperation, operation).term(features, labels, m[name])
+            for name, operation in operations.items()
+            if name != NONE
+        ]
+    merged = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
+    affine, convs = merged[0].affine(labels), [operation.conv for operation in merged]
+    return [ConvTerm(features.normalized, affine, convs, weights[: len(convs)]), features.x * m[IDENTITY]]
+
+
+def sampled_operation(
+    operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor
+) -> Tensor:
+    """Eq. 8 for one-hot weights [F], at the cost of the operation that they name.
+
+    Of the weights only that of this operation receives a gradient (GDAS: Dong & Yang, CVPR 2019).
+    """
+    index = int(weights.argmax())
+    y = cast(Tensor, list(operations.values())[index](features, labels))
+    return weights[index] * y if weights.requires_grad else y

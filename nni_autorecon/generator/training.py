@@ -1,0 +1,156 @@
+"""Training a generator of fixed architecture on L_r, and measuring it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..accel.cuda_graphs import Recorded
+from ..accel.optimizers import adam, clear_gradients, set_learning_rate
+from ..config.common import Config
+from ..config.schedules import SCHEDULES
+from ..config.search import SearchConfig
+from ..errors import DivergenceError
+from ..losses.reconstruction import ReconstructionLoss, reconstruction_loss
+from .latent import LatentSource, Stream
+
+FINAL_VALIDATION_STEPS = 16
+
+Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
+"""Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
+
+Total = Callable[[Tensor, Tensor, ReconstructionLoss], Tensor]
+"""What a generator minimizes, from its images, their labels and L_r with its parts; a scalar."""
+
+
+def reconstruction_total(images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
+    """L_r itself (eq. 1)."""
+    return loss.total
+
+
+def objective_for(network: nn.Module, config: Config) -> Objective:
+    """Eq. 1 for a frozen network in the configured form."""
+    return partial(reconstruction_loss, network, bns_weight=config.bns_weight, bns_form=config.bns_form)
+
+
+def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
+    """Adam for the generator's weights W, as the configuration says."""
+    betas = (config.weight_beta1, config.weight_beta2)
+    return adam(parameters, config.weight_lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def generator_step(
+    generator: Callable[[Tensor, Tensor], Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    z: Tensor,
+    labels: Tensor,
+    *,
+    total: Total = reconstruction_total,
+) -> tuple[Tensor, ReconstructionLoss]:
+    """One update of the generator on ``total``. Returns the images and L_r from *before* it, detached.
+
+    Nothing but the parameters of ``optimizer`` gets a gradient.
+    """
+    images = generator(z, labels)  # [N, C, H, W]
+    loss = objective(images, labels)
+    clear_gradients(optimizer)
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    total(images, labels, loss).backward(inputs=learning)
+    optimizer.step()
+    return images.detach(), loss.detach()
+
+
+def train_generator(
+    generator: nn.Module,
+    objective: Objective,
+    source: LatentSource,
+    config: SearchConfig,
+    *,
+    stream: Stream,
+    steps: int,
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Train a generator of fixed architecture for ``steps`` updates."""
+    generator.train()
+    optimizer = weight_optimizer(generator.parameters(), config)
+    factor = SCHEDULES[config.weight_schedule]
+    update = Recorded(partial(generator_step, generator, objective, optimizer), "the update of the generator")
+    for step, (z, labels) in enumerate(source.batches(stream, 0, steps)):
+        set_learning_rate(optimizer, config.weight_lr * factor(step / steps))
+        update(z, labels)
+        on_step()
+
+
+def evaluate_generator(
+    generator: nn.Module,
+    objective: Objective,
+    source: LatentSource,
+    config: SearchConfig,
+    *,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Train a generator for ``final_steps`` updates and measure L_r: the figure by which architectures are compared."""
+    steps = config.final_steps
+    train_generator(generator, objective, source, config, stream="final", steps=steps, on_step=on_step)
+    return measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
+
+
+class MeanLoss:
+    """The running mean of L_r and its parts over batches; nothing is read back until asked."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, loss: ReconstructionLoss) -> None:
+        self._parts.append(torch.stack([loss.total, loss.class_, loss.bns]).detach())
+
+    def result(self, what: str) -> dict[str, float]:
+        """``loss``, ``class_loss`` and ``bns_loss``. Raises DivergenceError, naming ``what``, unless all are finite."""
+        mean = torch.stack(self._parts).mean(0).tolist()
+        require_finite(mean[0], what)
+        return dict(zip(("loss", "class_loss", "bns_loss"), mean, strict=True))
+
+
+def require_finite(value: float, what: str) -> None:
+    """Raise DivergenceError if training went to NaN or infinity."""
+    if not math.isfinite(value):
+        raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
+
+
+def require_finite_weights(network: nn.Module, whose: str) -> None:
+    """Raise DivergenceError, naming ``whose`` they are, if weights of ``network`` are NaN or infinite."""
+    norm = nn.utils.get_total_norm(parameter.detach() for parameter in network.parameters())
+    require_finite(norm.item(), f"the norm of {whose} weights")
+
+
+@torch.no_grad()
+def measure_generator(
+    generator: nn.Module, objective: Objective, source: LatentSource, *, stream: Stream, steps: int
+) -> dict[str, float]:
+    """Mean L_r and its parts over ``steps`` batches. Training mode: like the teacher, it sees batch statistics."""
+    generator.train()
+    mean = MeanLoss()
+    for z, labels in source.batches(stream, 0, steps):
+        mean.add(objective(generator(z, labels), labels))
+    return mean.result("validation L_r")
+
+
+@torch.no_grad()
+def images_per_class(
+    generator: Any, source: LatentSource, *, count: int, max_classes: int = 10
+) -> tuple[Tensor, Tensor]:
+    """``count`` images of each of the first classes, [n, C, H, W], and their labels [n], on the CPU: something to see.
+
+    Of images above 64×64 there are fewer, at least one, for they are made in one batch.
+    """
+    count = max(1, min(count, count * 64**2 // (generator.image.height * generator.image.width)))
+    labels = torch.arange(min(source.num_classes, max_classes)).repeat_interleave(count)
+    z, _ = next(replace(source, batch_size=len(labels), on_batch=lambda: None).batches("figure", 0, 1))
+    return generator(z, labels.to(z.device)).cpu(), labels

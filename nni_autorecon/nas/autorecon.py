@@ -1,0 +1,289 @@
+"""Stage 1 of Algorithm 1 as an NNI one-shot strategy: α and W of one supernet, searched by gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any, cast
+
+import torch
+from nni.mutable import Categorical
+from nni.nas.evaluator.pytorch import LightningModule
+from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.differentiable import GumbelDartsLightningModule
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
+from nni.nas.strategy import GumbelDARTS
+from torch import Tensor, nn
+
+from ..accel.cuda_graphs import Recorded
+from ..accel.optimizers import adam, clear_gradients
+from ..config.search import SearchConfig
+from ..generator.genotype import fixed_macs, operation_macs, repair
+from ..generator.operations import Features, Part, fused_mixture, sampled_operation
+from ..generator.topology import CROSS, EDGE_BY_LABEL, Edge
+from ..losses.reconstruction import ReconstructionLoss
+from ..runs.snapshots import State
+from .gumbel import gumbel_softmax, temperature_at
+from .opponent import Opponent
+from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
+from .supernet import EpochCallback, SupernetModule, SupernetStrategy
+
+
+class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+
+    An ``opponent`` adds AdaDFQ's game to what both minimize.
+    """
+
+    def __init__(self, config: SearchConfig, *, opponent: Opponent | None = None, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        self.opponent = opponent
+
+    def configure_softmax(self) -> nn.Module:
+        return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
+
+    def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
+        return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state, self.opponent)
+
+    def default_mutation_hooks(self) -> list[Any]:
+        return [MixedEdge.mutate, *super().default_mutation_hooks()]
+
+    def mutate_model(self, model: GeneratorSpace) -> GeneratorSpace:
+        supernet = super().mutate_model(model)
+        for alpha in self._arch_parameters.values():
+            nn.init.normal_(alpha, std=self.config.architecture_init)
+        return supernet
+
+    def derive(self) -> tuple[dict[str, str], list[str]]:
+        """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
+        return repair(choices_of(self.oneshot_module.export()), self.probabilities())
+
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """p = softmax(α) (eq. 4) by edge label and operation."""
+        return {edge.edge.label: edge.probabilities() for edge in self.oneshot_module.mixed_edges()}
+
+
+class GumbelSample(GumbelSoftmax):
+    """Mixture weights m of an edge from its α, at a temperature that changes in place: a recorded step reads it there.
+
+    NNI sets ``tau``, a number, at the start of every epoch.
+    """
+
+    temperature: Tensor  # []
+
+    def __init__(self, relaxation: str, *, hard: bool) -> None:
+        super().__init__()
+        self.relaxation, self.hard = relaxation, hard
+        self.register_buffer("temperature", torch.tensor(float(self.tau)), persistent=False)
+
+    def forward(self, alpha: Tensor) -> Tensor:
+        return gumbel_softmax(alpha, temperature=self.temperature, relaxation=self.relaxation, hard=self.hard)
+
+
+class MixedEdge(BaseSuperNetModule):
+    """An edge of the supernet: eq. 8, the sum of its candidates weighted by a Gumbel sample."""
+
+    def __init__(self, edge: Edge, operations: Mapping[str, nn.Module], choice: Categorical, alpha: nn.Parameter,
+                 sample: nn.Module) -> None:  # fmt: skip
+        super().__init__()
+        self.edge = edge
+        self.operations = nn.ModuleDict(dict(operations))
+        self.alpha = alpha
+        self.sample = sample
+        self.add_mutable(choice)
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's hook: replaces the space's choices, leaves every other module alone."""
+        if isinstance(module, CrossChoice):
+            choice = module.choice.choice
+        elif type(module) is LayerChoice and module.label in EDGE_BY_LABEL:
+            choice = module.choice
+        else:
+            return None
+        edge, candidates = EDGE_BY_LABEL[choice.label], cast("dict[str, nn.Module]", module.candidates)
+        return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor | list[Part]:
+        mix = sampled_operation if self.sample.hard else fused_mixture
+        return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
+
+    def freeze(self, sample: Sample) -> nn.Module:
+        self.validate(sample)
+        return copy.deepcopy(self.operations[chosen_operation(self.edge.label, sample)])
+
+    def arch_parameters(self) -> Iterator[nn.Parameter]:
+        yield self.alpha
+
+    def resample(self, memo: Sample) -> Sample:
+        return {}  # every forward pass draws its own
+
+    def export(self, memo: Sample) -> Sample:
+        index = int(self.alpha.argmax())
+        return {self.edge.label: [index] if self.edge.kind == CROSS else self.edge.candidates[index]}
+
+    def export_probs(self, memo: Sample) -> Sample:
+        return {self.edge.label: self.probabilities()}
+
+    def probabilities(self) -> dict[str, float]:
+        return dict(zip(self.edge.candidates, self.alpha.detach().softmax(-1).tolist(), strict=True))
+
+
+class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
+    """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
+
+    def __init__(
+        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
+        state: State | None = None, opponent: Opponent | None = None,
+    ) -> None:  # fmt: skip
+        schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
+        super().__init__(training_module, config, on_epoch, state, schedule)
+        self.opponent = opponent
+        self._steps = [
+            Recorded(partial(self._update, searching), f"the update of {'Wα'[searching]}")
+            for searching in (False, True)
+        ]
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for module in self.modules():
+            if isinstance(module, GumbelSample):
+                module.temperature.fill_(module.tau)
+        depends_on_epoch = self.config.entropy_penalty or self.opponent  # the penalty, and whether there is a game
+        if depends_on_epoch:
+            for step in self._steps:
+                step.forget()
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        for step in self._steps:
+            step.forget()
+
+    def state(self) -> State:
+        return {**super().state(), "opponent": self.opponent and self.opponent.state()}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.opponent and self.initial_state is not None:
+            self.opponent.load(self.initial_state["opponent"])
+
+    def on_validation_epoch_end(self) -> None:
+        if self.opponent:
+            self.opponent.require_finite()  # before L_r, which the student's loss would have ruined, too
+        super().on_validation_epoch_end()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        searching = batch_idx >= self.config.weight_steps
+        images, loss = self._steps[searching](*batch)
+        self._train_loss.add(loss)
+        if self.opponent and not searching:
+            self.opponent.learn(self.epoch, images, loss.logits)
+
+    def _update(self, searching: bool, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
+        """One update of α, or of W; images and L_r from before it."""
+        weights, architecture = self.optimizers()
+        optimizer = architecture if searching else weights
+        self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
+        try:
+            images, loss = self.training_module.images_and_loss((z, labels))
+            total = self.penalized(loss.total) if searching else loss.total
+            if self.opponent and self.opponent.plays(self.epoch):
+                total = total + self.config.adaptability_weight * self.opponent.loss(images, loss.logits, labels)
+            clear_gradients(optimizer)
+            self.manual_backward(total)
+            optimizer.step()
+        finally:
+            self.untoggle_optimizer(optimizer)
+        return images.detach(), loss.detach()
+
+    def penalized(self, total: Tensor) -> Tensor:
+        """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""
+        config = self.config
+        if config.mac_penalty:
+            total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
+        if config.entropy_penalty:
+            total = total + config.entropy_penalty * (self.epoch + 1) / config.epochs * self.indecision()
+        return total
+
+    def architecture_metrics(self) -> dict[str, float]:
+        return {
+            "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
+            "confidence": self.confidence(),
+            "expected_macs": self.expected_macs().item(),
+        }
+
+    def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        betas = (self.config.architecture_beta1, self.config.architecture_beta2)
+        return adam(
+            self.arch_parameters(), self.config.architecture_lr, betas=betas,
+            weight_decay=self.config.architecture_decay,
+        )  # fmt: skip
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """α of every edge, in the order of the edges: NNI's own order differs from process to process."""
+        return [edge.alpha for edge in self.mixed_edges()]
+
+    def mixed_edges(self) -> list[MixedEdge]:
+        return [module for module in self.supernet_modules() if isinstance(module, MixedEdge)]
+
+    def confidence(self) -> float:
+        """Mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
+        return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
+
+    def indecision(self) -> Tensor:
+        """Mean over the edges of H(p) / log F, from 1 (undecided) to 0 (decided), differentiable in α; a scalar."""
+        logs = [alpha.log_softmax(-1) for alpha in self.arch_parameters()]
+        return torch.stack([-(log_p.exp() @ log_p) / math.log(len(log_p)) for log_p in logs]).mean()
+
+    def expected_macs(self) -> Tensor:
+        """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""
+        return self._expected_macs(lambda alpha: alpha.softmax(-1))
+
+    @cached_property
+    def uniform_macs(self) -> float:
+        """Expected MACs when every operation is equally likely: the unit of the penalty."""
+        return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
+
+    def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+        fixed, by_edge = self._macs
+        expected = [
+            probabilities(alpha) @ macs.to(alpha.device)
+            for alpha, macs in zip(self.arch_parameters(), by_edge, strict=True)
+        ]
+        return torch.stack(expected).sum() + fixed
+
+    @cached_property
+    def _macs(self) -> tuple[float, list[Tensor]]:
+        """MACs that every generator has, and those of each edge's candidates, on the device of α."""
+        generator = self.model.generator
+        width, image = generator.width, generator.image
+        with torch.inference_mode(False):  # validation may be the first to ask
+            by_edge = [
+                torch.tensor(
+                    [
+                        float(operation_macs(name, mixed.edge, width=width, image=image))
+                        for name in mixed.edge.candidates
+                    ],
+                    device=mixed.alpha.device,
+                )
+                for mixed in self.mixed_edges()
+            ]
+        return float(fixed_macs(width=width, image=image, latent_dim=generator.latent_dim)), by_edge
+
+
+class TemperatureSchedule:
+    """τ by epoch, in the form NNI's Gumbel module asks for it: of ``current``, counted from the ``first`` of a run."""
+
+    def __init__(self, config: SearchConfig, first: int = 0) -> None:
+        self.config = config
+        self.first = first
+
+    def step(self, current: int, total: int) -> float:
+        config = self.config
+        return temperature_at(
+            self.first + current, config.epochs,
+            start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
+        )  # fmt: skip

@@ -1,0 +1,114 @@
+"""NNI's multi-trial strategies on the generator's space: each candidate is trained a little and measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import nni
+from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.space import RawFormatModelSpace
+from nni.nas.strategy import TPE, Random, RegularizedEvolution
+from nni.nas.strategy.base import Strategy
+
+from ..config.search import SearchConfig
+from ..errors import AutoReConError
+from ..generator.genotype import repair
+from ..generator.topology import EDGES
+from ..runs.snapshots import State
+from .space import GeneratorSpace, sample_of
+
+Measure = Callable[[Mapping[str, str]], dict[str, float]]
+"""The choices of a candidate to the L_r of its generator and the parts of it."""
+
+
+class CandidateSearch:
+    """``config.candidates`` candidates that one of NNI's strategies asks for, in this process, one after another.
+
+    A candidate with dead nodes is repaired, then ``measure`` is called. ``on_candidate`` receives the metrics of each:
+    the best L_r so far with its parts, and the candidate's own. With an earlier search's :meth:`state` that strategy
+    is asked again, and is told what was measured: driven by the same seed, it goes on as if nothing had been.
+    """
+
+    def __init__(
+        self, config: SearchConfig, measure: Measure, *, on_candidate: Callable[[dict[str, float]], object],
+        state: State | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.measure = measure
+        self.on_candidate = on_candidate
+        self._known: list[dict[str, Any]] = list(state["candidates"]) if state else []
+        self._asked = 0
+
+    def run(self, space: GeneratorSpace) -> None:
+        strategy = make_strategy(self.config)
+        candidates = RawFormatModelSpace(space, FunctionalEvaluator(self._evaluate))
+        strategy(candidates, SequentialExecutionEngine(max_model_count=self.config.candidates))
+
+    def state(self) -> State:
+        return {"candidates": self._known}
+
+    def derive(self) -> tuple[dict[str, str], list[str]]:
+        """The best candidate, and the labels of the edges that its repair changed."""
+        best = self._best()
+        return dict(best["choices"]), list(best["repaired"])
+
+    def probabilities(self) -> None:
+        """There are none: nothing but the best candidate is left."""
+
+    def _best(self) -> dict[str, Any]:
+        return min(self._known, key=lambda candidate: candidate["loss"]["loss"])
+
+    def _evaluate(self, space: GeneratorSpace) -> None:
+        """What NNI runs as a trial. It maximizes what is reported."""
+        index, self._asked = self._asked, self._asked + 1
+        choices, repaired = repair(space.generator.choices, _any_order(f"{self.config.seed} {index}"))
+        if index == len(self._known):
+            self._known.append({"choices": choices, "repaired": repaired, "loss": self.measure(choices)})
+            self._report()
+        elif self._known[index]["choices"] != choices:
+            raise AutoReConError(
+                f"strategy {self.config.strategy} asks for another candidate {index + 1} than when the run began, so "
+                "that it cannot go on; begin it again without --resume"
+            )
+        nni.report_final_result(-self._known[index]["loss"]["loss"])
+
+    def _report(self) -> None:
+        best, last = self._best()["loss"], self._known[-1]["loss"]
+        self.on_candidate({"candidate": len(self._known), **best, "candidate_loss": last["loss"]})
+
+
+def _any_order(seed: str) -> dict[str, dict[str, float]]:
+    """Numbers that stand for probabilities where there are none, so that a repair prefers no edge or operation."""
+    generator = random.Random(seed)
+    return {edge.label: {name: generator.random() for name in edge.candidates} for edge in EDGES}
+
+
+def make_strategy(config: SearchConfig) -> Strategy:
+    """NNI's strategy, which begins to learn from what it sees after a quarter of the candidates."""
+    first = max(2, config.candidates // 4)
+    if config.strategy == "random":
+        return Random(seed=config.seed)
+    if config.strategy == "evolution":
+        return RegularizedEvolution(population_size=first, sample_size=max(2, first // 2), seed=config.seed)
+    return EdgeTPE(optimize_mode="maximize", seed=config.seed, tpe_args={"n_startup_jobs": first})
+
+
+class EdgeTPE(TPE):
+    """NNI's TPE, mended: it cannot describe an ``InputChoice`` to its tuner and sleeps a second after every candidate.
+
+    After one repetition its tuner would turn to grid search, which has not left the first corner by the end.
+    """
+
+    def _run(self) -> None:
+        space = {edge.label: {"_type": "choice", "_value": list(edge.candidates)} for edge in EDGES}
+        self.tuner.update_search_space(space)
+        self.tuner.dedup = lambda parameters: parameters
+        while self.engine.budget_available():
+            choices = self.tuner.generate_parameters(self._model_count)
+            model = self.model_space.freeze(sample_of(choices))
+            self._model_to_id[model] = self._model_count
+            self._model_count += 1
+            self.engine.submit_models(model)

@@ -1,0 +1,181 @@
+"""Mean, variance and range of every activation of a network, from its BatchNorm parameters alone.
+
+DFQ (Nagel et al., ICCV 2019, sections 4.2 and 5): the output of a BatchNorm is taken as normal, channel by channel,
+with mean beta and standard deviation gamma; what an activation function makes of it is a clipped normal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from ..errors import InputError
+from .quantizers import ActivationQuantizer
+from .tracing import BATCHNORMS, QUANTIZED, called
+
+CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+"""Activation functions that clip to a range, by the name of what is called."""
+
+_ON_EACH = re.compile(  # what may be applied to means, variances and bounds as it is to values
+    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand|size"
+    r"|contiguous|clone|detach|chunk|split|getitem|getattr|cat|pad|zeropad2d|mean|(adaptive)?(avg|max)pool2d"
+)
+
+
+class Normal(NamedTuple):
+    """A normal distribution for each channel: mean and standard deviation, both [C]."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def batchnorm_output(norm: nn.Module) -> Normal:
+    """What a BatchNorm puts out on the data it was trained with: mean beta, standard deviation |gamma|."""
+    assert isinstance(norm, BATCHNORMS)
+    if norm.affine:
+        return Normal(norm.bias.detach(), norm.weight.detach().abs())
+    zeros = torch.zeros(norm.num_features)
+    return Normal(zeros, zeros + 1)
+
+
+def clipped_normal_moments(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of min(max(X, low), high), X ~ N(mean, var) (Nagel et al., appendix C). Any one shape.
+
+    With t = (X - mean) / std clipped to a .. b, and phi and Phi the standard normal density and distribution:
+
+        E[t]  = a Phi(a) + b Phi(-b) + phi(a) - phi(b)
+        E[t²] = a² Phi(a) + b² Phi(-b) + Phi(b) - Phi(a) + a phi(a) - b phi(b)
+    """
+    std = var.sqrt()
+    scale = std.clamp(min=torch.finfo(std.dtype).tiny)
+    a, b = ((bound - mean).div(scale).clamp(-40, 40) for bound in (low, high))  # Phi(-40) is 0 even in float64
+
+    def density(x: Tensor) -> Tensor:
+        return torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    first = a * below + b * above + density(a) - density(b)
+    second = a * a * below + b * b * above + (1 - above - below) + a * density(a) - b * density(b)
+    return (mean + std * first).clamp(low, high), var * (second - first * first).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of every element of an activation [1, ...] over the data: mean, variance, and a range that holds its values."""
+
+    mean: Tensor
+    var: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def normal(cls, mean: Tensor, var: Tensor, deviations: float) -> Moments:
+        """With the range mean ± ``deviations`` standard deviations; mean, var: [1, ...]."""
+        reach = deviations * var.sqrt()
+        return cls(mean, var, mean - reach, mean + reach)
+
+    def clipped(self, low: float, high: float) -> Moments:
+        mean, var = clipped_normal_moments(self.mean, self.var, low, high)
+        return Moments(mean, var, self.low.clamp(low, high), self.high.clamp(low, high))
+
+    def plus(self, other: Moments, deviations: float) -> Moments:
+        """The sum of two independent activations: as if normal, but within the sum of their ranges."""
+        total = Moments.normal(self.mean + other.mean, self.var + other.var, deviations)
+        low, high = self.low + other.low, self.high + other.high
+        return Moments(total.mean, total.var, torch.maximum(total.low, low), torch.minimum(total.high, high))
+
+
+def input_moments(
+    network: fx.GraphModule,
+    images: Moments,
+    *,
+    float_network: nn.Module,
+    outputs: Mapping[str, Normal],
+    deviations: float,
+) -> dict[str, list[Moments]]:
+    """The moments entering each Conv2d, Linear and ActivationQuantizer of ``network``: a list by path, one a call.
+
+    ``float_network`` has the layers before quantization, under the same paths. ``outputs`` names the layers whose
+    output is known, because a BatchNorm was folded into them; of the others, mean and variance follow from those of
+    their input, taken as independent. ``images`` are those of one image [1, C, H, W].
+
+    Approximations: whatever is added is independent; a sum is normal; pooling leaves mean and variance as they are.
+    Raises InputError at anything but these, reshaping, padding, concatenation, BatchNorm, ReLU and ReLU6.
+    """
+    propagation = _Propagation(network, float_network, outputs, deviations)
+    with torch.no_grad():
+        propagation.run(images)
+    return dict(propagation.inputs)
+
+
+class _Propagation(fx.Interpreter):
+    """Runs a network on Moments instead of tensors."""
+
+    def __init__(
+        self, network: fx.GraphModule, float_network: nn.Module, outputs: Mapping[str, Normal], deviations: float
+    ) -> None:
+        super().__init__(network)
+        self.extra_traceback = False  # it would go into the message of an InputError
+        self.float_network, self.outputs, self.deviations = float_network, outputs, deviations
+        self.inputs: dict[str, list[Moments]] = defaultdict(list)
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        operands: list[Any] = []
+        fx.node.map_aggregate((args, kwargs), operands.append)  # also those within tuples
+        if n.op in ("placeholder", "get_attr", "output") or not any(isinstance(x, Moments) for x in operands):
+            return super().run_node(n)
+        module, kind = called(self.module, n)  # type: ignore[arg-type]
+        kind, path, x = kind.removesuffix("_"), str(n.target), operands[0]
+        if isinstance(module, (*QUANTIZED, ActivationQuantizer)):
+            self.inputs[path].append(x)
+            return self._layer(path, x) if isinstance(module, QUANTIZED) else x
+        if isinstance(module, BATCHNORMS):
+            return self._normal(batchnorm_output(module), like=x.mean)
+        if kind in CLIPS:
+            return x.clipped(*CLIPS[kind])
+        if kind in ("add", "iadd") and all(isinstance(arg, Moments) for arg in args) and not kwargs:
+            return args[0].plus(args[1], self.deviations)
+        if _ON_EACH.fullmatch(kind):
+            return self._on_each(n, args, kwargs)
+        raise InputError(f"DFQ cannot follow statistics through {n.name} ({kind}); choose a method that uses images")
+
+    def _layer(self, path: str, x: Moments) -> Moments:
+        layer = self.float_network.get_submodule(path)
+        weight = layer.get_parameter("weight").double()
+        zeros = weight.new_zeros(len(weight))
+        bias = zeros if layer.bias is None else layer.get_parameter("bias").double()
+        mean = functional_call(layer, {"weight": weight, "bias": bias}, x.mean)  # [1, out, H', W'] or [1, ..., out]
+        if path in self.outputs:
+            return self._normal(self.outputs[path], like=mean)
+        var = functional_call(layer, {"weight": weight.square(), "bias": zeros}, x.var)
+        return Moments.normal(mean, var, self.deviations)
+
+    def _normal(self, channels: Normal, *, like: Tensor) -> Moments:
+        """Spread over the shape of ``like``, [1, C, ...]."""
+        mean, std = (
+            value.to(like).view(-1, *[1] * (like.ndim - 2)).expand_as(like) for value in (channels.mean, channels.std)
+        )
+        return Moments.normal(mean, std.square(), self.deviations)
+
+    def _on_each(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Call the node with the means, with the variances, and with both bounds, and put the results together."""
+
+        def call(field: str) -> Any:
+            one = fx.node.map_aggregate((args, kwargs), lambda x: getattr(x, field) if isinstance(x, Moments) else x)
+            return getattr(self, node.op)(node.target, *one)
+
+        results = [call(field.name) for field in fields(Moments)]
+        if isinstance(results[0], Tensor):
+            return Moments(*results)
+        if isinstance(results[0], (tuple, list)) and all(isinstance(part, Tensor) for part in results[0]):
+            return tuple(Moments(*parts) for parts in zip(*results, strict=True))
+        return results[0]  # a size: the same for all

@@ -1,0 +1,285 @@
+"""Where fake quantizers go in a network, and what they leave out.
+
+The weights of every Conv2d and Linear are quantized per output channel. Of the activations, per tensor, protocol
+
+* ``gdfq`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do. Network
+  input, residual branches, pooled features and linear bottlenecks stay in floating point;
+* ``integer`` quantizes everything that an integer engine keeps between two operations: the network input, too, and
+  every output of a layer, normalization, addition, concatenation, product or pooling that is not merged with the
+  operation after it (convolution with BatchNorm with activation, addition with activation). What the last layer puts
+  out stays as it is, with all that follows it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ..errors import InputError
+from .coverage import Coverage, Gap, Quantized
+from .quantizers import ActivationQuantizer, WeightQuantizer
+from .tracing import QUANTIZED, called, is_in_place, trace
+
+PROTOCOLS = ("gdfq", "integer")
+INPUT_BITS = 8
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus),
+    *(nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.GLU),
+)
+_EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
+
+# Classes, functions and methods meet under one name, see called: MaxPool2d and max_pool2d, ReLU and relu.
+_ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation in ACTIVATIONS)})_?")
+_PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
+_SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
+    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand"
+    r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|\w*pad([123]d)?"
+)
+_ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
+_FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product may be a squeeze-and-excitation gate
+    "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
+)
+_ADDITION, _CONCATENATION = re.compile("i?add"), re.compile("cat|concat")
+_STORED = re.compile(  # what an integer engine keeps, beside activations, layers and normalizations
+    rf"placeholder|{_ADDITION.pattern}|i?sub|i?mul|{_CONCATENATION.pattern}|mean|(adaptive)?avgpool[123]d"
+    "|interpolate|upsample.*"
+)
+_SIZES = {"size", "dim", "numel", "getattr"}
+_TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # modules whose functions fx shows as they are
+
+
+def quantize_network(
+    network: nn.Module,
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    protocol: str = "gdfq",
+    input_bits: int | None = None,
+    first_bits: int | None = None,
+    last_bits: int | None = None,
+    weight_ranges: str = "minmax",
+    activation_ranges: str = "minmax",
+    allow_partial: bool = False,
+) -> tuple[nn.Module, Coverage]:
+    """A quantized deep copy of ``network``, in eval mode with every parameter trainable, and what it covers.
+
+    The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
+    value that ``protocol`` quantizes (see above) gets a quantizer of its own. ``first_bits`` and ``last_bits`` are for
+    the first and last layer called (registered, if tracing fails), weights and, in protocol ``integer``, the last one's
+    input; None means as all others, for the network input 8.
+    ``weight_ranges`` and ``activation_ranges`` are names of ``quantizers.RANGES``.
+
+    Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
+    a network that cannot be traced each activation module gets one quantizer for all its calls. Protocol ``integer``
+    needs a network that can be traced.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol = {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    if protocol == "gdfq" and input_bits is not None:
+        raise ValueError("protocol gdfq leaves the network input as it is; leave out input_bits")
+    name = type(network).__name__
+    make = partial(ActivationQuantizer, ranges=activation_ranges)
+    float_inputs, untraceable = None, None
+    try:
+        student: nn.Module = (traced := trace(network, remedy="protocol integer needs that; use protocol gdfq"))
+    except InputError as error:
+        if protocol == "integer":
+            raise
+        student, untraceable = copy.deepcopy(network).eval(), error.__cause__
+        gaps = [Gap("forward", f"untraceable: {' '.join(str(untraceable).split())}")]
+        activations = _wrap_activations(student, make, activation_bits)
+        calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
+    else:
+        gaps = list(_float_functions(traced))
+        given = {"input_bits": input_bits, "last_bits": last_bits}
+        places = _places(traced, protocol, activation_bits, **{k: v for k, v in given.items() if v is not None})
+        activations = _insert_quantizers(traced, make, places)
+        float_inputs = tuple(_float_inputs(traced, protocol))
+        gaps += _unexplained(float_inputs, protocol)
+        calls = [(str(node.target), module) for node, module in _layer_calls(traced)]
+    gaps += _float_parameters(student, name)
+    layers = {module: path for path, module in calls}
+    for module, path in layers.items():
+        if not parametrize.is_parametrized(module, "weight") and "weight" not in module._parameters:
+            made = f"{name}: the weight of {path} is no parameter of its own"
+            raise InputError(f"{made}; make it one, as torch.nn.utils.remove_weight_norm does")
+    if not layers or not activations:
+        gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
+    if gaps and not allow_partial:
+        first = f"{gaps[0].name} ({gaps[0].reason})" + (f" and {len(gaps) - 1} more parts" if len(gaps) > 1 else "")
+        raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
+
+    bits = dict.fromkeys(layers, weight_bits)
+    for (_, module), chosen in ((calls[0], first_bits), (calls[-1], last_bits)) if calls else ():
+        bits[module] = bits[module] if chosen is None else chosen
+    weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
+    for module in layers:
+        parametrize.register_parametrization(module, "weight", WeightQuantizer(bits[module], ranges=weight_ranges))
+    return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
+
+
+def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node calls an activation function."""
+    return _ACTIVATION.fullmatch(called(traced, node)[1]) is not None
+
+
+def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node adds one computed value to another."""
+    return len(node.all_input_nodes) == 2 and _ADDITION.fullmatch(called(traced, node)[1]) is not None
+
+
+def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
+    """The calls of Conv2d and Linear, in the order of execution."""
+    calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
+    return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
+
+
+def _places(
+    traced: fx.GraphModule, protocol: str, bits: int, *, input_bits: int = INPUT_BITS, last_bits: int | None = None
+) -> dict[fx.Node, int]:
+    """The nodes whose results get quantizers, with the bits of each."""
+    nodes = list(traced.graph.nodes)
+    if protocol == "gdfq":
+        return {node: bits for node in nodes if is_activation(traced, node)}
+    left_out = _numbers(traced) | _logits(traced)
+    stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
+    places = {node: input_bits if node.op == "placeholder" else bits for node in stored}
+    if last_bits is not None and (calls := _layer_calls(traced)):
+        source = _source(traced, calls[-1][0].all_input_nodes[0])
+        if source in places and source.op != "placeholder":
+            places[source] = last_bits
+    return places
+
+
+def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
+    """Sizes, and what is computed from nothing else."""
+    numbers: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        if called(traced, node)[1] in _SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+            numbers.add(node)
+    return numbers
+
+
+def _logits(traced: fx.GraphModule) -> set[fx.Node]:
+    """The last layer, and what follows it."""
+    logits = {node for node, _ in _layer_calls(traced)[-1:]}
+    for node in traced.graph.nodes:
+        if logits.intersection(node.all_input_nodes):
+            logits.add(node)
+    return logits
+
+
+def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an integer engine keeps the node's result, rather than merge it into the operation that follows."""
+    module, kind = called(traced, node)
+    if _ACTIVATION.fullmatch(kind):
+        return True
+    if not (isinstance(module, (*QUANTIZED, *NORMS)) or _STORED.fullmatch(kind)):
+        return False
+    user = next(iter(node.users), None)
+    if user is None or (len(node.users) > 1 and not _is_in_place(traced, user)):
+        return True
+    follower, following = called(traced, user)
+    if isinstance(module, QUANTIZED) and isinstance(follower, nn.modules.batchnorm._BatchNorm):
+        return False
+    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
+    return not (mergeable and _ACTIVATION.fullmatch(following))
+
+
+def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an activation changes its input, so that whoever uses that from here on sees the activation, too."""
+    return is_activation(traced, node) and is_in_place(traced, node)
+
+
+def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that computed the values of ``node``."""
+    while _SAME_VALUES.fullmatch(called(traced, node)[1]):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _insert_quantizers(
+    traced: fx.GraphModule, make: Callable[[int], nn.Module], places: Mapping[fx.Node, int]
+) -> list[Quantized]:
+    """Put a quantizer after each of ``places``; whoever used its result uses the quantizer's."""
+    found = []
+    position = {node: index for index, node in enumerate(traced.graph.nodes)}
+    for node, bits in places.items():
+        kind = called(traced, node)[1]
+        name = f"activation_quantizers.{node.name}"
+        traced.add_submodule(name, make(bits))
+        with traced.graph.inserting_after(node):
+            quantized = traced.graph.call_module(name, (node,))
+        node.replace_all_uses_with(quantized)
+        quantized.args = (node,)
+        if _is_in_place(traced, node):
+            source = node.all_input_nodes[0]
+            for user in [user for user in source.users if position.get(user, -1) > position[node]]:
+                user.replace_input_with(source, quantized)
+        found.append(Quantized(node.name, _ORIGINS.get(kind, kind), bits))
+    traced.recompile()
+    return found
+
+
+def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
+    """The operations whose inputs no quantizer precedes, and what does: layers; if integer, also additions and
+    concatenations."""
+    left_out = _numbers(traced) | _logits(traced)
+    for node in traced.graph.nodes:
+        module, kind = called(traced, node)
+        is_layer = isinstance(module, QUANTIZED)
+        joins = protocol == "integer" and (_ADDITION.fullmatch(kind) or _CONCATENATION.fullmatch(kind))
+        for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
+            if not is_layer and argument in left_out:
+                continue
+            source, origin = called(traced, _source(traced, argument))
+            if isinstance(source, (*QUANTIZED, *NORMS)):
+                origin = "linear bottleneck"
+            if not isinstance(source, ActivationQuantizer):
+                yield Gap(str(node.target if is_layer else node.name), _ORIGINS.get(origin, origin))
+
+
+def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
+    """The unquantized inputs that the protocol does not provide for."""
+    for gap in float_inputs:
+        if protocol == "integer":
+            yield Gap(gap.name, f"its input comes from {gap.reason} in floating point")
+        elif not _FLOAT_BY_PROTOCOL.fullmatch(gap.reason):
+            yield Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
+
+
+def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
+    """The modules with parameters of their own that no quantizer is for."""
+    for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in network.named_parameters()):
+        owner = network.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
+        if not isinstance(owner, _EXPECTED) and type(owner) is not nn.Module:
+            yield Gap(path or name, f"a {type(owner).__name__} computes in floating point")
+
+
+def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
+    """Calls that multiply outside of a layer, and those that tracing cannot look into (``torch.fx.wrap``)."""
+    for node in traced.graph.nodes:
+        kind = called(traced, node)[1]
+        origin = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+        if node.op in ("call_function", "call_method") and _PRODUCT.fullmatch(kind):
+            yield Gap(node.name, "a product outside of any layer")
+        elif node.op == "call_function" and origin not in _TRANSPARENT and not _SAME_VALUES.fullmatch(kind):
+            yield Gap(node.name, "a function that tracing cannot look into")
+
+
+def _wrap_activations(network: nn.Module, make: Callable[[int], nn.Module], bits: int) -> list[Quantized]:
+    """Replace every activation module, under each of its names, by itself and a quantizer."""
+    found = {module: path for path, module in network.named_modules() if isinstance(module, ACTIVATIONS)}
+    wrapped = {module: nn.Sequential(module, make(bits)) for module in found}
+    for path, module in list(network.named_modules(remove_duplicate=False)):
+        if module in wrapped:
+            network.set_submodule(path, wrapped[module])
+    return [Quantized(path, type(module).__name__.lower(), bits) for module, path in found.items()]

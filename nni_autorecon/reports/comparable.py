@@ -1,0 +1,173 @@
+"""Runs with settings that can be compared: one name for a generator over all seeds, nothing that is not used."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config.search import IDLE_SETTINGS, STRATEGY_SETTINGS
+from ..config.student import USED_BY
+from ..runs.records import STAGES, Run
+
+SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
+NOT_USED = "–"
+EXECUTION = ("threads", "device")
+NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
+"""Settings that make no row: they make columns and tables, or say where it ran."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run and the settings it is compared by, its generator under the name it has over all seeds.
+
+    ``pattern`` spells that name out: "searched" may be ``searched:digits/seed-{seed}.json``.
+    """
+
+    run: Run
+    settings: Mapping[str, Any]
+    pattern: str
+
+
+def compare(runs: Sequence[Run]) -> list[Entry]:
+    """``runs`` with comparable settings.
+
+    Where NNI's record lacks a setting, it is the other runs' if these agree. A method without a generator has none,
+    whatever the setting says, and so it is with other settings that a method or strategy does not use. A preset speaks
+    for settings that differ as it does.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
+    known = {name: {settings[name] for settings in given if name in settings} for name in names}
+    shared = {name: next(iter(values)) if len(values) == 1 else None for name, values in known.items()}
+    filled = [
+        {**(shared if run.command is None else dict.fromkeys(names)), **settings}
+        for run, settings in zip(runs, given, strict=True)
+    ]
+    generators = _generator_names(filled)
+    genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
+    for settings, genotype in zip(filled, genotypes, strict=True):
+        matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
+        settings["genotype"] = genotype.partition(":")[2] if matters else None
+    for methods, names_used in USED_BY.items():
+        for name in names_used:
+            _level_unless_used(filled, name, [one.get("method") in (None, *methods) for one in filled])
+    for strategies, names_used in STRATEGY_SETTINGS.items():
+        for name in names_used:
+            _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
+    for switch, names_idle in IDLE_SETTINGS.items():
+        for name in names_idle:
+            _level_unless_used(filled, name, [one.get(switch) not in (None, 0, NOT_USED) for one in filled])
+    _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
+    for kind in STAGES.values():
+        for preset, meanings in kind.PRESETS.items():
+            _level_what_presets_say(filled, preset, meanings)
+    return [
+        Entry(run, {**settings, "generator": name}, pattern)
+        for run, settings, (name, pattern) in zip(runs, filled, generators, strict=True)
+    ]
+
+
+def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequence[bool]) -> None:
+    """Give runs that have no use for a setting the one value of those that have, or –, so that it makes no row."""
+    used = {one.get(name) for one, use in zip(settings, uses, strict=True) if use}
+    for one, use in zip(settings, uses, strict=True):
+        if used and not use:
+            one[name] = next(iter(used)) if len(used) == 1 else NOT_USED
+
+
+def _level_what_presets_say(
+    settings: Sequence[dict[str, Any]], preset: str, meanings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Take away the settings that differ between runs just as the runs' presets have them differ.
+
+    Beside runs that name a preset, one whose values are a preset's counts as named so.
+    """
+    if not any(one.get(preset) in meanings for one in settings):
+        return
+    for one in settings:
+        for name, meaning in meanings.items():
+            if one.get(preset) is None and all(one.get(key) == value for key, value in meaning.items()):
+                one[preset] = name
+    if any(one.get(preset) not in meanings for one in settings):
+        return
+    for name in dict.fromkeys(name for meaning in meanings.values() for name in meaning):
+        said = [(one.get(name), meanings[one[preset]].get(name)) for one in settings]
+        if len(set(said)) > 1 and all(value in (None, meant) for value, meant in said):
+            for one in settings:
+                one.pop(name, None)
+
+
+def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
+    return kind_of(str(settings.get("generator"))) in ("random", "all") and settings.get("width") is None
+
+
+def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> list[str]:
+    """The settings in which ``entries`` differ."""
+    names = entries[0].settings if among is None else among
+    return [name for name in names if len({entry.settings.get(name) for entry in entries}) > 1]
+
+
+def row_settings(entries: Sequence[Entry], stage: str) -> tuple[str, ...]:
+    """The settings that tell rows apart: of searches, the strategy and others.
+
+    Of students, method first, generator last, the others between; at least the generator.
+    """
+    names = [name for name in varying(entries) if name not in NO_ROW | {"strategy", "method", "generator"}]
+    if stage == "search":
+        return ("strategy", *names)
+    ends = varying(entries, among=("method", "generator"))
+    return (*(["method"] if "method" in ends else []), *names, *(["generator"] if ends != ["method"] else []))
+
+
+def _plain(value: Any) -> Any:
+    """NNI's record may hold anything; a table needs something that can be compared."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """``random:0`` of seed 0 and ``random:1`` of seed 1 are one generator, ("random", "random:{seed}"); so are files.
+
+    If there are several of a kind, the pattern is the name. What runs of several seeds share is left as it is.
+    """
+    patterns = _patterns([(_spelled(one), one.get("seed")) for one in settings])
+    kinds = Counter(kind_of(pattern) for pattern in set(patterns) if SEED in pattern)
+    return [
+        (kind if SEED in pattern and kinds[kind] == 1 else pattern, pattern)
+        for pattern, kind in ((pattern, kind_of(pattern)) for pattern in patterns)
+    ]
+
+
+def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
+    """Generators, each with its run's seed, with ``{seed}`` in its place unless several seeds share the generator."""
+    alone = {text for text, times in Counter(text for text, _ in set(generators)).items() if times == 1}
+    return [_with_placeholder(text, seed) if text in alone else text for text, seed in generators]
+
+
+def _spelled(settings: Mapping[str, Any]) -> str:
+    """The generator with its genotype's file, or – for a method that has none."""
+    if settings.get("method") not in (None, "gdfq"):
+        return NOT_USED
+    generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
+    return f"{generator}:{genotype}" if genotype and _means_genotype(generator) else str(generator)
+
+
+def _with_placeholder(text: str, seed: int | None) -> str:
+    """The last whole number that is the seed becomes ``{seed}``, if a seed may stand there at all."""
+    if SEED in text:
+        return text
+    kind, argument = kind_of(text), text.partition(":")[2]
+    found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", argument))
+    if not (kind == "random" or _means_genotype(kind)) or not found:
+        return text
+    return f"{kind}:{argument[: found[-1].start()]}{SEED}{argument[found[-1].end() :]}"
+
+
+def _means_genotype(kind: str) -> bool:
+    return kind == "searched" or kind.endswith("@equal-macs")
+
+
+def kind_of(generator: str) -> str:
+    return generator.partition(":")[0]

@@ -1,0 +1,141 @@
+"""The figure of a report: accuracy against bit width or scale, or row by row where there is one column."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..figures.curves import DPI, INK, MUTED, SERIES_COLOURS, literal
+from .comparable import NOT_USED, SCALE
+from .report import Report, show
+from .tables import Row, Table
+
+Floats = NDArray[np.float64]
+
+GRID = "#E3E3E3"
+LABELS = {
+    "accuracy": "test accuracy (%)",
+    "agreement": "agreement with the teacher (%)",
+    "loss": "L_r of the generator found",
+}
+
+
+class Series(NamedTuple):
+    """A row of a table: mean and sample standard deviation [columns] as printed, NaN where there is none."""
+
+    name: str
+    mean: Floats
+    std: Floats
+
+
+def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
+    """Positions of the columns (log2 of a scale), a series per row, and in words the points that are missing."""
+    positions = np.log2(table.columns) if table.column == SCALE else np.arange(len(table.columns), dtype=float)
+    series, missing = [], []
+    for row in table.rows:
+        cells = [table.cell(row, column) for column in table.columns]
+        statistics = [[np.nan if v is None else v for v in (cell.mean, cell.std)] for cell in cells]
+        series.append(Series(row_name(table.row_names, row), *np.array(statistics, dtype=float).T))
+        for head, cell, column in zip(table.column_heads(), cells, table.columns, strict=True):
+            if cell.mean is None:
+                where = f" at {head}" if len(table.columns) > 1 else ""
+                missing.append(f"{series[-1].name}{where} ({table.text(row, column).replace('–', 'not run')})")
+    return np.asarray(positions, dtype=float), series, missing
+
+
+def plot_report(report: Report) -> Figure:
+    """A panel per section, all on one scale: a line per row with error bars of one standard deviation; dots where there
+    is one column, and a ring for each seed.
+
+    The dashed line is the teacher, if it is near. Points that are missing are named below the panels.
+    """
+    tables = [section.tables[0] for section in report.sections]
+    lines = max(len(table.columns) for table in tables) > 1
+    height = 4.0 if lines else 1.6 + 0.45 * max(len(table.rows) for table in tables)
+    figure = Figure(figsize=(4.6 * len(tables) + 2.4, height), dpi=DPI, layout="constrained")
+    alike = len({table.metric for table in tables}) == 1
+    panels = figure.subplots(1, len(tables), squeeze=False, sharey=lines and alike, sharex=not lines and alike)[0]
+    notes = []
+    for axes, section, table in zip(panels, report.sections, tables, strict=True):
+        (_draw_lines if lines else _draw_dots)(axes, table)
+        axes.set_title(section.heading, fontsize=11, color=INK)
+        axes.tick_params(labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        if missing := ", ".join(comparison_info(table)[2]):
+            notes.append(f"{section.heading}: {missing}" if section.heading else missing)
+    for axes in panels:  # once the scale is known
+        _draw_teacher(axes, report.teacher_accuracy, upright=not lines)
+    keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # last
+    if labels:
+        handles = [keys[label] for label in labels]
+        place: Literal["outside right center", "outside upper center"]
+        place = "outside right center" if lines else "outside upper center"
+        labels = [textwrap.fill(label, 32) for label in labels]
+        figure.legend(handles, labels, loc=place, fontsize=9, frameon=False)
+    if notes:
+        text = textwrap.fill(f"Not shown: {'; '.join(notes)}", int(14 * figure.get_figwidth()))
+        figure.supxlabel(text, fontsize=8, color=MUTED, x=0.01, ha="left")
+    return figure
+
+
+def row_name(names: tuple[str, ...], row: Row) -> str:
+    """Method, generator and strategy by their values alone, other settings with their names."""
+    pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != NOT_USED]
+    return ", ".join(
+        value if name in ("method", "generator", "strategy") else f"{name}={value}" for name, value in pairs
+    )
+
+
+def _draw_lines(axes: Axes, table: Table) -> None:
+    positions, series, _ = comparison_info(table)
+    step = min(0.05, 0.3 / len(series))  # error bars stand side by side
+    for index, (name, mean, std) in enumerate(series):
+        x = positions + (index - (len(series) - 1) / 2) * step
+        dashes = ("-", "--", "-.", ":")[index % 4]
+        axes.errorbar(x, mean, std, label=literal(name), linestyle=dashes, **_style(index))
+    axes.set_xticks(positions, table.column_heads())
+    axes.set_xlim(positions.min() - 0.3, positions.max() + 0.3)
+    axes.set_xlabel("scale of the generator's channels" if table.column == SCALE else "bit widths")
+    axes.set_ylabel(LABELS[table.metric])
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+
+
+def _draw_dots(axes: Axes, table: Table) -> None:
+    """From top to bottom, in the colour of the generator or strategy."""
+    _, series, _ = comparison_info(table)
+    place = 0 if table.row_names[0] == "strategy" else -1
+    kinds = list(dict.fromkeys(row[place] for row in table.rows))
+    for index, (row, (_, mean, std)) in enumerate(zip(table.rows, series, strict=True)):
+        style, by_seed = _style(kinds.index(row[place])), table.cell(row, table.columns[0]).by_seed
+        axes.errorbar(mean, [index], xerr=std, **style)
+        if len(by_seed) > 1:
+            values = list(by_seed.values())
+            axes.plot(values, [index] * len(values), "o", ms=4, mfc="none", mec=MUTED, label="one seed", zorder=3)
+    axes.set_yticks(range(len(series)), [textwrap.fill(literal(name), 44) for name, *_ in series])
+    axes.set_ylim(len(series) - 0.5, -0.5)
+    axes.set_xlabel(f"{LABELS[table.metric]}{'' if table.column is None else f', {table.column_heads()[0]}'}")
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": SERIES_COLOURS[index % 7], "marker": "osD^vPX"[index % 7], "ms": 5, "lw": 1.6, "capsize": 3}
+
+
+def _draw_teacher(axes: Axes, accuracy: float | None, *, upright: bool) -> None:
+    """A line unless it would squeeze the points into less than half of the panel; its value in the legend."""
+    if accuracy is None:
+        return
+    low, high = axes.get_xlim() if upright else axes.get_ylim()
+    near = low - (high - low) < accuracy < high + (high - low)
+    style: dict[str, Any] = {"color": MUTED, "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 0}
+    style["label"] = f"teacher, {accuracy:.2f}" + ("" if near else " (off the scale)")
+    if near:
+        (axes.axvline if upright else axes.axhline)(accuracy, **style)
+    else:
+        axes.plot([], [], **style)

@@ -1,0 +1,183 @@
+"""Runs side by side, as the paper's tables have them: a row per method, generator or strategy, over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from ..config.search import STRATEGIES
+from ..runs.records import FINISHED
+from .comparable import EQUAL_MACS, NOT_USED, SCALE, Entry, kind_of
+
+Row = tuple[Any, ...]
+
+IN_ORDER = (
+    "dfq", "zeroq", "zeroq-kd", "dfc", "gdfq", "gdfq-conditional", EQUAL_MACS, "random", "all", "published", "searched",
+)  # fmt: skip
+
+
+class Measure(NamedTuple):
+    """How a metric is printed: under which head, times what, with how many decimals."""
+
+    head: str
+    factor: float
+    decimals: int
+
+    def spread(self, values: Iterable[float]) -> str:
+        """Mean ± sample standard deviation of ``values``, which are multiplied already; a single one as it is."""
+        values = list(values)
+        mean = f"{statistics.mean(values):.{self.decimals}f}"
+        return f"{mean} ± {statistics.stdev(values):.{self.decimals}f}" if len(values) > 1 else mean
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", 100, 2),
+    "agreement": Measure("agreement", 100, 2),
+    "ranges_only_accuracy": Measure("ranges only accuracy", 100, 2),
+    "loss": Measure("L_r", 1, 3),
+    "class_loss": Measure("class_loss", 1, 3),
+    "bns_loss": Measure("bns_loss", 1, 5),
+    "generator_macs": Measure("MMACs", 1e-6, 1),
+    "generator_parameters": Measure("parameters (k)", 1e-3, 0),
+    "updates": Measure("updates", 1, 0),
+    "seconds": Measure("seconds", 1, 0),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one row and column: what the finished ones measured, by seed, and the status of the others."""
+
+    by_seed: Mapping[int, float]
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.by_seed.values()) if self.by_seed else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds; None for fewer than two."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    def text(self, measure: Measure, *, gain: float | None, seeds: int) -> str:
+        """``92.31 ± 0.20 (+1.10), 1 of 4 failed``; ``n=2`` if fewer than ``seeds`` were run at all."""
+        counts = Counter(sorted(self.unfinished))
+        if not self.by_seed:
+            alone = len(counts) == 1
+            return ", ".join(status if alone else f"{n} {status}" for status, n in counts.items()) or "–"
+        finished, total = len(self.by_seed), len(self.by_seed) + len(self.unfinished)
+        parts = [measure.spread(self.by_seed.values()) + ("" if gain is None else f" ({gain:+.2f})")]
+        if finished == 1 or (finished < seeds and not counts):
+            parts.append(f"n={finished}")
+        return ", ".join([*parts, *(f"{n} of {total} {status}" for status, n in counts.items())])
+
+
+@dataclass(frozen=True)
+class Table:
+    """``metric`` as it is printed, over rows that differ in ``row_names`` and columns in the setting ``column``."""
+
+    metric: str
+    row_names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    column: str | None
+    columns: tuple[Any, ...]
+    cells: Mapping[tuple[Row, Any], Cell]
+    beside: tuple[str, ...]
+    """Further metrics, a column each."""
+    texts: Mapping[Row, tuple[str, ...]]
+    """What stands there in each row."""
+    seeds: int
+    """How many the whole report has."""
+
+    def cell(self, row: Row, column: Any) -> Cell:
+        return self.cells.get((row, column), Cell({}))
+
+    def gain(self, row: Row, column: Any) -> float | None:
+        """Points over the row that has GDFQ's method, generator and losses, and is the same otherwise; None for it.
+
+        Where GDFQ's generator stands at equal MACs only, that is the row.
+        """
+        kinds = {kind_of(str(each[-1])): each[-1] for each in self.rows}
+        gdfq_row = {
+            "method": "gdfq",
+            "generator": kinds.get("gdfq", kinds.get(EQUAL_MACS)),
+            "genotype": NOT_USED,
+            "losses": "gdfq",
+        }
+        gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
+        mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
+        if self.metric == "agreement":  # each generator's is measured on its own images
+            return None
+        return None if row == gdfq or mean is None or baseline is None else mean - baseline
+
+    def text(self, row: Row, column: Any) -> str:
+        """What stands in the cell; – where no run was begun."""
+        gain = self.gain(row, column)
+        return self.cell(row, column).text(MEASURES[self.metric], gain=gain, seeds=self.seeds)
+
+    def column_heads(self) -> list[str]:
+        if self.column is None:
+            return [MEASURES[self.metric].head]
+        return [f"s = {value:g}" if self.column == SCALE else str(value) for value in self.columns]
+
+
+def make_table(
+    metric: str,
+    entries: Sequence[Entry],
+    row_names: tuple[str, ...],
+    column: str | None,
+    *,
+    beside: tuple[str, ...],
+    seeds: int,
+) -> Table:
+    """``metric`` of ``entries``, rows and columns in the paper's order, and what stands ``beside`` it."""
+    groups: dict[tuple[Row, Any], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        row = tuple(entry.settings.get(name) for name in row_names)
+        groups[row, entry.settings[column] if column else None].append(entry)
+    rows = sorted({row for row, _ in groups}, key=lambda row: [*map(_rank, row_names, row)])
+    columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")  # w6a6 first
+    cells = {key: _cell(metric, group) for key, group in groups.items()}
+    by_row = {row: [groups[row, value] for value in columns if (row, value) in groups] for row in rows}
+    texts = {row: tuple(_text(name, group, column) for name in beside) for row, group in by_row.items()}
+    return Table(metric, row_names, tuple(rows), column, tuple(columns), cells, beside, texts, seeds)
+
+
+def _cell(metric: str, group: Sequence[Entry]) -> Cell:
+    unfinished = tuple(entry.run.status for entry in group if entry.run.status != FINISHED)
+    return Cell(_by_seed(metric, group), unfinished)
+
+
+def _by_seed(metric: str, group: Iterable[Entry]) -> dict[int, float]:
+    """``metric`` as it is printed. Of several finished runs with the same seed, the last one counts."""
+    finished = [entry for entry in group if entry.run.status == FINISHED]
+    values = {entry.settings["seed"]: entry.run.metrics.get(metric) for entry in finished}
+    return {seed: MEASURES[metric].factor * value for seed, value in values.items() if value is not None}
+
+
+def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) -> str:
+    """Over seeds; where columns are scales, one after another."""
+    if column != SCALE:
+        groups = [[entry for group in groups for entry in group]]
+    texts = []
+    for group in groups:
+        known = [*_by_seed(metric, group).values()]
+        texts.append(MEASURES[metric].spread(known if len(set(known)) > 1 else known[:1]) if known else "–")
+    return " / ".join(texts) if set(texts) != {"–"} else "–"
+
+
+def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
+    """Sorts numbers by size, strategies as they are listed, methods and generators as the paper has them.
+
+    The rest comes by its letters.
+    """
+    if isinstance(value, (int, float)):
+        return -1, value, ""
+    kind = kind_of(str(value))
+    order = STRATEGIES if setting == "strategy" else IN_ORDER
+    return order.index(kind) if kind in order else len(order), 0.0, str(value)

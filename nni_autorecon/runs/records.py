@@ -1,0 +1,117 @@
+"""What runs left behind, finished or not: the records that a report compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config.common import Config
+from ..config.search import SearchConfig
+from ..config.student import CompressConfig, DistillConfig
+from ..errors import InputError, shown
+from ..files import parse_json, read_text, unsealed
+
+FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
+    "finished", "incomplete", "failed", "canceled", "running", "waiting",
+)  # fmt: skip
+STAGES: dict[str, type[Config]] = {"search": SearchConfig, "compress": CompressConfig, "distill": DistillConfig}
+LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
+"""What L_r depends on beside the teacher and the generator."""
+COSTS = ("generator_macs", "generator_parameters", "seconds")
+METRICS = dict.fromkeys(STAGES, ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement", *COSTS)) | {
+    "search": ("loss", "class_loss", "bns_loss", "updates", *COSTS)
+}
+"""What each stage measures."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage: where it is, what was set, how far it came and what it measured.
+
+    ``settings`` may lack some where only NNI's own record is left, ``command`` is None then. ``metrics`` holds its
+    stage's ``METRICS``, accuracies and agreement as fractions; what was not measured is None or absent.
+    """
+
+    source: str
+    command: str | None
+    settings: Mapping[str, Any]
+    status: str
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_folders(folders: Sequence[Path]) -> list[Run]:
+    """The runs in ``folders`` and below them, each once, by path.
+
+    Raises InputError if a folder holds none, or names the file that is damaged.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        try:
+            configs = sorted(folder.rglob("config.json"))
+        except OSError as error:
+            raise InputError(f"cannot look into {folder}: {error.strerror or error}; give another folder") from error
+        if not configs:
+            raise InputError(
+                f"no runs in {folder}; a run's folder holds config.json, and result.json once it has finished"
+            )
+        for config in configs:
+            found.setdefault(config.parent.resolve(), read_folder(config.parent))
+    return list(found.values())
+
+
+def read_folder(folder: Path) -> Run:
+    """The run in ``folder``; without a result.json it is incomplete. Raises InputError for a damaged file."""
+    command, settings, versions = read_config(folder / "config.json")
+    result = folder / "result.json"
+    if not result.exists():
+        return Run(str(folder), command, settings, INCOMPLETE, versions=versions)
+    metrics = checked_metrics(_read_json(result), command, source=str(result))
+    return Run(str(folder), command, settings, FINISHED, metrics, versions)
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
+    values = _read_json(path)
+    command, versions = values.get("command"), values.get("versions", {})
+    if not isinstance(command, str) or command not in STAGES or not isinstance(versions, dict):
+        raise InputError(f"{path} names no command of {', '.join(STAGES)}, so it is not a run's; leave its folder out")
+    return command, checked_settings(values.get("config"), command, source=str(path)), versions
+
+
+def checked_settings(settings: Any, command: str, *, source: str) -> dict[str, Any]:
+    """All settings of ``command``, a default where ``settings`` are of a version that lacked one; or InputError."""
+    defaults = STAGES[command]()
+    whole = (
+        {**defaults.to_dict(), **settings} if isinstance(settings, Mapping) else settings
+    )  # else today's presets fill in
+    return defaults.override(whole, source=source).to_dict()
+
+
+def stage_of(settings: Mapping[str, Any]) -> str:
+    """The stage that ``settings`` are of: the one with most names in common."""
+    return max(STAGES, key=lambda stage: len(settings.keys() & STAGES[stage]().to_dict().keys()))
+
+
+def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> dict[str, float | None]:
+    """``METRICS`` of ``command`` among ``values``. Raises InputError if one is neither a number nor null."""
+    metrics = {name: values[name] for name in METRICS[command] if name in values}
+    for name, value in metrics.items():
+        if not (value is None or isinstance(value, (int, float))):
+            fault = f"{name} = {shown(value)} is not a number"
+            raise InputError(f"{source} is damaged: {fault}; run it again or leave it out")
+    return metrics
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = parse_json(read_text(path, "run file"))
+        if not isinstance(values, dict):
+            raise ValueError("no names and values")
+        return unsealed(values)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); run it again or leave its folder out") from error

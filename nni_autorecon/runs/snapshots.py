@@ -1,0 +1,66 @@
+"""Where a run stands at the end of an epoch: what a killed run goes on from, to the same end as if nothing had been."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import write_atomically
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 7
+"""Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
+
+State = Mapping[str, Any]
+"""Tensors, numbers, strings, and lists and dicts of them."""
+
+
+def save_snapshot(path: Path, state: State) -> None:
+    """Write ``state`` after its checksum, whole or not at all. Raises InputError if the folder cannot be written."""
+    content = tensor_bytes(dict(state))
+    parts = hashlib.sha256(content).digest(), content  # apart: joined, they would be there twice
+    write_atomically(path, lambda file: file.writelines(parts))
+
+
+def tensor_bytes(value: Any) -> bytes:
+    """What ``torch.save`` writes of ``value``. Onto a full disk it would write with an error of its own making."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def load_snapshot(path: Path) -> dict[str, Any] | None:
+    """What was saved, its tensors on the CPU; None if there is nothing, or, with a line in the log, nothing whole."""
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s cannot be read (%s); starting from the beginning", path, error.strerror)
+        return None
+    checksum, content = stored[:32], memoryview(stored)[32:]
+    if hashlib.sha256(content).digest() != checksum:
+        log.warning("%s is damaged; starting from the beginning", path)
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the generators from which a run on ``device`` draws."""
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Draw what would have come after :func:`random_state` was called."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,273 @@
+"""Stage 2 of Algorithm 1: synthetic images quantize and distil the teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..accel.cuda_graphs import Recorded
+from ..accel.layout import in_usual_layout
+from ..config.schedules import SCHEDULES
+from ..config.student import TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..data.images import EvaluationData
+from ..export.student_file import Description, float_size, save_network
+from ..figures.curves import plot_images, plot_loss_curves, save_figure
+from ..generator.training import (
+    MeanLoss,
+    reconstruction_total,
+    require_finite,
+    require_finite_weights,
+)
+from ..losses.game import adaptability_loss
+from ..losses.reconstruction import ReconstructionLoss
+from ..quantization.coverage import Coverage
+from ..quantization.dfq import dfq
+from ..quantization.insertion import quantize_network
+from ..quantization.quantizers import observe_ranges
+from ..runs.folder import RunFolder
+from ..runs.snapshots import State
+from ..teacher.loading import Teacher, configured_teacher
+from .features import with_features
+from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .results import CompressionResult
+from .student import agreement, evaluation_data
+from .training import StudentTraining
+
+EpochMetrics = dict[str, Any]
+
+
+@dataclass
+class Compression:
+    """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
+
+    With a generator, epochs are of warm-up (generator only), then of range tracking, then of training of the student
+    on the images that the generator was just trained with (Xu et al., 2020). Methods without one need no warm-up,
+    and ``zeroq`` and ``dfq`` no training. No real image enters anywhere.
+    """
+
+    config: CompressConfig
+    teacher: Teacher
+    images: GeneratorImages | FixedImages
+    student: nn.Module
+    coverage: Coverage
+    started: float
+    epoch: int = 0
+    """How many are over."""
+    ranges_only_accuracy: float | None = None
+    """Measured when the ranges were set, before any training of the student."""
+    metrics: EpochMetrics = field(default_factory=dict)
+    """Of the last epoch."""
+
+    @classmethod
+    def start(
+        cls,
+        config: CompressConfig,
+        teacher: Teacher,
+        on_step: OnStep = lambda: None,
+        state: State | None = None,
+        on_ready: Callable[[], object] = lambda: None,
+    ) -> Compression:
+        """Everything at its initial state, images distilled, or where ``state`` says. Seeds torch.
+
+        Raises InputError if the settings do not go together; ``on_ready`` is called after that, before the images.
+        """
+        config.require_consistent()
+        started = time.perf_counter()
+        torch.manual_seed(config.seed)
+        if config.method == "dfq":
+            student, coverage = dfq(
+                teacher.network, teacher.image, pixel_range=teacher.pixel_range, **config.quantization
+            )
+        else:
+            student, coverage = quantize_network(teacher.network, **config.quantization)
+        if config.feature_weight:
+            with_features(student)  # says what is wrong before images are made
+        source = FixedImages if config.generator_spec is None else GeneratorImages
+        images = source.start(config, teacher, on_step, state and state["images"], on_ready)
+        student = student.to(teacher.device).to(memory_format=teacher.memory_format)
+        compression = cls(config, teacher, images, student, coverage, started)
+        if state is not None:
+            compression._load(state)
+        return compression
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {
+            "epoch": self.epoch,
+            "seconds": time.perf_counter() - self.started,
+            "ranges_only_accuracy": self.ranges_only_accuracy,
+            "metrics": self.metrics,
+            "images": self.images.state(),
+            "student": self.student.state_dict(),
+            "optimizers": self.training.state(),
+        }
+
+    def _load(self, state: State) -> None:
+        self.epoch, self.metrics = state["epoch"], state["metrics"]
+        self.ranges_only_accuracy = state["ranges_only_accuracy"]
+        self.started -= state["seconds"]
+        self.student.load_state_dict(state["student"])
+        self.training.load(state["optimizers"])
+
+    def __post_init__(self) -> None:
+        self.phases = self.config.phases
+        self.training = StudentTraining(self.config, self.teacher, self.student)
+        self._train_student = Recorded(self.training.step, "the update of the student")
+
+    def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
+        """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
+        config, phase = self.config, self.phases[epoch]
+        learning = config.generator_updates == "always" or phase == WARM_UP
+        rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(self.phases)) if learning else None
+        mean, student_losses = MeanLoss(), []
+        self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
+        total = self._generator_total if phase == TRAINING else reconstruction_total
+        batches = self.images.batches(epoch, config.steps, learning_rate=rate, total=total)
+        for step, (images, labels, loss) in enumerate(batches):
+            mean.add(loss)
+            if phase == TRACKING:
+                with torch.no_grad(), observe_ranges(self.student):
+                    self.student(images)
+            elif phase == TRAINING:
+                first = self.phases.index(TRAINING)
+                self.training.set_progress((epoch - first + step / config.steps) / (len(self.phases) - first))
+                student_losses.append(self._train_student(images, labels, loss.logits))
+            on_step()
+        metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
+        if phase == TRAINING:
+            student_loss = torch.stack(student_losses).mean().item()
+            require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
+            require_finite_weights(self.student, "the student's")
+            metrics["student_loss"] = student_loss
+            metrics["student_lr"] = self.training.learning_rate
+        if phase != WARM_UP:
+            metrics["agreement"] = self.agreement()
+        return metrics
+
+    def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
+        """L_r, with a weight for its cross-entropy, and AdaDFQ's game against the student."""
+        config = self.config
+        total = config.class_weight * loss.class_ + config.bns_weight * loss.bns
+        if config.adaptability_weight:
+            total = total + config.adaptability_weight * adaptability_loss(self.student(images), loss.logits, labels)
+        return total
+
+    def agreement(self) -> float:
+        """Fraction of held-out synthetic images on which student and teacher decide alike."""
+        return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
+
+
+def compress(
+    compression: Compression,
+    data: EvaluationData | None,
+    *,
+    teacher_accuracy: float | None = None,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
+) -> CompressionResult:
+    """Run what is left of stage 2, measuring on ``data`` before the student's training and after the last epoch.
+
+    ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
+    """
+    config = compression.config
+    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
+    for epoch in range(compression.epoch, len(compression.phases)):
+        compression.metrics = compression.run_epoch(epoch, on_step)
+        if epoch == last_ranges:
+            compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
+        compression.epoch = epoch + 1
+        on_epoch(compression.metrics)
+    in_usual_layout(compression.student)  # as it will be loaded, so that it is measured bit for bit
+    accuracy = compression.teacher.accuracy(compression.student, data)
+    macs, parameters = compression.images.cost()
+    metrics = compression.metrics
+    return CompressionResult(
+        bits=config.bits,
+        protocol=config.protocol,
+        method=config.method,
+        generator=config.generator_spec,
+        agreement=metrics["agreement"] if metrics else compression.agreement(),
+        teacher_accuracy=teacher_accuracy,
+        ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
+        accuracy=accuracy,
+        loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
+        generator_macs=macs,
+        generator_parameters=parameters,
+        seconds=time.perf_counter() - compression.started,
+        coverage=compression.coverage,
+    )
+
+
+def run_compression(
+    config: CompressConfig,
+    run: RunFolder,
+    *,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
+    progress: bool = False,
+) -> CompressionResult:
+    """Stage 2 for the configured teacher, or what an earlier run left of it; result, student and figures in ``run``.
+
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
+    """
+    config.require_consistent()
+    state = run.earlier("compress", config)
+    teacher = configured_teacher(config)
+    data = evaluation_data(config, teacher)
+    teacher_accuracy = teacher.accuracy(
+        teacher.network, data
+    )  # now: data that do not fit are refused before the training
+    before = 0 if config.generator_spec or state else distillation_steps(config)
+    with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
+
+        def step() -> None:
+            bar.update()
+            on_step()
+
+        begin = partial(run.start, "compress", config, device=teacher.device_name)
+        compression = Compression.start(config, teacher, step, state, begin)
+        bar.update(compression.epoch * config.steps)
+
+        def report(metrics: EpochMetrics) -> None:
+            run.log(metrics)
+            run.save("compress", config, compression.state())
+            on_epoch(metrics)
+            bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
+
+        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+    run.write_result(result.to_dict())  # before anything else can fail
+    result = _save(run, compression, result)
+    run.write_result(result.to_dict())
+    _draw(run, compression)
+    return result
+
+
+def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
+    """Write the student as a file; the result with its size."""
+    config, teacher, path = compression.config, compression.teacher, run / "student.safetensors"
+    details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
+    details |= {"generator": result.generator, "accuracy": result.accuracy}
+    folded = config.method == "dfq"
+    save_network(path, compression.student, Description.of(teacher, config.quantization, folded=folded, **details))
+    file_bytes = path.stat().st_size
+    return replace(result, file_bytes=file_bytes, compression_ratio=float_size(teacher.network) / file_bytes)
+
+
+def _draw(run: RunFolder, compression: Compression) -> None:
+    known = {name for row in run.rows for name in row}
+    losses = [name for name in ("loss", "class_loss", "bns_loss", "student_loss") if name in known]
+    if run.rows:
+        save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
+        save_figure(
+            plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+            run / "agreement.png",
+        )
+    images, labels = compression.images.to_show(8)
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

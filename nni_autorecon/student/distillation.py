@@ -1,0 +1,300 @@
+"""Data-free distillation (Table 4): a generator's images teach a student of another architecture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..accel.cuda_graphs import Recorded
+from ..accel.layout import in_usual_layout, memory_format
+from ..accel.optimizers import clear_gradients, learning_rate, set_learning_rate, sgd
+from ..config.schedules import SCHEDULES
+from ..config.student import DistillConfig
+from ..data.images import EvaluationData
+from ..errors import InputError
+from ..figures.curves import plot_images, plot_loss_curves, save_figure
+from ..files import write_atomically
+from ..generator.gdfq import GDFQGenerator
+from ..generator.latent import LatentSource
+from ..generator.searched import Generator
+from ..generator.training import (
+    MeanLoss,
+    Objective,
+    images_per_class,
+    objective_for,
+    require_finite,
+    require_finite_weights,
+    weight_optimizer,
+)
+from ..losses.reconstruction import GeneratorLoss, generator_loss, l1_loss
+from ..networks import parameter_count
+from ..runs.folder import RunFolder
+from ..runs.snapshots import State, random_state, set_random_state, tensor_bytes
+from ..teacher.loading import Teacher, architecture, configured_teacher, images_to_try
+from .images import OnStep, configured_generator
+from .results import DistillationResult
+from .student import agreement, evaluation_data
+
+EpochMetrics = dict[str, Any]
+
+
+@dataclass
+class Distillation:
+    """Distillation under way: the frozen teacher, the generator, the student and their optimizers.
+
+    Each iteration has two phases (Fang et al., 2019): the student follows the teacher on fresh images while the
+    generator's weights rest, then the generator makes one step on its own objective while the student rests.
+    No real image enters anywhere.
+    """
+
+    config: DistillConfig
+    teacher: Teacher
+    generator: Generator | GDFQGenerator
+    student: nn.Module
+    objective: Objective
+    source: LatentSource
+    started: float
+    epoch: int = 0
+    """How many are over."""
+    metrics: EpochMetrics = field(default_factory=dict)
+    """Of the last epoch."""
+
+    @classmethod
+    def start(cls, config: DistillConfig, teacher: Teacher, state: State | None = None) -> Distillation:
+        """Everything at its initial state, or where ``state`` says. Seeds torch.
+
+        Raises InputError if the settings do not go together.
+        """
+        started = time.perf_counter()
+        config.require_consistent()
+        torch.manual_seed(config.seed)
+        student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
+        student = student.to(memory_format=memory_format(student, teacher.image, modes=(False, True)))
+        generator = configured_generator(config, teacher)
+        objective = objective_for(teacher.observed, config)
+        source = LatentSource(config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device)
+        distillation = cls(config, teacher, generator, student, objective, source, started)
+        if state is not None:
+            distillation._load(state)
+        return distillation
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "seconds": time.perf_counter() - self.started,
+            "random": random_state(self.teacher.device),  # a student may have dropout
+            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+        }
+
+    def _load(self, state: State) -> None:
+        self.epoch, self.metrics = state["epoch"], state["metrics"]
+        self.started -= state["seconds"]
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        set_random_state(state["random"], self.teacher.device)
+
+    _PARTS = ("generator", "student", "generator_optimizer", "student_optimizer")
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
+        self.student_optimizer = sgd(
+            self.student.parameters(), config.student_lr, momentum=config.student_momentum,
+            weight_decay=config.student_decay,
+        )  # fmt: skip
+        self._update_student = Recorded(self._student_step, "the update of the student")
+        self._update_generator = Recorded(self._generator_step, "the update of the generator")
+
+    def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
+        """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
+        config = self.config
+        reconstruction, terms, student_losses = MeanLoss(), [], []
+        batches = self.source.batches("distill", epoch, config.steps * (config.student_steps + 1))
+        self.generator.train()
+        for step in range(config.steps):
+            self._set_rates((epoch + step / config.steps) / config.epochs)
+            student_losses += [self._update_student(*batch) for batch in islice(batches, config.student_steps)]
+            loss = self._update_generator(*next(batches))
+            reconstruction.add(loss.reconstruction)
+            terms.append(torch.stack([loss.adversarial, loss.balance]))
+            on_step()
+        self.student.eval()
+        adversarial, balance = torch.stack(terms).mean(0).tolist()
+        student_loss = torch.stack(student_losses).mean().item()
+        for value, what in ((student_loss, "the student's loss"), (adversarial, "the discrepancy L1(t, s)")):
+            require_finite(value, f"{what} in epoch {epoch + 1}")
+        require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
+        return {
+            "epoch": epoch + 1,
+            **reconstruction.result(f"L_r in epoch {epoch + 1}"),
+            "adversarial_loss": adversarial,
+            "balance_loss": balance,
+            "student_loss": student_loss,
+            "student_lr": learning_rate(self.student_optimizer),
+            "agreement": self.agreement(),
+        }
+
+    def _student_step(self, z: Tensor, labels: Tensor) -> Tensor:
+        """One update of the student on L1(t, s), its BatchNorms in training mode; the loss from before the update."""
+        self.student.train()
+        with torch.no_grad():
+            images = self.generator(z, labels)  # [N, C, H, W]
+            target = self.teacher.observed(images)  # [N, K]
+        loss = l1_loss(self.student(images), target)
+        clear_gradients(self.student_optimizer)
+        loss.backward()
+        self.student_optimizer.step()
+        return loss.detach()
+
+    def _generator_step(self, z: Tensor, labels: Tensor) -> GeneratorLoss:
+        """One update of the generator against the student as it is measured, in eval mode; the loss before it."""
+        config = self.config
+        self.student.eval()
+        images = self.generator(z, labels)  # [N, C, H, W]
+        loss = generator_loss(
+            self.objective(images, labels), self.student(images),
+            reconstruction_weight=config.reconstruction_weight, adversarial_weight=config.adversarial_weight,
+            balance_weight=config.balance_weight,
+        )  # fmt: skip
+        clear_gradients(self.generator_optimizer)
+        loss.total.backward(inputs=list(self.generator.parameters()))  # none for the student
+        self.generator_optimizer.step()
+        return loss.detach()
+
+    def _set_rates(self, progress: float) -> None:
+        config = self.config
+        set_learning_rate(self.student_optimizer, config.student_lr * SCHEDULES[config.student_schedule](progress))
+        set_learning_rate(self.generator_optimizer, config.weight_lr * SCHEDULES[config.weight_schedule](progress))
+
+    def agreement(self) -> float:
+        """Fraction of held-out synthetic images on which student and teacher decide alike."""
+        batches = self.source.batches("agreement", 0, self.config.agreement_steps)
+        return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
+
+
+def student_for(teacher: Teacher, spec: str) -> nn.Module:
+    """The freshly initialized network that ``spec`` names, on the teacher's device and in eval mode.
+
+    Raises InputError unless it takes the teacher's images and tells the teacher's classes apart.
+    """
+    student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
+    known = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    with images_to_try(2, teacher.image, teacher.device, f"student {spec}") as images:
+        for training in (False, True):
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    logits = student.train(training)(images)
+            except Exception as error:  # the person's code may raise anything
+                raise InputError(
+                    f"student {spec} fails on {'×'.join(map(str, teacher.image))} images, which the teacher takes: "
+                    f"{type(error).__name__}: {error}; give a network for such images"
+                ) from error
+            if not isinstance(logits, Tensor) or logits.shape != (2, teacher.num_classes):
+                got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                when = " in training" if training else ""
+                raise InputError(
+                    f"student {spec} returns {got} for two images{when}; it must return logits "
+                    f"[2, {teacher.num_classes}], one for each of the teacher's classes"
+                )
+    for name, buffer in student.named_buffers():
+        buffer.copy_(known[name])  # running statistics change in training
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise InputError(f"student {spec} has no parameter to train; leave its weights unfrozen")
+    return student.eval()
+
+
+def distill(
+    distillation: Distillation,
+    data: EvaluationData | None,
+    *,
+    teacher_accuracy: float | None = None,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: Callable[[], object] = lambda: None,
+) -> DistillationResult:
+    """Run the epochs left, measuring on ``data`` after the last one; ``teacher_accuracy`` only goes into the result."""
+    config, teacher = distillation.config, distillation.teacher.network
+    for epoch in range(distillation.epoch, config.epochs):
+        distillation.metrics = distillation.run_epoch(epoch, on_step)
+        distillation.epoch = epoch + 1
+        on_epoch(distillation.metrics)
+    metrics = distillation.metrics
+    in_usual_layout(distillation.student)
+    return DistillationResult(
+        student=config.student,
+        generator=str(config.generator_spec),
+        agreement=metrics["agreement"],
+        teacher_accuracy=teacher_accuracy,
+        accuracy=distillation.teacher.accuracy(distillation.student, data),
+        teacher_parameters=parameter_count(teacher),
+        student_parameters=parameter_count(distillation.student),
+        loss={part: metrics[part] for part in LOSSES},
+        generator_macs=distillation.generator.macs(),
+        generator_parameters=parameter_count(distillation.generator),
+        seconds=time.perf_counter() - distillation.started,
+    )
+
+
+LOSSES = ("loss", "class_loss", "bns_loss", "adversarial_loss", "balance_loss", "student_loss")
+"""Columns of the metrics: L_r and its parts, the other terms of the generator's objective, the student's loss."""
+
+
+def run_distillation(
+    config: DistillConfig,
+    run: RunFolder,
+    *,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
+    progress: bool = False,
+) -> DistillationResult:
+    """Distil the configured teacher into the configured student; leaves result, student and figures in ``run``.
+
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. An
+    unfinished run goes on.
+    """
+    state = run.earlier("distill", config)
+    teacher = configured_teacher(config)
+    distillation = Distillation.start(config, teacher, state)
+    data = evaluation_data(config, teacher)
+    teacher_accuracy = teacher.accuracy(
+        teacher.network, data
+    )  # now: data that do not fit are refused before the training
+    run.start("distill", config, device=teacher.device_name)
+    with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
+        bar.update(distillation.epoch * config.steps)
+
+        def step() -> None:
+            bar.update()
+            on_step()
+
+        def report(metrics: EpochMetrics) -> None:
+            run.log(metrics)
+            run.save("distill", config, distillation.state())
+            on_epoch(metrics)
+            bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
+
+        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+    run.write_result(result.to_dict())
+    content = tensor_bytes({name: value.cpu() for name, value in distillation.student.state_dict().items()})
+    write_atomically(run / "student.pt", lambda file: file.write(content))
+    _draw(run, distillation)
+    return result
+
+
+def _draw(run: RunFolder, distillation: Distillation) -> None:
+    positive = [name for name in LOSSES if name != "balance_loss"]
+    save_figure(plot_loss_curves(run.rows, series=positive, title="Distillation: losses", log=True), run / "loss.png")
+    save_figure(
+        plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+        run / "agreement.png",
+    )
+    images, labels = images_per_class(distillation.generator, distillation.source, count=8)
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

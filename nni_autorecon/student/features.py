@@ -1,0 +1,54 @@
+"""The feature maps by which a student is compared with its teacher inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from ..quantization.insertion import is_activation, is_addition
+from ..quantization.quantizers import ActivationQuantizer
+from ..quantization.tracing import called, trace
+
+
+class Outputs(NamedTuple):
+    """What a network says of images: logits [N, K], and features, [N, C, H, W] or [N, C], at some places inside."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+def with_features(network: nn.Module) -> nn.Module:
+    """``network``, its parameters and all, returning a pair: logits, and the features at the end of each residual
+    block, as they leave its activation and their quantizer.
+
+    Without residual blocks, those behind every activation function. Raises InputError if the network cannot be traced
+    or has neither.
+    """
+    remedy = "feature_weight needs that; leave it out"
+    traced = network if isinstance(network, fx.GraphModule) else trace(network, remedy=remedy)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    logits = graph.graph_copy(traced.graph, copies)
+    places = _ends(traced, is_addition) or _ends(traced, is_activation)
+    if not places:
+        raise InputError(f"{type(network).__name__} has neither residual blocks nor activation functions; {remedy}")
+    graph.output((logits, tuple(copies[node] for node in places)))
+    return fx.GraphModule(traced, graph).eval()
+
+
+def _ends(traced: fx.GraphModule, joins: Callable[[fx.GraphModule, fx.Node], bool]) -> list[fx.Node]:
+    """Where the results of the nodes of one kind have settled, each once."""
+    return list(dict.fromkeys(_settled(traced, node) for node in traced.graph.nodes if joins(traced, node)))
+
+
+def _settled(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Where what ``node`` computes has passed the activation and the quantizer behind it."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if not (is_activation(traced, user) or isinstance(called(traced, user)[0], ActivationQuantizer)):
+            break
+        node = user
+    return node

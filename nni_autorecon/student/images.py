@@ -1,0 +1,235 @@
+"""Where the images of stage 2 come from: a generator that learns on the way, or pixels distilled beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..accel.cuda_graphs import Recorded
+from ..accel.optimizers import set_learning_rate
+from ..config.student import CompressConfig, StudentConfig
+from ..errors import InputError
+from ..generator.gdfq import GDFQGenerator
+from ..generator.latent import LatentSource
+from ..generator.searched import Generator, generator_from_spec
+from ..generator.training import (
+    Objective,
+    Total,
+    generator_step,
+    images_per_class,
+    objective_for,
+    reconstruction_total,
+    require_finite_weights,
+    weight_optimizer,
+)
+from ..losses.game import low_pass
+from ..losses.reconstruction import ReconstructionLoss, zeroq_loss
+from ..networks import parameter_count
+from ..runs.snapshots import State
+from ..teacher.loading import Teacher
+from .distilled_images import distil_images
+
+Batch = tuple[Tensor, Tensor, ReconstructionLoss]
+"""Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all detached."""
+
+OnStep = Callable[[], object]
+
+
+def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
+    """The generator that ``config`` names for ``teacher``, freshly initialized on its device."""
+    assert config.generator_spec is not None
+    return generator_from_spec(
+        config.generator_spec, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+        latent_dim=config.latent_dim, scale=config.generator_scale, genotype=config.genotype_file,
+    ).to(teacher.device)  # fmt: skip
+
+
+@dataclass
+class GeneratorImages:
+    """Fresh images in every step, from a generator that each of them trains, with a low-pass filter behind it."""
+
+    generator: Generator | GDFQGenerator
+    objective: Objective
+    source: LatentSource
+    optimizer: torch.optim.Optimizer
+    sigma: float
+    """Of the filter, in pixels; 0: there is none."""
+    _recorded: tuple[Total | None, Recorded[tuple[Tensor, ReconstructionLoss]]] | None = field(default=None, repr=False)
+    """The step of the present phase, and what it is for."""
+
+    @classmethod
+    def start(
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        on_ready: OnStep = lambda: None,
+    ) -> GeneratorImages:  # fmt: skip
+        """The configured generator; ``state`` is where an earlier run left it. ``on_step`` has nothing to count."""
+        if config.mixed_classes > teacher.num_classes:
+            raise InputError(f"mixed_classes ({config.mixed_classes}) exceeds {teacher.num_classes} classes; lower it")
+        generator = configured_generator(config, teacher)
+        source = LatentSource(
+            config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device,
+            config.mixed_share, config.mixed_classes,
+        )  # fmt: skip
+        objective = objective_for(teacher.observed, config)
+        optimizer = weight_optimizer(generator.parameters(), config)
+        if state is not None:
+            generator.load_state_dict(state["generator"])
+            optimizer.load_state_dict(state["optimizer"])
+        on_ready()
+        return cls(generator, objective, source, optimizer, config.low_pass)
+
+    def images(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images [N, C, H, W] for latent vectors [N, latent_dim] and labels [N], or probabilities [N, K]."""
+        return low_pass(self.generator(z, labels), sigma=self.sigma)
+
+    def state(self) -> State:
+        """What :meth:`start` takes up again."""
+        return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def batches(
+        self, epoch: int, steps: int, *, learning_rate: float | None, total: Total = reconstruction_total
+    ) -> Iterator[Batch]:
+        """The epoch's batches, each from before the generator's update on ``total`` at ``learning_rate``; None: it
+        rests."""
+        self.generator.train()
+        set_learning_rate(self.optimizer, learning_rate or 0.0)
+        step = self._step(None if learning_rate is None else total)
+        for z, labels in self.source.batches("compress", epoch, steps):
+            images, loss = step(z, labels)
+            yield images, labels, loss
+        require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
+
+    def _step(self, total: Total | None) -> Recorded[tuple[Tensor, ReconstructionLoss]]:
+        """From z and labels to images and L_r, with an update of the generator on ``total``, or with none."""
+        if self._recorded is None or self._recorded[0] != total:
+            arguments = self.images, self.objective, self.optimizer
+            step = partial(generator_step, *arguments, total=total) if total else self._without_update
+            self._recorded = total, Recorded(step, "the step of the generator")
+        return self._recorded[1]
+
+    @torch.no_grad()
+    def _without_update(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
+        images = self.images(z, labels)  # [N, C, H, W]
+        return images, self.objective(images, labels)
+
+    @torch.no_grad()
+    def held_out(self, steps: int) -> Iterator[Tensor]:
+        """Batches [N, C, H, W] that train nothing, of one class each, from the same latent vectors each time."""
+        for z, labels in replace(self.source, mixed_share=0.0).batches("agreement", 0, steps):
+            yield self.images(z, labels)
+
+    def cost(self) -> tuple[int | None, int | None]:
+        """MACs for one image, and parameters."""
+        return self.generator.macs(), parameter_count(self.generator)
+
+    def to_show(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` images of each of the first classes, [n, C, H, W], and their labels [n]."""
+        images, labels = images_per_class(self.generator, replace(self.source, mixed_share=0.0), count=count)
+        return low_pass(images, sigma=self.sigma), labels
+
+
+@dataclass
+class FixedImages:
+    """Images distilled once from noise: batches are drawn from them with replacement, and some are held out."""
+
+    images: Tensor  # [count, C, H, W]
+    labels: Tensor  # [count]
+    aside: Tensor  # [n, C, H, W]
+    aside_labels: Tensor  # [n]
+    objective: Objective
+    source: LatentSource  # whose labels are the indices of a batch
+
+    @classmethod
+    def start(
+        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        on_ready: OnStep = lambda: None,
+    ) -> FixedImages:  # fmt: skip
+        """DFC's images of classes for method ``dfc``, ZeroQ's, labelled by the teacher, for the others.
+
+        Method ``dfq`` uses none but those held out, which come from other noise. ``state`` are images that an earlier
+        run distilled.
+        """
+        norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
+        if config.method != "dfc" and next(norms, None) is None:
+            raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
+        on_ready()
+        count = 0 if config.method == "dfq" else config.image_count
+        objective = objective_for(teacher.observed, config)
+        indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
+        if state is not None:
+            images, labels, aside, aside_labels = (state[name].to(teacher.device) for name in _IMAGES)
+            return cls(images, labels, aside, aside_labels, objective, indices)
+        seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
+        images, labels = distilled(config, teacher, count, next(seeds), on_step)
+        aside, aside_labels = distilled(config, teacher, held_out_count(config), next(seeds), on_step)
+        return cls(images, labels, aside, aside_labels, objective, indices)
+
+    def state(self) -> State:
+        """The images, for :meth:`start`."""
+        return {name: getattr(self, name) for name in _IMAGES}
+
+    @torch.no_grad()
+    def batches(
+        self, epoch: int, steps: int, *, learning_rate: float | None = None, total: Total = reconstruction_total
+    ) -> Iterator[Batch]:
+        """The epoch's batches; pixels have learned before, at their own rate and on their own loss."""
+        for _, indices in self.source.batches("compress", epoch, steps):
+            images, labels = self.images[indices], self.labels[indices]
+            yield images, labels, self.objective(images, labels)
+
+    def held_out(self, steps: int) -> Iterator[Tensor]:
+        """Batches [N, C, H, W] that train nothing."""
+        yield from self.aside.chunk(steps)
+
+    def cost(self) -> tuple[int | None, int | None]:
+        """There is no generator."""
+        return None, None
+
+    def to_show(self, count: int) -> tuple[Tensor, Tensor]:
+        """All images held out, [n, C, H, W], and their labels [n]; a figure shows up to ``count`` of a class."""
+        return self.aside, self.aside_labels
+
+
+_IMAGES = ("images", "labels", "aside", "aside_labels")
+
+
+def held_out_count(config: CompressConfig) -> int:
+    return config.agreement_steps * config.batch_size
+
+
+def distillation_steps(config: CompressConfig) -> int:
+    """How often ``FixedImages.start`` calls ``on_step``."""
+    counts = (0 if config.method == "dfq" else config.image_count, held_out_count(config))
+    return sum(-(-count // config.batch_size) for count in counts) * config.image_steps
+
+
+@torch.no_grad()
+def distilled(
+    config: CompressConfig, teacher: Teacher, count: int, seed: int, on_step: OnStep
+) -> tuple[Tensor, Tensor]:
+    """``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
+    network, objective = teacher.observed, objective_for(teacher.observed, config)
+    if count == 0:
+        nothing = torch.zeros(0, *teacher.image, device=teacher.device)
+        return nothing, torch.zeros(0, dtype=torch.int64, device=teacher.device)
+
+    def loss(images: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return zeroq_loss(network, images)
+        return objective(images, labels).total
+
+    with torch.enable_grad():
+        made = distil_images(
+            loss, teacher.image, count=count, batch_size=config.batch_size, seed=seed,
+            num_classes=teacher.num_classes if config.method == "dfc" else None, steps=config.image_steps,
+            learning_rate=config.image_lr, device=teacher.device, on_step=on_step,
+        )  # fmt: skip
+    images = low_pass(made.images, sigma=config.low_pass)
+    if made.labels is not None:
+        return images, made.labels
+    return images, torch.cat([network(batch).argmax(1) for batch in images.split(config.batch_size)])

@@ -1,0 +1,111 @@
+"""What a student's training found, as it is written, printed and reported to NNI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..quantization.coverage import Coverage
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What stage 2 found. Accuracies are fractions of the held-out test images, None where there are none."""
+
+    bits: str
+    protocol: str
+    method: str
+    generator: str | None
+    """None for a method without one, like its costs below."""
+    agreement: float
+    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    teacher_accuracy: float | None
+    ranges_only_accuracy: float | None
+    """With ranges set, before any training of the student."""
+    accuracy: float | None
+    """After the last epoch."""
+    loss: dict[str, float] | None
+    """L_r of the images and its parts, in the last epoch, if there was one."""
+    generator_macs: int | None
+    generator_parameters: int | None
+    seconds: float
+    """Of the whole method, images distilled beforehand included."""
+    coverage: Coverage
+    file_bytes: int | None = None
+    """Of the student as a file, once it is one."""
+    compression_ratio: float | None = None
+    """The teacher's size in float32 over that of the file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "coverage": self.coverage.to_dict()}
+
+    def summary(self) -> str:
+        """What a person reads at the end."""
+        lines = [
+            self.coverage.summary(),
+            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
+        ]
+        if self.accuracy is not None:
+            lines.append(
+                f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
+                f"student by ranges alone {self.ranges_only_accuracy:.2%}"
+                + ("" if self.method in ("dfq", "zeroq") else f", trained {self.accuracy:.2%}")
+            )
+        if self.file_bytes is not None:
+            lines.append(
+                f"student as a file: {self.file_bytes / 1000:.1f} kB, compression ratio {self.compression_ratio:.2f}"
+            )
+        return "\n".join(lines)
+
+    def metrics(self) -> dict[str, Any]:
+        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
+        accuracies = {
+            "accuracy": self.accuracy,
+            "ranges_only_accuracy": self.ranges_only_accuracy,
+            "teacher_accuracy": self.teacher_accuracy,
+        }
+        costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
+        size = {"file_bytes": self.file_bytes, "compression_ratio": self.compression_ratio}
+        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size}
+        return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """What was distilled. Accuracies are fractions of the held-out test images, None where there are none."""
+
+    student: str
+    generator: str
+    agreement: float
+    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    teacher_accuracy: float | None
+    accuracy: float | None
+    """After the last epoch."""
+    teacher_parameters: int
+    student_parameters: int
+    loss: dict[str, float]
+    """The terms of the generator's objective and the student's loss, in the last epoch."""
+    generator_macs: int
+    generator_parameters: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def summary(self) -> str:
+        """What a person reads at the end."""
+        lines = [
+            f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
+            f"student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
+        ]
+        if self.accuracy is not None:
+            lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")
+        return "\n".join(lines)
+
+    def metrics(self) -> dict[str, Any]:
+        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
+        accuracies = {"accuracy": self.accuracy, "teacher_accuracy": self.teacher_accuracy}
+        known = {name: value for name, value in accuracies.items() if value is not None}
+        costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
+        return {"default": self.agreement, **known, **self.loss, **costs}

@@ -1,0 +1,106 @@
+"""How the quantized student learns: its loss L_S, and one update for each batch of images."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..accel.optimizers import adam, clear_gradients, learning_rate, set_learning_rate, sgd
+from ..config.schedules import SCHEDULES
+from ..config.student import CompressConfig
+from ..losses.game import disagreement_entropy, feature_alignment_loss, hard_samples
+from ..losses.reconstruction import compression_loss
+from ..quantization.fusion import fused
+from ..quantization.quantizers import learn_ranges
+from ..teacher.loading import Teacher
+from .features import Outputs, with_features
+from .inundation import inundation
+
+
+class StudentTraining:
+    """SGD for the student's weights and Adam for its ranges, if they learn, on L_S against the frozen teacher.
+
+    Raises InputError if features are to be aligned and the networks have none.
+    """
+
+    def __init__(self, config: CompressConfig, teacher: Teacher, student: nn.Module) -> None:
+        self.config, self.teacher, self.student = config, teacher, student
+        self.weights = list(student.parameters())
+        for_weights = sgd(
+            self.weights, config.student_lr, momentum=config.student_momentum, weight_decay=config.student_decay
+        )
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(for_weights, config.student_lr)]
+        if config.range_lr:
+            self._optimizers.append((adam(learn_ranges(student), config.range_lr), config.range_lr))
+        if config.feature_weight:
+            self._teacher_outputs = with_features(teacher.network).to(memory_format=teacher.memory_format)
+        self._student_outputs = fused(with_features(student) if config.feature_weight else student)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Where the optimizers stand, for :meth:`load`; the student has a state of its own."""
+        return [optimizer.state_dict() for optimizer, _ in self._optimizers]
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Take up what :meth:`state` left."""
+        for (optimizer, _), known in zip(self._optimizers, state, strict=True):
+            optimizer.load_state_dict(known)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the weights."""
+        return learning_rate(self._optimizers[0][0])
+
+    def set_progress(self, progress: float) -> None:
+        """Learning rates for a progress in [0, 1) through the training."""
+        for optimizer, rate in self._optimizers:
+            set_learning_rate(optimizer, rate * SCHEDULES[self.config.student_schedule](progress))
+
+    def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        """One update on images [N, C, H, W] with labels [N], or probabilities [N, K]; L_S from before it, a scalar.
+
+        ``teacher_logits`` [N, K] are found anew where they are not known.
+        """
+        config = self.config
+        if config.hard_step:
+            ours = partial(self.loss, labels=labels, target=self.target(images, teacher_logits))
+            images = hard_samples(images, ours, step=config.hard_step)
+            teacher_logits = None
+        loss = self.loss(images, labels=labels, target=self.target(images, teacher_logits))
+        for optimizer, _ in self._optimizers:
+            clear_gradients(optimizer)
+        loss.backward()
+        if config.student_clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, config.student_clip)
+        inundated = inundation(self.student, share=config.flip_share, decay=config.student_decay)
+        with inundated if config.flip_share else nullcontext():
+            for optimizer, _ in self._optimizers:
+                optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
+        """What the student is to say of ``images`` [N, C, H, W], of which the teacher's logits may be known."""
+        if self.config.feature_weight:
+            return Outputs(*self._teacher_outputs(images))
+        return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)
+
+    def loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
+        """L_S, a scalar: GDFQ's, and what else has a weight; images and labels as for :meth:`step`."""
+        config = self.config
+        said = self._student_outputs(images)
+        outputs = Outputs(*said) if config.feature_weight else Outputs(said)
+        loss = compression_loss(
+            outputs.logits, target.logits, labels, ce_gate=config.ce_gate,
+            ce_weight=config.ce_weight, kd_weight=config.kd_weight,
+            temperature=config.kd_temperature, reduction=config.kd_reduction,
+        )  # fmt: skip
+        if config.disagreement_weight:
+            entropy = disagreement_entropy(outputs.logits, target.logits, temperature=config.kd_temperature).mean()
+            loss = loss - config.disagreement_weight * config.kd_temperature**2 * entropy
+        if config.feature_weight:
+            loss = loss + config.feature_weight * feature_alignment_loss(outputs.features, target.features)
+        return loss

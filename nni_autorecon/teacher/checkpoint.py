@@ -1,0 +1,90 @@
+"""State dicts from files: read as data only, unwrapped, and loaded with every misfit named."""
+
+from __future__ import annotations
+
+import re
+import typing
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training scripts keep the state_dict in a checkpoint."""
+PREFIXES = ("module.", "model.", "_orig_mod.")
+"""What DataParallel, Lightning and torch.compile put before every key."""
+
+
+def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
+    """Load the state_dict in ``path`` into ``network``, called ``name`` in errors.
+
+    Wrappers (``{"state_dict": …}``, ``{"model": …}``) and prefixes of all keys (``module.`` and the like) come
+    off first. Raises InputError for a file that cannot be read or that does not fit, naming what does not.
+    """
+    own = network.state_dict()
+    state = _unwrapped(_read_checkpoint(path), own, path)
+    shapes = [
+        f"{key} ({list(state[key].shape)} for {list(tensor.shape)})"
+        for key, tensor in own.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    fitting = {key: tensor for key, tensor in state.items() if key not in own or tensor.shape == own[key].shape}
+    missing, unexpected = network.load_state_dict(fitting, strict=False)  # strict would not name the shapes one by one
+    missing = [key for key in missing if key not in state]
+    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
+    if any(faults.values()):
+        listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in faults.items() if names)
+        raise InputError(
+            f"checkpoint {path} does not fit {name}: {listed}; give one of exactly this network (and --num-classes)"
+        )
+
+
+def _read_checkpoint(path: Path) -> object:
+    """What torch.load finds in ``path``, tensors and plain containers only."""
+    try:
+        _require_sound(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
+    except Exception as error:  # damaged bytes can make the reader raise anything
+        refused = re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
+        fault = f"holds {refused[1]}, which could run code" if refused else "is damaged or no PyTorch checkpoint"
+        raise InputError(f"checkpoint {path} {fault}; give torch.save(network.state_dict(), FILE)") from error
+
+
+def _require_sound(path: Path) -> None:
+    """Raise an error if the file is an archive, as torch.save makes them, and its checksums do not fit."""
+    if zipfile.is_zipfile(path):  # torch.load does not look at them
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} has another CRC-32")
+
+
+def _unwrapped(content: object, own: Iterable[str], path: Path) -> Mapping[str, Tensor]:
+    """The state_dict within a checkpoint's ``content``, under the names that a network with keys ``own`` uses."""
+    while isinstance(content, Mapping) and (found := [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]):
+        content = content[found[0]]
+    entries: Mapping[str, object] = content if isinstance(content, Mapping) else {type(content).__name__: content}
+    strangers = [str(k) for k, value in entries.items() if not (isinstance(k, str) and isinstance(value, Tensor))]
+    if strangers or not entries:
+        raise InputError(
+            f"checkpoint {path} holds no state_dict but {_listing(strangers) or 'nothing'}; "
+            f"give one, alone or under {' or '.join(WRAPPERS)}"
+        )
+    state = typing.cast(Mapping[str, Tensor], entries)
+    while prefixes := [p for p in PREFIXES if _all_start(state, p) and not _all_start(own, p)]:
+        state = {key.removeprefix(prefixes[0]): tensor for key, tensor in state.items()}
+    return state
+
+
+def _all_start(keys: Iterable[str], prefix: str) -> bool:
+    return all(key.startswith(prefix) for key in keys)
+
+
+def _listing(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

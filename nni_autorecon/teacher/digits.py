@@ -1,0 +1,178 @@
+"""The default teacher: a small residual network for scikit-learn's handwritten digits, trained once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from ..data.images import LabelledImages, normalize
+from ..errors import InputError
+from ..files import CACHE_VARIABLE, cache_folder, write_atomically
+from ..generator.topology import ImageShape
+from ..networks import CifarResNet, digits_resnet
+from ..runs.snapshots import tensor_bytes
+
+IMAGE = ImageShape(1, 16, 16)
+MEAN = (0.3049,)  # of the training images / 255
+STD = (0.3183,)
+
+RECIPE_VERSION = 1
+"""Raised by every change that gives other weights: the constants below, the split, the network."""
+
+# Chosen by cross-validation within the training split; the test split took no part.
+EPOCHS = 15
+BATCH_SIZE = 32
+LEARNING_RATE = 0.05
+WEIGHT_DECAY = 5e-4
+LARGEST_SHIFT = 1
+SEED = 0
+
+_log = logging.getLogger(__name__)
+
+
+def digits_data(split: Literal["train", "test"]) -> LabelledImages:
+    """The digits as [N, 1, 16, 16]: of each class every fourth image is held out for ``"test"``."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split = {split!r}; choose 'train' or 'test'")
+    table = torch.from_numpy(_table())  # [N, 65]
+    labels = table[:, 64].long()  # [N]
+    grey = table[:, :64].float().view(-1, 1, 8, 8) * (255 / 16)  # 0 to 255
+    images = F.interpolate(grey, size=IMAGE[1:], mode="bilinear").round().to(torch.uint8)  # [N, 1, 16, 16]
+    rank_in_class = F.one_hot(labels).cumsum(0).gather(1, labels[:, None]).squeeze(1)  # [N], from 1
+    chosen = (rank_in_class % 4 == 0) == (split == "test")
+    return LabelledImages(images[chosen], labels[chosen])
+
+
+def _table() -> np.ndarray[Any, Any]:
+    """64 pixels from 0 to 16 and the label of each digit, float64."""
+    sklearn = importlib.util.find_spec("sklearn")  # importing it takes seconds
+    for folder in (sklearn and sklearn.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
+
+
+def load_digits_teacher() -> nn.Module:
+    """The digits teacher on the CPU in eval mode, from the cache or trained now (some 20 seconds).
+
+    When several processes ask at once, one trains and the others wait for it. A damaged file is reported in
+    the log and trained again. Raises InputError if the cache folder cannot be written.
+    """
+    path = cache_folder() / f"digits-teacher-v{RECIPE_VERSION}.pt"
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on the cache
+        network = digits_resnet()
+        if not _restore(network, path):
+            with cache_lock(path):
+                if not _restore(network, path):  # nobody else has trained it meanwhile
+                    if path.exists():
+                        _log.warning("%s is damaged; training the digits teacher again", path)
+                    network = train_digits_teacher()
+                    _store(network, path)
+    return network.eval()
+
+
+def train_digits_teacher(*, epochs: int = EPOCHS) -> CifarResNet:
+    """Train on the training digits: SGD, one cycle of the learning rate, a random shift for each batch.
+
+    The same weights every time on one machine: own seed, one thread. The caller's random state and thread
+    count are left as they were.
+    """
+    data = digits_data("train")
+    padded = F.pad(data.images, (LARGEST_SHIFT,) * 4)
+    steps = len(data) // BATCH_SIZE
+    with _reproducible(), torch.enable_grad():
+        network = digits_resnet().train()
+        optimizer = torch.optim.SGD(
+            network.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps)
+        for _ in range(epochs):
+            for batch in torch.randperm(len(data))[: steps * BATCH_SIZE].split(BATCH_SIZE):
+                images = normalize(_shifted(padded[batch]), mean=MEAN, std=STD)  # [B, 1, 16, 16]
+                loss = F.cross_entropy(network(images), data.labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return network.eval()
+
+
+def _shifted(padded: Tensor) -> Tensor:
+    """The same random window of every padded image: [N, C, H, W] of the original size."""
+    down, right = torch.randint(2 * LARGEST_SHIFT + 1, (2,)).tolist()
+    return padded[:, :, down : down + IMAGE.height, right : right + IMAGE.width]
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """A fixed seed and one thread (sums over several threads depend on their number), undone afterwards."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed GPUs too, which are not restored
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def cache_lock(path: Path) -> Iterator[None]:
+    """Hold ``path``'s lock across processes; a folder in which nothing can be written is an InputError."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot write the cache folder {path.parent}: {reason}; set {CACHE_VARIABLE} to a writable folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _store(network: nn.Module, path: Path) -> None:
+    state = network.state_dict()
+    content = tensor_bytes({"state_dict": state, "sha256": _checksum(state)})
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except InputError as error:  # the lock could be written, the file could not: a full disk
+        raise InputError(f"{error} with {CACHE_VARIABLE}") from error
+
+
+def _restore(network: nn.Module, path: Path) -> bool:
+    """Load ``path`` into ``network``; False if it is missing or not exactly what was stored."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if stored["sha256"] != _checksum(stored["state_dict"]):
+            return False
+        network.load_state_dict(stored["state_dict"])
+    except Exception:  # damaged bytes can make the reader raise anything
+        return False
+    return True
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,245 @@
+"""The frozen classifier: loaded, checked, and described."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..accel.layout import memory_format
+from ..config.common import Config
+from ..data.images import EvaluationData, accuracy
+from ..errors import InputError, named
+from ..experiment.gpus import promised_gpus
+from ..generator.topology import ImageShape
+from .batchnorm import observed, record_bn_statistics
+from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
+
+__all__ = ["Teacher", "architecture", "configured_teacher", "load_teacher", "resolve_device"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A pre-trained classifier M_p, frozen in eval mode, and what it expects: (images / 255 − mean) / std."""
+
+    name: str
+    network: nn.Module
+    num_classes: int
+    image: ImageShape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int = 0
+    """Short side of a picture before the centre crop to ``image``; 0 as the crop itself."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def device_name(self) -> str:
+        """``cpu``, or which GPU, as in ``cuda:0 NVIDIA A100``."""
+        return "cpu" if self.device.type == "cpu" else f"{self.device} {torch.cuda.get_device_name(self.device)}"
+
+    @property
+    def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the largest normalized value of each channel: of black and of white."""
+        low, high = (tuple((value - m) / s for m, s in zip(self.mean, self.std, strict=True)) for value in (0.0, 1.0))
+        return low, high
+
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """The fastest that the network, and whatever is made of it, can be brought into."""
+        return memory_format(self.network, self.image)
+
+    @cached_property
+    def observed(self) -> nn.Module:
+        """The same network, faster, and ready for its statistics to be recorded; for losses."""
+        return observed(self.network).to(memory_format=self.memory_format)
+
+    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
+        """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.
+
+        Measured, never acted upon. Raises InputError if they do not fit.
+        """
+        if data is None:
+            return None
+        return accuracy(network, data, mean=self.mean, std=self.std, device=self.device)
+
+
+def load_teacher(
+    spec: str,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "cpu",
+    need_batchnorm: bool = True,
+) -> Teacher:
+    """The network that ``spec`` names: ``digits``, ``LIBRARY:NAME`` or ``module-or-file.py:factory``.
+
+    ``checkpoint`` is a state_dict, possibly wrapped; a factory needs one, a network of torchvision, timm or
+    pytorchcv then leaves its pre-trained weights. The factory is called without arguments, or with
+    ``num_classes`` if it takes it. ``mean`` and ``std`` (of pixels from 0 to 1, a number per channel) are those
+    given here, else tuples or lists under these names in the network, else what the weights came with, else
+    ImageNet's for three channels and 0 and 1 for others.
+
+    Raises InputError if anything is missing, does not fit, or (unless ``need_batchnorm`` is False) if the
+    network calls no BatchNorm2d with running statistics.
+    """
+    device = resolve_device(device) if isinstance(device, str) else device
+    network, expected = find_network(spec, checkpoint=checkpoint, num_classes=num_classes)
+    network = network.requires_grad_(False).eval().to(device)
+    channels = _input_channels(network, spec)
+    height, width = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
+    image = ImageShape(channels, height, width)
+    mean, std = _normalization(network, expected, mean, std, channels, spec)
+    with record_bn_statistics(network) as statistics:
+        found_classes = _count_classes(network, image, device, spec)
+    if need_batchnorm and not statistics:
+        raise InputError(
+            f"teacher {spec} has no BatchNorm2d with running statistics to match; "
+            "set --bns-weight 0 or choose another teacher"
+        )
+    if num_classes not in (None, found_classes):
+        raise InputError(f"teacher {spec} has {found_classes} classes, not {num_classes}; correct --num-classes")
+    resize = expected.resize if (height, width) == expected.image_size else None
+    return Teacher(spec, network, found_classes, image, mean, std, resize or _usual_resize(min(height, width)))
+
+
+def configured_teacher(config: Config) -> Teacher:
+    """The teacher that a configuration names, on its device; also sets torch's number of CPU threads."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return load_teacher(
+        config.teacher,
+        checkpoint=config.checkpoint,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        mean=_numbers("mean", config.mean),
+        std=_numbers("std", config.std),
+        device=config.device,
+        need_batchnorm=config.bns_weight > 0,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+
+    Raises InputError for any other, and if ``cuda``, or ``auto`` in a trial to which NNI gave a GPU, finds none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {name!r} is unknown; choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if name != "cpu" and not available and (promised := promised_gpus()):
+        raise InputError(
+            f"NNI gave this trial GPU {promised}, but PyTorch sees none; see nni-autorecon doctor, "
+            "or add --device cpu to trialCommand"
+        )
+    if name == "cuda" and not available:
+        raise InputError("device cuda: PyTorch sees no GPU here; choose --device cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _input_channels(network: nn.Module, spec: str) -> int:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise InputError(f"teacher {spec} has no Conv2d, so it takes no images; choose an image classifier")
+
+
+def _image_size(network: nn.Module, expected: Expected, spec: str) -> tuple[int, int]:
+    """Height and width: what the weights came with, else what the network says of itself."""
+    if expected.image_size is not None:
+        return expected.image_size
+    for attribute in ("image_size", "input_size"):
+        match getattr(network, attribute, None):
+            case int(size):
+                return size, size
+            case (int(height), int(width)):
+                return height, width
+    raise InputError(f"teacher {spec} does not tell the size of its images; give --image-size")
+
+
+def _usual_resize(size: int) -> int:
+    """256 for 224, and small images as they are."""
+    return size if size < 64 else math.ceil(size * 8 / 7)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """``"0.5,0.25"`` as (0.5, 0.25). Raises InputError for anything else; ``name`` is the setting's."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{name} = {text!r} is not a list of numbers; write it as 0.485,0.456,0.406") from error
+
+
+def _normalization(
+    network: nn.Module,
+    expected: Expected,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    channels: int,
+    spec: str,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std as given, else from the network's attributes, else what the weights came with, else the usual."""
+    if (mean is None) != (std is None):
+        raise InputError(f"teacher {spec}: mean and std belong together; give both --mean and --std")
+    if mean is None or std is None:
+        usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+        mean, std = getattr(network, "mean", None), getattr(network, "std", None)
+        if not isinstance(mean, (tuple, list)) or not isinstance(std, (tuple, list)):  # tensors: normalizes by itself
+            mean, std = expected.normalization or usual
+    if not len(mean) == len(std) == channels:
+        raise InputError(
+            f"teacher {spec} takes {channels} channels, but mean has {len(mean)} numbers and std {len(std)}; "
+            "give one of each per channel with --mean and --std"
+        )
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise InputError(f"teacher {spec}: mean {mean} or std {std} is out of range; std must be above 0")
+    return tuple(mean), tuple(std)
+
+
+@contextmanager
+def images_to_try(count: int, image: ImageShape, device: torch.device, whose: str) -> Iterator[Tensor]:
+    """[count, C, H, W], of values from -10 to 10, as far as any that is normalized, for the network that
+    ``whose`` names.
+
+    Raises InputError at the end if it has changed them.
+    """
+    images = torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
+    given = images.clone()
+    yield given
+    if not torch.equal(images, given):
+        raise InputError(
+            f"{whose} changes its images in place, and others use them, too; change a copy, as in "
+            "x = (x - mean) / std, or leave out inplace=True"
+        )
+
+
+def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, spec: str) -> int:
+    """K, from the logits [1, K] of one image."""
+    size = "×".join(map(str, image))
+    with images_to_try(1, image, device, f"teacher {spec}") as images:
+        try:
+            with torch.no_grad():
+                logits = network(images)
+        except Exception as error:  # the person's code may raise anything
+            raise InputError(
+                f"teacher {spec} fails on a {size} image: {named(error)}; give the size it needs with --image-size"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
+            got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise InputError(f"teacher {spec} returns {got} for one image; it must return logits [1, classes]")
+        if not logits.isfinite().all():
+            raise InputError(f"teacher {spec} returns NaN or infinity for an image; its weights are damaged")
+    return logits.shape[1]

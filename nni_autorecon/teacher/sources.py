@@ -1,0 +1,258 @@
+"""Where networks come from: by name from this package and model libraries, or from a factory of the person's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..errors import InputError, named, one_line
+from ..files import is_there
+from ..networks import digits_resnet
+from . import digits
+from .checkpoint import load_checkpoint
+
+SPECS = (
+    "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, or module:factory (path/to/file.py:factory) with --checkpoint"
+)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_SIZE = 224
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+
+class Expected(NamedTuple):
+    """What a network expects, as far as it is known from where it came from."""
+
+    image_size: tuple[int, int] | None = None
+    resize: int | None = None
+    """Short side of an image before the centre crop to ``image_size``."""
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation of each channel, of pixels from 0 to 1."""
+
+
+def find_network(
+    spec: str, *, checkpoint: str | Path | None = None, num_classes: int | None = None
+) -> tuple[nn.Module, Expected]:
+    """The network that ``spec`` names, with the weights of ``checkpoint`` or else its own, and what it expects.
+
+    Only libraries and ``digits`` have weights of their own. Raises InputError for whatever is missing.
+    """
+    library, name = _parse(spec)
+    if spec == "digits":
+        if checkpoint is not None:
+            raise InputError("the digits teacher has its own weights; leave out --checkpoint or name another teacher")
+        return digits.load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD))
+    if checkpoint is not None:
+        network = architecture(spec, num_classes)
+        load_checkpoint(network, Path(checkpoint), spec)
+    elif library in LIBRARIES:
+        network = _create(spec, pretrained=True)
+    else:
+        raise InputError(f"teacher {spec} has no weights of its own; give its state_dict with --checkpoint")
+    if library not in LIBRARIES:
+        return network, Expected()
+    return network, LIBRARIES[library]().expected(network, name, checkpoint is None)
+
+
+def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
+    """The network that ``spec`` names, freshly initialized: nothing is downloaded or trained.
+
+    ``num_classes`` reaches library networks, and factories that take it; None is what each has by itself.
+    Raises InputError if there is no such network, or it cannot be built.
+    """
+    place, name = _parse(spec)
+    if spec == "digits":
+        return digits_resnet()
+    if place in LIBRARIES:
+        return _create(spec, num_classes)
+    return _build(_factory(place, name, spec), num_classes, spec)
+
+
+def names_code(spec: str) -> bool:
+    """Whether the network would be made by a module or file that is neither a library's nor this package's own."""
+    place = spec.rpartition(":")[0]
+    return spec != "digits" and place not in LIBRARIES and place != "nni_autorecon.networks"
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    """(library, module or file; name in it)."""
+    place, colon, name = spec.rpartition(":")
+    is_factory = name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", place))
+    if spec != "digits" and place not in LIBRARIES and not (colon and is_factory):
+        raise InputError(f"network {spec!r} is not understood; give {SPECS}")
+    return place, name
+
+
+@dataclass(frozen=True)
+class Library:
+    """A package of networks: the names it knows, ``create(name, pretrained=…)``, and what a network of it expects."""
+
+    names: Sequence[str]
+    create: Callable[..., nn.Module]
+    expected: Callable[[Any, str, bool], Expected]
+    """Of (network, name, whether its weights are the library's own)."""
+
+
+def _torchvision() -> Library:
+    from torchvision import models  # slow to import, and most runs do without
+
+    def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
+        weights = models.get_model_weights(name).DEFAULT if pretrained else None
+        network = models.get_model(name, weights=weights, **arguments)
+        if getattr(network, "transform_input", False):  # from ImageNet's normalization to that of its weights
+            network.transform_input = False
+        return network
+
+    def expected(network: nn.Module, name: str, pretrained: bool) -> Expected:
+        if not pretrained:
+            return Expected((IMAGENET_SIZE, IMAGENET_SIZE))
+        of_weights = models.get_model_weights(name).DEFAULT.transforms()
+        (size,), (resize,) = of_weights.crop_size, of_weights.resize_size
+        if hasattr(network, "transform_input"):
+            return Expected((size, size), resize, ((0.5,) * 3, (0.5,) * 3))
+        return Expected((size, size), resize, (tuple(of_weights.mean), tuple(of_weights.std)))
+
+    # The classifiers: detection and the like are in submodules.
+    return Library(models.list_models(module=models), create, expected)
+
+
+def _timm() -> Library:
+    import timm
+
+    def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+
+    def expected(network: Any, name: str, pretrained: bool) -> Expected:
+        known = network.pretrained_cfg
+        _, height, width = known["input_size"]
+        resize = math.floor(min(height, width) / known["crop_pct"])
+        return Expected((height, width), resize, (tuple(known["mean"]), tuple(known["std"])))
+
+    return Library(
+        [*timm.list_models(), *timm.list_models(pretrained=True)], create, expected
+    )  # resnet18, resnet18.TAG
+
+
+def _pytorchcv() -> Library:
+    from pytorchcv import model_provider
+
+    def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
+        with redirect_stdout(sys.stderr):  # where it says that it downloads
+            return model_provider.get_model(name, pretrained=pretrained, **arguments)
+
+    def expected(network: Any, name: str, pretrained: bool) -> Expected:
+        if name.endswith(("_cifar10", "_cifar100", "_svhn")):  # trained with one normalization
+            return Expected(tuple(network.in_size), None, (CIFAR_MEAN, CIFAR_STD))
+        return Expected(tuple(network.in_size), None, (IMAGENET_MEAN, IMAGENET_STD))
+
+    return Library(list(model_provider._models), create, expected)  # there is no public list
+
+
+LIBRARIES: dict[str, Callable[[], Library]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "pytorchcv": _pytorchcv,
+}
+
+
+def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> nn.Module:
+    """A library's network. Raises InputError if library, name or weights cannot be had."""
+    library, name = _parse(spec)
+    try:
+        source = LIBRARIES[library]()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"network {spec} needs {error.name}, which is not installed; pip install -e '.[teachers]'"
+        ) from error
+    if name not in source.names:
+        raise InputError(f"{library} has no classifier {name!r}; {_hint(name.lower(), source.names)}")
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        return source.create(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # a library may raise anything
+        if pretrained:
+            raise InputError(
+                f"cannot download the weights of {spec}: {one_line(error).rstrip('.')}; give a file with --checkpoint"
+            ) from error
+        raise InputError(f"{library} cannot build {name}: {named(error)}; correct --num-classes") from error
+
+
+def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
+    module = _import_file(Path(place), spec) if place.endswith(".py") else _import_module(place, spec)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise InputError(f"network {place} has no function or class {name!r}; {_hint(name, known)}")
+    return factory
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    if not is_there(path, Path.is_file):
+        raise InputError(f"network {spec}: file {path} does not exist; check the path")
+    name = f"_nni_autorecon_teacher_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # the path ends in .py
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses in the file look their module up
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
+        del sys.modules[name]
+        raise InputError(f"network {spec}: importing {path} raised {named(error)}; repair the file") from error
+    return module
+
+
+def _import_module(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
+            ) from error
+        raise InputError(f"network {spec}: importing {name} raised {named(error)}; repair the module") from error
+
+
+def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
+    arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
+    try:
+        network = factory(**arguments)
+    except (Exception, SystemExit) as error:  # the person's code may raise anything
+        raise InputError(
+            f"network {spec}: the factory raised {named(error)}; it must work without arguments, or with num_classes "
+            "if --num-classes is given"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
+    for layer in network.modules():
+        if type(layer) is nn.SyncBatchNorm:  # which differs in distributed training alone
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return network
+
+
+def _takes_num_classes(factory: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(factory).bind(num_classes=0)
+    except (TypeError, ValueError):  # it does not take it, or is a builtin without a signature
+        return False
+    return True
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else "check the spelling"

@@ -1,0 +1,178 @@
+"""Protocol integer, bits of first and last layer, and where ranges come from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from nni_autorecon.errors import InputError
+from nni_autorecon.quantization.insertion import quantize_network
+from nni_autorecon.quantization.quantizers import WeightQuantizer, observe_ranges
+from tests.helpers.toys import quantizers, relative_error
+
+
+def _stored(network: nn.Module, **settings: int) -> list[tuple[str, int]]:
+    """Kind and bits of every quantized activation under protocol integer, in order."""
+    _, coverage = quantize_network(network, weight_bits=4, activation_bits=3, protocol="integer", **settings)
+    assert coverage.float_inputs == ()
+    assert coverage.gaps == ()
+    return [(each.kind, each.bits) for each in coverage.activations]
+
+
+def test_integer_stores_what_is_not_merged_with_its_follower(small: nn.Module) -> None:
+    identity, projected = ["relu", "batchnorm2d", "relu"], ["relu", "batchnorm2d", "conv2d", "relu"]
+    kinds = ["network input", "relu", *identity, *projected, "adaptiveavgpool2d"]  # not the logits
+    assert _stored(small) == [(kind, 8 if kind == "network input" else 3) for kind in kinds]
+
+
+class LinearBottlenecks(nn.Module):
+    """MobileNetV2's pattern: additions without an activation after them; one sum is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x + self.norm(self.a(x))
+        joined = torch.cat([self.b(total), F.relu6(self.c(total) * 2)], 1)
+        return self.fc(joined.mean((2, 3)).view(x.size(0), -1)) + 1
+
+
+def test_integer_quantizes_additions_concatenations_products_and_means() -> None:
+    kinds = ["network input", "batchnorm2d", "addition", "conv2d", "conv2d", "mul", "relu6", "concatenation", "mean"]
+    assert _stored(LinearBottlenecks(), input_bits=5, last_bits=7) == [
+        (kind, {"network input": 5, "mean": 7}.get(kind, 3)) for kind in kinds
+    ]  # and nothing from the last layer on
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet"])
+def test_integer_covers_whole_torchvision_networks(name: str) -> None:
+    arguments = {"init_weights": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, num_classes=7, **arguments).eval()
+    student, coverage = quantize_network(network, weight_bits=8, activation_bits=8, protocol="integer")
+    assert not coverage.gaps
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), observe_ranges(student):
+        got = student(images)
+    assert got.isfinite().all()
+    assert relative_error(got, network(images)) < 0.2
+
+
+def test_every_input_of_a_layer_or_an_addition_lies_on_a_grid(small: nn.Module) -> None:
+    student, _ = quantize_network(small, weight_bits=8, activation_bits=2, protocol="integer", input_bits=2)
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad(), observe_ranges(student):
+        student(images)
+    seen: dict[str, int] = {}
+
+    class Interpreter(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> object:
+            is_layer = node.op == "call_module" and isinstance(
+                self.module.get_submodule(str(node.target)), (nn.Conv2d, nn.Linear)
+            )
+            if is_layer or "add" in node.name:
+                seen[node.name] = max(self.env[source].unique().numel() for source in node.all_input_nodes)
+            return super().run_node(node)
+
+    with torch.no_grad():
+        Interpreter(student).run(images)
+    assert len(seen) == 7 + 2  # layers and additions
+    assert max(seen.values()) <= 4
+
+
+class InPlace(nn.Module):
+    """The activation is called for its effect; what comes after it sees its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        F.relu_(x)
+        return F.log_softmax(self.second(x).mean((2, 3)) * 10, 1)
+
+
+def test_integer_stores_what_an_in_place_activation_leaves_and_no_logits() -> None:
+    assert _stored(InPlace()) == [("network input", 8), ("relu_", 3)]
+
+
+def test_integer_leaves_sizes_alone() -> None:
+    class Resized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 5, 3), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.interpolate(torch.relu(self.first(x)), size=(x.size(2) + 1, x.size(3) + 1))
+            return self.second(x.mean((2, 3)))
+
+    assert [kind for kind, _ in _stored(Resized())] == ["network input", "relu", "interpolate", "mean"]
+
+
+def test_integer_merges_what_can_be_folded_only() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten())
+    assert [kind for kind, _ in _stored(network)] == ["network input", "conv2d", "relu"]
+
+
+def test_integer_needs_a_traceable_network() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.act = nn.Linear(3, 2), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.fc(x)) if x.sum() > 0 else self.fc(x)
+
+    with pytest.raises(InputError, match="protocol integer needs that; use protocol gdfq"):
+        quantize_network(Branch(), weight_bits=4, activation_bits=4, protocol="integer", allow_partial=True)
+
+
+def test_first_and_last_layer_have_their_own_bits(small: nn.Module) -> None:
+    _, coverage = quantize_network(small, weight_bits=3, activation_bits=4, first_bits=8, last_bits=6)
+    assert (coverage.weights[0].bits, coverage.weights[-1].bits) == (8, 6)
+    assert {weight.bits for weight in coverage.weights[1:-1]} == {3}
+    assert {activation.bits for activation in coverage.activations} == {4}  # nothing feeds the last layer in gdfq
+
+
+def test_an_operation_that_integers_cannot_do_is_a_gap() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.conv(x)).mean((2, 3)).exp())
+
+    with pytest.raises(InputError, match=r"fc \(its input comes from exp in floating point\)"):
+        quantize_network(Odd(), weight_bits=8, activation_bits=8, protocol="integer")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of gdfq, integer"):
+        quantize_network(nn.Linear(2, 2), weight_bits=8, activation_bits=8, protocol="full")
+    with pytest.raises(ValueError, match="leave out input_bits"):
+        quantize_network(nn.Linear(2, 2), weight_bits=8, activation_bits=8, input_bits=4)
+    with pytest.raises(ValueError, match="choose one of minmax, percentile, mse"):
+        WeightQuantizer(4, ranges="max")
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse"])
+def test_ranges_reach_weights_and_activations(ranges: str, small: nn.Module) -> None:
+    images = torch.randn(4, 3, 16, 16)
+    scales = []
+    for name in ("minmax", ranges):
+        student, _ = quantize_network(
+            small, weight_bits=2, activation_bits=2, weight_ranges=name, activation_ranges=name
+        )
+        with torch.no_grad(), observe_ranges(student):
+            student(images)
+        scales.append(float(quantizers(student)[0].qparams()[0]))
+        weight = next(module for module in student.modules() if isinstance(module, WeightQuantizer))
+        scales.append(float(weight.qparams(torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)))[0]))
+    assert scales[2] < scales[0]
+    assert scales[3] < scales[1]

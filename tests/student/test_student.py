@@ -1,0 +1,42 @@
+"""What the students of both stages share: schedules, agreement, and the data they are measured on."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nni_autorecon.config.schedules import SCHEDULES
+from nni_autorecon.config.student import DistillConfig
+from nni_autorecon.data.images import LabelledImages
+from nni_autorecon.student.student import agreement, evaluation_data
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.8535, 0.5, 0.1464]), ("step", [1, 0.1, 0.01, 1e-3])],
+)
+def test_student_schedules(schedule, expected):
+    assert [SCHEDULES[schedule](progress) for progress in (0, 0.25, 0.5, 0.75)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_agreement_is_the_fraction_of_equal_decisions():
+    teacher, student = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
+    nn.init.eye_(student[1].weight)
+    images = torch.randn(97, 3, 1, 1)
+    assert agreement(student, teacher, iter([images, 2 * images])) == 1
+    with torch.no_grad():
+        student[1].weight[2] = -100 * student[1].weight[2]  # it now decides for class 2 where that logit is negative
+    expected = (student(images).argmax(1) == images.flatten(1).argmax(1)).float().mean().item()
+    assert 0 < expected < 1
+    assert agreement(student, teacher, iter([images, images])) == pytest.approx(expected)
+
+
+def test_a_student_is_measured_on_what_was_given_or_on_the_digits_or_not(tmp_path, digits_teacher):
+    np.savez(tmp_path / "mine.npz", images=np.zeros((3, 1, 16, 16), np.uint8), labels=np.arange(3))
+    given = evaluation_data(DistillConfig(test_data=str(tmp_path / "mine.npz")), digits_teacher)
+    assert isinstance(given, LabelledImages)
+    assert len(given) == 3
+    digits = evaluation_data(DistillConfig(), digits_teacher)
+    assert isinstance(digits, LabelledImages)
+    assert len(digits) == 445
+    assert evaluation_data(DistillConfig(teacher="torchvision:resnet18"), digits_teacher) is None
