@@ -16,19 +16,21 @@ from plain_search import plain_search_step
 from torch import Tensor, nn
 
 from nni_autorecon.accel.cuda_graphs import Recorded
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig
-from nni_autorecon.generator.genotype import generator_macs, random_choices, uniform_choices
+from nni_autorecon.generator.costs import generator_macs
+from nni_autorecon.generator.genotype import random_choices, uniform_choices
 from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.operations import EdgeShape, make_operation
 from nni_autorecon.generator.searched import Generator, derived_generator
-from nni_autorecon.generator.topology import CROSS, Edge, ImageShape
+from nni_autorecon.generator.topology import CROSS, Edge
 from nni_autorecon.generator.training import generator_step, weight_optimizer
 from nni_autorecon.losses.reconstruction import reconstruction_loss
 from nni_autorecon.nas.autorecon import AutoReConStrategy, MixedEdge
 from nni_autorecon.nas.space import CrossChoice, GeneratorSpace
 from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.quantization.quantizers import observe_ranges
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.images import GeneratorImages
 from nni_autorecon.teacher.loading import Teacher

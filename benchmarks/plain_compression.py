@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import ActivationQuantizer
+from nni_autorecon.shapes import ImageShape
 
 
 class PlainGenerator(nn.Module):

@@ -18,12 +18,12 @@ from nni_autorecon.generator.topology import (
     INTERPOLATIONS,
     NUM_BLOCKS,
     Edge,
-    ImageShape,
     Node,
     incoming,
     latent_split,
     node_size,
 )
+from nni_autorecon.shapes import ImageShape
 
 
 class PlainSpace(ModelSpace):

@@ -28,20 +28,16 @@ import pandas as pd
 import torch
 
 from nni_autorecon.cli.exits import report_errors
-from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import require_absent, write_json, write_text
+from nni_autorecon.generator.by_name import generator_from_spec
 from nni_autorecon.generator.genotype import Genotype
 from nni_autorecon.generator.latent import LatentSource
-from nni_autorecon.generator.searched import generator_from_spec
-from nni_autorecon.generator.training import (
-    FINAL_VALIDATION_STEPS,
-    measure_generator,
-    objective_for,
-    train_generator,
-)
+from nni_autorecon.generator.training import measure_generator, objective_for, train_generator
 from nni_autorecon.nas.search import search
-from nni_autorecon.runs.folder import RunFolder, versions
+from nni_autorecon.runs.folder import RunFolder
+from nni_autorecon.runs.provenance import versions
 from nni_autorecon.teacher.loading import configured_teacher
 
 SEEDS = (0, 1, 2, 3, 4, 5)

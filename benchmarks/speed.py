@@ -26,12 +26,12 @@ from timing import Timing, compare
 
 from nni_autorecon.accel.memory import keep_freed_memory
 from nni_autorecon.cli.exits import report_errors
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig
 from nni_autorecon.files import require_absent, write_json, write_text
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.networks import resnet20
-from nni_autorecon.runs.folder import versions
+from nni_autorecon.runs.provenance import versions
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher.loading import Teacher
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -11,23 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import platformdirs
-
 from .errors import InputError, shown
 
 LARGEST_TEXT = 2**20
 """Bytes. No settings, genotype or record of a run come near."""
+
+
 DEEPEST = 32
+
+
 SEAL = "sha256"
 """The name of a JSON file's checksum: of its values, not of its layout."""
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-CACHE_VARIABLE = "NNI_AUTORECON_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where what is fetched or trained once is kept: the variable's folder, or the person's own."""
-    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("nni-autorecon")))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -175,3 +173,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def tensor_bytes(value: Any) -> bytes:
+    """What ``torch.save`` writes of ``value``. Onto a full disk it would write with an error of its own making."""
+    import torch  # heavy, and most files are text
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.files import CACHE_VARIABLE
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.teacher.loading import Teacher, load_teacher
 from tests.helpers.toys import SmallResNet
 

@@ -12,7 +12,7 @@ import nni_autorecon
 PACKAGE = Path(nni_autorecon.__file__).parent
 ORDER = (
     "version", "errors", "files", "shapes", "cache", "networks", "accel", "quantization", "config", "data", "teacher",
-    "runs", "losses", "export", "generator", "figures", "experiment", "nas", "student", "reports", "api", "cli",
+    "runs", "losses", "export", "generator", "figures", "experiment", "nas", "student", "reports", "cli",
     "__main__", "__init__",
 )  # fmt: skip
 """A module imports from its own sub-package and from those before it, nothing else."""
@@ -47,6 +47,16 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             else:
                 others.add(parts[0])
     return own, others
+
+
+def test_every_module_has_a_place():
+    assert {place(path) for path in MODULES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_module_imports_from_what_comes_before_it(path):
+    allowed = ORDER[: ORDER.index(place(path)) + 1]
+    assert imports(path)[0] <= set(allowed)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if place(path) not in ON_NNI], ids=str)

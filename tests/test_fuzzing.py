@@ -14,8 +14,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig, DistillConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment.settings_file import (
     check_experiment,

@@ -3,8 +3,8 @@
 import sys
 
 from nni_autorecon.cli.exits import leave
-from nni_autorecon.cli.main import run_as_trial, run_distill
-from nni_autorecon.config.student import DistillConfig
+from nni_autorecon.cli.stages import run_as_trial, run_distill
+from nni_autorecon.config.distill import DistillConfig
 
 if __name__ == "__main__":
     leave(run_as_trial(DistillConfig, run_distill, sys.argv[1:]))

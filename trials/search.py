@@ -3,7 +3,7 @@
 import sys
 
 from nni_autorecon.cli.exits import leave
-from nni_autorecon.cli.main import run_as_trial, run_search
+from nni_autorecon.cli.stages import run_as_trial, run_search
 from nni_autorecon.config.search import SearchConfig
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""The memory that tensors on the CPU come from and go back to."""
+"""The memory of tensors: what the C library keeps of it, and how the pixels of images and features lie in it."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import logging
+
+import torch
+from torch import nn
+
+from ..errors import one_line
+from ..shapes import ImageShape
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, as in glibc's malloc.h
+
+
 LARGEST_INT, LARGEST_MMAP_THRESHOLD = 2**31 - 1, 2**25
 
 
@@ -20,3 +30,29 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return False
     return bool(mallopt(TRIM_THRESHOLD, LARGEST_INT) and mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD))
+
+
+log = logging.getLogger(__name__)
+
+
+def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, ...] = (False,)) -> torch.memory_format:
+    """``torch.channels_last``, in which convolutions are faster, if ``network`` can be brought into it.
+
+    A network whose code depends on the usual layout (``view`` does) cannot; that is logged. ``modes`` are those in
+    which it will run: training or not. Only a copy is run.
+    """
+    device = next(network.parameters()).device
+    try:
+        twin = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for training in modes:
+                twin.train(training)(torch.zeros(2, *image, device=device))
+    except RuntimeError as error:
+        log.warning("%s stays in the usual layout and will be slower: %s", type(network).__name__, one_line(error))
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def in_usual_layout(network: nn.Module) -> nn.Module:
+    """``network`` itself, as a file of its weights would be loaded."""
+    return network.to(memory_format=torch.contiguous_format)

@@ -50,7 +50,7 @@ def report(arguments: argparse.Namespace) -> None:
     """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
     if bool(arguments.folders) == bool(arguments.experiment):
         raise InputError("report takes either folders or --experiment ID; give one of them")
-    from ..figures.curves import save_figure
+    from ..figures.canvas import save_figure
     from ..files import require_absent, write_text
     from ..reports.figure import plot_report
     from ..reports.report import make_report
@@ -119,7 +119,8 @@ def show(arguments: argparse.Namespace) -> None:
 
     genotype = _genotype(arguments.file)
     if arguments.output:
-        from ..figures.curves import plot_genotype, save_figure
+        from ..figures.architecture import plot_genotype
+        from ..figures.canvas import save_figure
 
         require_absent(arguments.output, force=arguments.force)
         save_figure(plot_genotype(genotype.choices, title=arguments.file), arguments.output)

@@ -1,7 +1,9 @@
-"""Settings shared by every stage: their types, defaults, ranges and paper symbols."""
+"""Settings shared by every stage, and the schedules of learning rates."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +11,6 @@ from .settings import Settings, setting
 
 BITS = r"w[2-8]a[2-8]"
 """Bit widths of weights and activations."""
-SCHEDULES = ("constant", "cosine", "step")
-"""Of learning rates."""
 
 
 def bit_widths(bits: str) -> dict[str, Any]:
@@ -58,3 +58,11 @@ def code_file(name: str, spec: str) -> dict[str, str]:
     """The file of a ``models.py:factory`` under the name of its setting; nothing for other networks."""
     path, colon, _ = spec.rpartition(":")
     return {name: path} if colon and path.endswith(".py") else {}
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
+}
+"""Factor of a learning rate at a progress in [0, 1) through training."""

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import InputError
-from ..generator.topology import LARGEST_SIZE
+from ..shapes import LARGEST_SIZE
 from .common import BITS, SCHEDULES, Config
 from .presets import BEST_SEARCH, PAPER_SEARCH
+from .rules import IDLE_SETTINGS, MULTI_TRIAL, STRATEGIES, STRATEGY_SETTINGS
 from .settings import Presets, setting
-
-MULTI_TRIAL = ("random", "evolution", "tpe")
-STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class SearchConfig(Config):
     weight_schedule: str = setting(
         "cosine", "that rate over the training of one generator, a candidate or the one found; a supernet has "
         "it throughout",
-        choices=SCHEDULES,
+        choices=tuple(SCHEDULES),
     )  # fmt: skip
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
@@ -143,18 +141,4 @@ class SearchConfig(Config):
             )
 
 
-STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("autorecon",): (
-        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
-        "mac_penalty", "entropy_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament",
-        "tournament_steps",
-    ),
-    ("autorecon", "enas"): (
-        "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
-    ),
-    MULTI_TRIAL: ("candidate_steps",),
-}  # fmt: skip
-"""Which settings of a search only some strategies use."""
-
-IDLE_SETTINGS = {"tournament": ("tournament_steps",), "adaptability_weight": ("student_bits", "student_lr")}
-"""Which do nothing while another one is 0."""
+FINAL_VALIDATION_STEPS = 16

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..cache import cache_folder, cache_lock
 from ..errors import InputError, one_line
-from ..files import cache_folder, is_there
-from ..generator.topology import ImageShape
-from ..teacher.digits import cache_lock, digits_data
+from ..files import is_there
+from ..shapes import ImageShape
+from .digits import digits_data
 from .images import EvaluationData, LabelledImages, load_images
 
 SPECS = "digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or imagenet:FOLDER"

@@ -18,8 +18,9 @@ from importlib import metadata, util
 from itertools import zip_longest
 from pathlib import Path
 
+from ..cache import CACHE_VARIABLE, cache_folder
 from ..errors import AutoReConError, InputError, named, one_line
-from ..files import CACHE_VARIABLE, cache_folder, read_text
+from ..files import read_text
 from ..version import __version__
 from .gpus import count_gpus, refuse_unmeetable_request
 

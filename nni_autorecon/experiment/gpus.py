@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +25,6 @@ def count_gpus() -> int:
         return 0
     finally:
         pynvml.nvmlShutdown()
-
-
-def promised_gpus() -> str | None:
-    """The indices of the GPUs that NNI gave this trial, as in ``"0,2"``; None if none, and outside a trial."""
-    indices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return indices if "NNI_PLATFORM" in os.environ and indices and not indices.startswith("-") else None
 
 
 def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config.common import Config
-from ..config.search import MULTI_TRIAL, SearchConfig
-from ..config.student import WARM_UP, CompressConfig, DistillConfig
+from ..config.compress import WARM_UP, CompressConfig
+from ..config.distill import DistillConfig
+from ..config.rules import MULTI_TRIAL
+from ..config.search import SearchConfig
 from ..errors import InputError
 from ..runs.folder import SNAPSHOT
 from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_line, shown
 from ..files import parse_json, write_atomically
-from ..generator.topology import ImageShape
-from ..quantization.equalization import folded
+from ..quantization.folding import folded
 from ..quantization.insertion import quantize_network
 from ..quantization.integers import (
     IntegerWeight,
@@ -30,8 +29,9 @@ from ..quantization.integers import (
     unpack,
 )
 from ..quantization.tracing import QUANTIZED
-from ..teacher.loading import Teacher, architecture
-from ..teacher.sources import names_code
+from ..shapes import ImageShape
+from ..teacher.loading import Teacher
+from ..teacher.sources import architecture, names_code
 from ..version import __version__
 
 FORMAT = 1

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..accel.convolution import (
-    LEAKY_SLOPE,
-    conv_backward,
-    conv_by_rows,
-    fits_by_rows,
-    kernel_gradient_by_rows,
-)
+from ..accel.convolution import LEAKY_SLOPE, image_conv
 from ..accel.upsampling import UpsampledConv
+from ..shapes import ImageShape
+from .costs import gdfq_macs, gdfq_sizes
 from .operations import ClassAffine, embedded
-from .topology import ImageShape
 
 GDFQ_WIDTH = 128
+
+
 LATENT_DIM = 100
+
+
 GDFQ_EPS = 0.8  # the released code passes 0.8 where BatchNorm2d expects eps; it is part of the baseline
 
 
@@ -74,35 +70,6 @@ class GDFQGenerator(nn.Module):
         return self.norm_out(torch.tanh(image_conv(x, self.to_rgb).contiguous()))
 
 
-def image_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The 3×3 convolution of padding 1 that makes images of features [N, C, h, w].
-
-    On a CPU that to few channels is faster by the rows of its kernel, and that to a single one by taps: a 1×1
-    convolution to nine channels, which are added where they belong.
-    """
-    weight, bias = conv.weight, cast(Tensor, conv.bias)
-    if not fits_by_rows(x, weight):
-        return cast(Tensor, conv(x))
-    if len(weight) > 1:
-        return cast(Tensor, _ConvByRows.apply(x, weight, bias))
-    taps = F.conv2d(x, weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, -1, 1, 1))  # [N, 9, h, w]
-    return F.fold(taps.flatten(2), x.shape[2:], 3, padding=1) + bias
-
-
-class _ConvByRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return conv_by_rows(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dx = conv_backward(dy, x, weight, padding=[1, 1], of_kernel=False)[0] if ctx.needs_input_grad[0] else None
-        return dx, kernel_gradient_by_rows(dy, x, weight), dy.sum((0, 2, 3))
-
-
 class _GDFQNorm(nn.Module):
     """BatchNorm with one affine map, or one per class."""
 
@@ -116,16 +83,3 @@ class _GDFQNorm(nn.Module):
             return self.norm(x)
         scale, shift = self.affine(labels)[..., None, None].unbind(1)  # both [N, C, 1, 1]
         return torch.addcmul(shift, self.norm(x), scale)
-
-
-def gdfq_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates of GDFQ's generator for one image."""
-    (h0, w0), (h1, w1), (h2, w2) = gdfq_sizes(image)
-    narrow = max(width // 2, 1)
-    convolutions = width * width * h1 * w1 + (width * narrow + narrow * image.channels) * h2 * w2
-    return latent_dim * width * h0 * w0 + 9 * convolutions
-
-
-def gdfq_sizes(image: ImageShape) -> list[tuple[int, int]]:
-    """A quarter of the image, half of it, and all: height and width, rounded up."""
-    return [(-(-image.height // f), -(-image.width // f)) for f in (4, 2, 1)]

@@ -12,26 +12,12 @@ from typing import Any
 
 from ..errors import InputError, shown
 from ..files import SEAL, parse_json, read_text, sealed, unsealed, write_text
-from .topology import (
-    CONVOLUTIONS,
-    EDGE_BY_LABEL,
-    EDGES,
-    IDENTITY,
-    INTERPOLATIONS,
-    LARGEST_SIZE,
-    NONE,
-    NORMAL,
-    NUM_BLOCKS,
-    Edge,
-    ImageShape,
-    Node,
-    incoming,
-    latent_split,
-    node_size,
-    outgoing,
-)
+from ..shapes import LARGEST_SIZE
+from .topology import EDGE_BY_LABEL, EDGES, INTERPOLATIONS, NONE, NORMAL, NUM_BLOCKS, Edge, Node, incoming, outgoing
 
 FORMAT = "nni-autorecon genotype"
+
+
 VERSION = 1
 
 
@@ -177,29 +163,6 @@ def uniform_choices(operation: str) -> dict[str, str]:
     choices = {edge.label: operation if edge.kind == NORMAL else INTERPOLATIONS[0] for edge in EDGES}
     check_choices(choices)
     return choices
-
-
-def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> int:
-    """Multiply-accumulates of one operation for one image, as Table 1 has it: its convolution at the target's size,
-    though :class:`~.operations.UpOperation` has fewer where it repeats pixels last. Norms and interpolation do not
-    count."""
-    height, width_pixels = node_size(edge.target, image)
-    taps = {NONE: 0, IDENTITY: 0, **dict.fromkeys(INTERPOLATIONS, 1)}
-    taps |= {conv: kernel**2 for conv, (kernel, _) in CONVOLUTIONS.items()}
-    return taps[name] * width**2 * height * width_pixels
-
-
-def fixed_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates outside the edges: the three linear maps of z and the convolution to the image."""
-    sizes = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
-    stems = sum(dim * width * h * w for dim, (h, w) in zip(latent_split(latent_dim), sizes, strict=True))
-    return stems + 9 * width * image.channels * image.height * image.width
-
-
-def generator_macs(choices: Mapping[str, str], *, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates of the derived generator for one image."""
-    edges = sum(operation_macs(choices[edge.label], edge, width=width, image=image) for edge in EDGES)
-    return edges + fixed_macs(width=width, image=image, latent_dim=latent_dim)
 
 
 def _reviving_edges(node: Node, choices: Mapping[str, str]) -> tuple[Edge, ...]:

@@ -14,13 +14,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..shapes import ImageShape
+
 NUM_BLOCKS = 3
-LARGEST_SIZE = 2**16
-"""Of channels of a node and of dimensions of a latent vector: more is a slip of the pen."""
+
 
 NORMAL = "normal"
+
+
 UP = "up"
+
+
 CROSS = "cross"
+
 
 CONVOLUTIONS: dict[str, tuple[int, int]] = {  # name: (kernel size, dilation)
     "conv_1x1": (1, 1),
@@ -29,9 +35,16 @@ CONVOLUTIONS: dict[str, tuple[int, int]] = {  # name: (kernel size, dilation)
     "dil_conv_3x3": (3, 2),
     "dil_conv_5x5": (5, 2),
 }
+
+
 INTERPOLATIONS = ("nearest", "bilinear")
+
+
 NONE = "none"
+
+
 IDENTITY = "identity"
+
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     NORMAL: (*CONVOLUTIONS, IDENTITY, NONE),
@@ -67,14 +80,6 @@ class Edge(NamedTuple):
         return CANDIDATES[self.kind]
 
 
-class ImageShape(NamedTuple):
-    """Channels, height and width of one image, in pixels."""
-
-    channels: int
-    height: int
-    width: int
-
-
 def _edges() -> tuple[Edge, ...]:
     edges = []
     for block in range(1, NUM_BLOCKS + 1):
@@ -91,6 +96,7 @@ def _edges() -> tuple[Edge, ...]:
 
 EDGES: tuple[Edge, ...] = _edges()
 """The 33 edges, in the order in which a forward pass needs them."""
+
 
 EDGE_BY_LABEL: dict[str, Edge] = {edge.label: edge for edge in EDGES}
 

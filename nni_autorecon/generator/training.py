@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -13,17 +12,14 @@ from torch import Tensor, nn
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import adam, clear_gradients, set_learning_rate
-from ..config.common import Config
-from ..config.schedules import SCHEDULES
-from ..config.search import SearchConfig
-from ..errors import DivergenceError
-from ..losses.reconstruction import ReconstructionLoss, reconstruction_loss
+from ..config.common import SCHEDULES, Config
+from ..config.search import FINAL_VALIDATION_STEPS, SearchConfig
+from ..losses.reconstruction import MeanLoss, ReconstructionLoss, reconstruction_loss
 from .latent import LatentSource, Stream
-
-FINAL_VALIDATION_STEPS = 16
 
 Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
 """Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
+
 
 Total = Callable[[Tensor, Tensor, ReconstructionLoss], Tensor]
 """What a generator minimizes, from its images, their labels and L_r with its parts; a scalar."""
@@ -100,34 +96,6 @@ def evaluate_generator(
     steps = config.final_steps
     train_generator(generator, objective, source, config, stream="final", steps=steps, on_step=on_step)
     return measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
-
-
-class MeanLoss:
-    """The running mean of L_r and its parts over batches; nothing is read back until asked."""
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-
-    def add(self, loss: ReconstructionLoss) -> None:
-        self._parts.append(torch.stack([loss.total, loss.class_, loss.bns]).detach())
-
-    def result(self, what: str) -> dict[str, float]:
-        """``loss``, ``class_loss`` and ``bns_loss``. Raises DivergenceError, naming ``what``, unless all are finite."""
-        mean = torch.stack(self._parts).mean(0).tolist()
-        require_finite(mean[0], what)
-        return dict(zip(("loss", "class_loss", "bns_loss"), mean, strict=True))
-
-
-def require_finite(value: float, what: str) -> None:
-    """Raise DivergenceError if training went to NaN or infinity."""
-    if not math.isfinite(value):
-        raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
-
-
-def require_finite_weights(network: nn.Module, whose: str) -> None:
-    """Raise DivergenceError, naming ``whose`` they are, if weights of ``network`` are NaN or infinite."""
-    norm = nn.utils.get_total_norm(parameter.detach() for parameter in network.parameters())
-    require_finite(norm.item(), f"the norm of {whose} weights")
 
 
 @torch.no_grad()

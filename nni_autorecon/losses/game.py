@@ -1,11 +1,9 @@
-"""What was proposed after GDFQ to make better images and better students: one pure function for each idea."""
+"""AdaDFQ's game between a generator and the student that learns from its images (Qian et al., CVPR 2023)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,52 +38,3 @@ def adaptability_loss(
     margins = F.relu(low - entropy) + F.relu(entropy - high)  # [N]
     disagreement, agreement = F.cross_entropy(teacher - student, labels), F.cross_entropy(teacher + student, labels)
     return margins.mean() + disagreement_weight * disagreement + agreement_weight * agreement
-
-
-def feature_alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Σ_l mean over images and channels of (a_s - a_t)², a being the mean over pixels of F², of unit length in each
-    image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023). Their
-    weights of 1000 to 4000 are for this mean; of a sum over channels it is the C-th part.
-
-    Features [N, C, H, W], or [N, C], of as many places l in both networks.
-    """
-
-    def attention(features: Tensor) -> Tensor:
-        return F.normalize(features.square().flatten(2).mean(2) if features.ndim > 2 else features.square())  # [N, C]
-
-    gaps = [F.mse_loss(attention(s), attention(t)) for s, t in zip(student, teacher, strict=True)]
-    return torch.stack(gaps).sum()
-
-
-def hard_samples(images: Tensor, loss: Callable[[Tensor], Tensor], *, step: float) -> Tensor:
-    """x + step · sign(∇ₓ loss(x)): images a little harder for the student (HAST, CVPR 2023). [N, C, H, W], detached."""
-    images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(images), images)
-    return images.detach() + step * gradient.sign()
-
-
-def low_pass(images: Tensor, *, sigma: float) -> Tensor:
-    """Images [N, C, H, W] after a Gaussian of standard deviation ``sigma`` pixels, at least 0, against noise that no
-    photograph has (SynQ, ICLR 2025). Edges are reflected."""
-    if sigma == 0:
-        return images
-    from torchvision.transforms.functional import gaussian_blur  # half a second, for those who blur
-
-    largest = 2 * min(images.shape[2:]) - 1
-    return gaussian_blur(images, min(2 * math.ceil(3 * sigma) + 1, largest), sigma)
-
-
-def flipping_factor(codes: Tensor, update: Tensor, *, share: float, largest_code: int) -> Tensor:
-    """The least factor, at least 1, of ``update`` that turns a ``share`` of the codes over; a scalar.
-
-    ``codes`` are weights in steps of their quantizer before rounding, w / scale + zero point, ``update`` what is added
-    to them; both of any one shape. 1 if no factor does it. Choi et al. (AIT, CVPR 2022) raise the gradient step by
-    step until as many integer weights flip; with the ranges held fixed the factor is a quantile.
-    """
-    rounded = codes.round().clamp(0, largest_code)
-    up = update > 0
-    distance = torch.where(up, rounded + 0.5 - codes, codes - rounded + 0.5)
-    distance = distance.masked_fill(torch.where(up, rounded >= largest_code, rounded <= 0), torch.inf)
-    factors = torch.where(update == 0, torch.inf, distance / update.abs())
-    needed = factors.flatten().kthvalue(max(1, math.ceil(share * factors.numel()))).values
-    return torch.where(needed.isfinite(), needed.clamp(min=1.0), 1.0)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import adam, clear_gradients
 from ..config.search import SearchConfig
-from ..generator.genotype import fixed_macs, operation_macs, repair
+from ..generator.costs import fixed_macs, operation_macs
+from ..generator.genotype import repair
 from ..generator.operations import Features, Part, fused_mixture, sampled_operation
 from ..generator.topology import CROSS, EDGE_BY_LABEL, Edge
 from ..losses.reconstruction import ReconstructionLoss

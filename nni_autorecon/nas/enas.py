@@ -19,9 +19,10 @@ from tianshou.policy import PGPolicy
 from torch import Tensor
 
 from ..config.search import SearchConfig
-from ..generator.genotype import generator_macs, repair
+from ..generator.costs import generator_macs
+from ..generator.genotype import repair
 from ..generator.topology import EDGE_BY_LABEL
-from ..generator.training import MeanLoss, require_finite
+from ..losses.reconstruction import MeanLoss, require_finite
 from ..runs.snapshots import State
 from .space import choices_of, sample_of
 from .supernet import SupernetModule, SupernetStrategy

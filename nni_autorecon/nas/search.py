@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..config.search import MULTI_TRIAL, SearchConfig
+from ..config.rules import MULTI_TRIAL
+from ..config.search import SearchConfig
 from ..errors import DivergenceError, InputError
-from ..figures.curves import (
-    plot_genotype,
-    plot_images,
-    plot_loss_curves,
-    plot_probabilities,
-    save_figure,
-)
+from ..figures.architecture import plot_genotype, plot_probabilities
+from ..figures.canvas import save_figure
+from ..figures.curves import plot_loss_curves
+from ..figures.images import plot_images
 from ..files import write_json
-from ..generator.genotype import Genotype, generator_macs, repair
+from ..generator.costs import generator_macs
+from ..generator.genotype import Genotype, repair
 from ..generator.latent import LatentSource
 from ..generator.searched import Generator, derived_generator
 from ..generator.training import (

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..generator.operations import EdgeShape, Features, make_candidates
 from ..generator.searched import Generator
-from ..generator.topology import CANDIDATES, CROSS, EDGE_BY_LABEL, EDGES, Edge, ImageShape
+from ..generator.topology import CANDIDATES, CROSS, EDGE_BY_LABEL, EDGES, Edge
+from ..shapes import ImageShape
 
 Sample = dict[str, Any]
 """What NNI freezes a space with: an operation name by edge label, or ``[index]`` on cross edges."""

@@ -13,8 +13,8 @@ from nni.nas.strategy.base import Strategy
 from torch import Tensor
 
 from ..config.search import SearchConfig
-from ..generator.training import MeanLoss, Objective, weight_optimizer
-from ..losses.reconstruction import ReconstructionLoss
+from ..generator.training import Objective, weight_optimizer
+from ..losses.reconstruction import MeanLoss, ReconstructionLoss
 from ..runs.snapshots import State, random_state, set_random_state
 
 EpochCallback = Callable[[dict[str, float]], None]

@@ -11,39 +11,25 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ..errors import InputError
+from .folding import Normal, batchnorm_output
 from .quantizers import ActivationQuantizer
 from .tracing import BATCHNORMS, QUANTIZED, called
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """Activation functions that clip to a range, by the name of what is called."""
 
+
 _ON_EACH = re.compile(  # what may be applied to means, variances and bounds as it is to values
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand|size"
     r"|contiguous|clone|detach|chunk|split|getitem|getattr|cat|pad|zeropad2d|mean|(adaptive)?(avg|max)pool2d"
 )
-
-
-class Normal(NamedTuple):
-    """A normal distribution for each channel: mean and standard deviation, both [C]."""
-
-    mean: Tensor
-    std: Tensor
-
-
-def batchnorm_output(norm: nn.Module) -> Normal:
-    """What a BatchNorm puts out on the data it was trained with: mean beta, standard deviation |gamma|."""
-    assert isinstance(norm, BATCHNORMS)
-    if norm.affine:
-        return Normal(norm.bias.detach(), norm.weight.detach().abs())
-    zeros = torch.zeros(norm.num_features)
-    return Normal(zeros, zeros + 1)
 
 
 def clipped_normal_moments(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

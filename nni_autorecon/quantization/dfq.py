@@ -9,17 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-from ..generator.topology import ImageShape
+from ..shapes import ImageShape
 from .activation_moments import Moments, input_moments
 from .coverage import Coverage
-from .equalization import (
-    absorb_high_biases,
-    add_to_bias,
-    constant_response,
-    equalization_pairs,
-    equalize,
-    folded,
-)
+from .equalization import absorb_high_biases, add_to_bias, constant_response, equalization_pairs, equalize
+from .folding import folded
 from .insertion import quantize_network
 from .quantizers import ActivationQuantizer
 from .tracing import BATCHNORMS, QUANTIZED

@@ -1,4 +1,4 @@
-"""BatchNorm folding, cross-layer equalization and bias absorption: the same function with weights easier to quantize.
+"""Cross-layer equalization and bias absorption: the same function with weights that are easier to quantize.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), section 4.1.
 """
@@ -11,14 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..errors import InputError
-from .activation_moments import Normal, batchnorm_output
-from .tracing import QUANTIZED, called, is_in_place, is_plain, normed_layers, trace
+from .folding import Normal
+from .tracing import QUANTIZED, called
 
 _HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
 """f(s x) = s f(x) for s > 0, channel by channel."""
@@ -30,56 +26,6 @@ class Pair(NamedTuple):
     first: str
     second: str
     relu: bool  # between them
-
-
-def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
-    """A traced copy of ``network`` with BatchNorms folded and every ReLU6 a ReLU, and the folded norms' outputs."""
-    remedy = "choose a method that uses images"
-    traced = trace(network, remedy=remedy)
-    for path, layer in traced.named_modules():
-        if isinstance(layer, QUANTIZED) and not is_plain(layer):
-            kind = type_before_parametrizations(layer).__name__
-            raise InputError(f"DFQ cannot change the weight of {path} ({kind}), which is not used as it is; {remedy}")
-    outputs = fold_batchnorms(traced)
-    replace_relu6(traced)
-    return traced, outputs
-
-
-def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
-    """Fold every BatchNorm2d into the Conv2d before it, in place, and say what these layers now put out.
-
-    A BatchNorm is left alone if the layer's output has other uses, if either is called more than once, or if it keeps
-    no running statistics. Returns beta and |gamma| by the layer's path.
-    """
-    outputs = {}
-    for node, layer, norm_node, norm in list(normed_layers(network)):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        layer.weight, layer.bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        outputs[str(node.target)] = Normal(*(value.to(layer.weight) for value in batchnorm_output(norm)))
-        norm_node.replace_all_uses_with(node)
-        network.graph.erase_node(norm_node)
-    network.delete_all_unused_submodules()
-    network.recompile()
-    return outputs
-
-
-def replace_relu6(network: fx.GraphModule) -> None:
-    """Replace every ReLU6 by a ReLU, in place, so that its layers can be equalized (section 5.1).
-
-    This changes the function wherever an activation exceeds 6; the paper loses 0.02 points by it on MobileNetV2.
-    """
-    for node in network.graph.nodes:
-        if called(network, node)[1].removesuffix("_") == "relu6":
-            source = node.all_input_nodes[0]
-            if is_in_place(network, node):  # whoever uses its input from here on saw its output
-                for user in [user for user in source.users if user > node]:
-                    user.replace_input_with(source, node)
-            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (source,), {}
-    network.delete_all_unused_submodules()
-    network.recompile()
 
 
 def equalization_pairs(network: fx.GraphModule) -> list[Pair]:

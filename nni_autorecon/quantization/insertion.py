@@ -13,7 +13,6 @@ The weights of every Conv2d and Linear are quantized per output channel. Of the 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -22,38 +21,30 @@ from torch.nn.utils import parametrize
 
 from ..errors import InputError
 from .coverage import Coverage, Gap, Quantized
+from .operators import (
+    ACTIVATION,
+    ACTIVATIONS,
+    ADDITION,
+    CONCATENATION,
+    EXPECTED,
+    FLOAT_BY_PROTOCOL,
+    NORMS,
+    ORIGINS,
+    PRODUCT,
+    SAME_VALUES,
+    SIZES,
+    STORED,
+    TRANSPARENT,
+    changes_its_input,
+    is_activation,
+)
 from .quantizers import ActivationQuantizer, WeightQuantizer
-from .tracing import QUANTIZED, called, is_in_place, trace
+from .tracing import QUANTIZED, called, trace
 
 PROTOCOLS = ("gdfq", "integer")
+
+
 INPUT_BITS = 8
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus),
-    *(nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.GLU),
-)
-_EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
-
-# Classes, functions and methods meet under one name, see called: MaxPool2d and max_pool2d, ReLU and relu.
-_ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation in ACTIVATIONS)})_?")
-_PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
-_SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
-    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand"
-    r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|\w*pad([123]d)?"
-)
-_ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
-_FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product may be a squeeze-and-excitation gate
-    "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
-)
-_ADDITION, _CONCATENATION = re.compile("i?add"), re.compile("cat|concat")
-_STORED = re.compile(  # what an integer engine keeps, beside activations, layers and normalizations
-    rf"placeholder|{_ADDITION.pattern}|i?sub|i?mul|{_CONCATENATION.pattern}|mean|(adaptive)?avgpool[123]d"
-    "|interpolate|upsample.*"
-)
-_SIZES = {"size", "dim", "numel", "getattr"}
-_TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # modules whose functions fx shows as they are
 
 
 def quantize_network(
@@ -126,16 +117,6 @@ def quantize_network(
     return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
-def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls an activation function."""
-    return _ACTIVATION.fullmatch(called(traced, node)[1]) is not None
-
-
-def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node adds one computed value to another."""
-    return len(node.all_input_nodes) == 2 and _ADDITION.fullmatch(called(traced, node)[1]) is not None
-
-
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
     """The calls of Conv2d and Linear, in the order of execution."""
     calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
@@ -163,7 +144,7 @@ def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
     """Sizes, and what is computed from nothing else."""
     numbers: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        if called(traced, node)[1] in _SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+        if called(traced, node)[1] in SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
             numbers.add(node)
     return numbers
 
@@ -180,28 +161,23 @@ def _logits(traced: fx.GraphModule) -> set[fx.Node]:
 def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an integer engine keeps the node's result, rather than merge it into the operation that follows."""
     module, kind = called(traced, node)
-    if _ACTIVATION.fullmatch(kind):
+    if ACTIVATION.fullmatch(kind):
         return True
-    if not (isinstance(module, (*QUANTIZED, *NORMS)) or _STORED.fullmatch(kind)):
+    if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind)):
         return False
     user = next(iter(node.users), None)
-    if user is None or (len(node.users) > 1 and not _is_in_place(traced, user)):
+    if user is None or (len(node.users) > 1 and not changes_its_input(traced, user)):
         return True
     follower, following = called(traced, user)
     if isinstance(module, QUANTIZED) and isinstance(follower, nn.modules.batchnorm._BatchNorm):
         return False
-    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or _ADDITION.fullmatch(kind)
-    return not (mergeable and _ACTIVATION.fullmatch(following))
-
-
-def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an activation changes its input, so that whoever uses that from here on sees the activation, too."""
-    return is_activation(traced, node) and is_in_place(traced, node)
+    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or ADDITION.fullmatch(kind)
+    return not (mergeable and ACTIVATION.fullmatch(following))
 
 
 def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The node that computed the values of ``node``."""
-    while _SAME_VALUES.fullmatch(called(traced, node)[1]):
+    while SAME_VALUES.fullmatch(called(traced, node)[1]):
         node = node.all_input_nodes[0]
     return node
 
@@ -220,11 +196,11 @@ def _insert_quantizers(
             quantized = traced.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantized)
         quantized.args = (node,)
-        if _is_in_place(traced, node):
+        if changes_its_input(traced, node):
             source = node.all_input_nodes[0]
             for user in [user for user in source.users if position.get(user, -1) > position[node]]:
                 user.replace_input_with(source, quantized)
-        found.append(Quantized(node.name, _ORIGINS.get(kind, kind), bits))
+        found.append(Quantized(node.name, ORIGINS.get(kind, kind), bits))
     traced.recompile()
     return found
 
@@ -236,7 +212,7 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
     for node in traced.graph.nodes:
         module, kind = called(traced, node)
         is_layer = isinstance(module, QUANTIZED)
-        joins = protocol == "integer" and (_ADDITION.fullmatch(kind) or _CONCATENATION.fullmatch(kind))
+        joins = protocol == "integer" and (ADDITION.fullmatch(kind) or CONCATENATION.fullmatch(kind))
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
             if not is_layer and argument in left_out:
                 continue
@@ -244,7 +220,7 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
             if isinstance(source, (*QUANTIZED, *NORMS)):
                 origin = "linear bottleneck"
             if not isinstance(source, ActivationQuantizer):
-                yield Gap(str(node.target if is_layer else node.name), _ORIGINS.get(origin, origin))
+                yield Gap(str(node.target if is_layer else node.name), ORIGINS.get(origin, origin))
 
 
 def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
@@ -252,7 +228,7 @@ def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
     for gap in float_inputs:
         if protocol == "integer":
             yield Gap(gap.name, f"its input comes from {gap.reason} in floating point")
-        elif not _FLOAT_BY_PROTOCOL.fullmatch(gap.reason):
+        elif not FLOAT_BY_PROTOCOL.fullmatch(gap.reason):
             yield Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
 
 
@@ -260,7 +236,7 @@ def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
     """The modules with parameters of their own that no quantizer is for."""
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in network.named_parameters()):
         owner = network.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
-        if not isinstance(owner, _EXPECTED) and type(owner) is not nn.Module:
+        if not isinstance(owner, EXPECTED) and type(owner) is not nn.Module:
             yield Gap(path or name, f"a {type(owner).__name__} computes in floating point")
 
 
@@ -269,9 +245,9 @@ def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
     for node in traced.graph.nodes:
         kind = called(traced, node)[1]
         origin = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-        if node.op in ("call_function", "call_method") and _PRODUCT.fullmatch(kind):
+        if node.op in ("call_function", "call_method") and PRODUCT.fullmatch(kind):
             yield Gap(node.name, "a product outside of any layer")
-        elif node.op == "call_function" and origin not in _TRANSPARENT and not _SAME_VALUES.fullmatch(kind):
+        elif node.op == "call_function" and origin not in TRANSPARENT and not SAME_VALUES.fullmatch(kind):
             yield Gap(node.name, "a function that tracing cannot look into")
 
 

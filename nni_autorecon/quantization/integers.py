@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
-from .quantizers import ActivationQuantizer, WeightQuantizer, fake_quantize, per_channel
+from .fake_quantize import fake_quantize, per_channel
+from .quantizers import ActivationQuantizer, WeightQuantizer
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool

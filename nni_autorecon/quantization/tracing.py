@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import fx, nn
 
@@ -14,6 +12,7 @@ from ..errors import InputError, one_line
 
 QUANTIZED = (nn.Conv2d, nn.Linear)
 """The layers whose weights are quantized: what a traced graph never looks into."""
+
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -50,30 +49,6 @@ def is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     module, kind = called(traced, node)
     said = node.kwargs.get("inplace") or any(argument is True for argument in node.args[1:])
     return bool(kind.endswith("_") or said or getattr(module, "inplace", False))
-
-
-class NormedLayer(NamedTuple):
-    """A convolution and the BatchNorm after it, and their calls."""
-
-    node: fx.Node
-    layer: nn.Conv2d
-    norm_node: fx.Node
-    norm: nn.BatchNorm2d
-
-
-def normed_layers(traced: fx.GraphModule) -> Iterator[NormedLayer]:
-    """Every Conv2d into which a BatchNorm2d can be folded: it alone uses what the layer puts out.
-
-    It keeps running statistics, and either is called just once.
-    """
-    calls = Counter(called(traced, node)[0] for node in traced.graph.nodes)
-    for node in traced.graph.nodes:
-        layer, user = called(traced, node)[0], next(iter(node.users), None)
-        if user is None or not isinstance(layer, nn.Conv2d) or len(node.users) > 1:
-            continue
-        norm = called(traced, user)[0]
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and calls[layer] == calls[norm] == 1:
-            yield NormedLayer(node, layer, user, norm)
 
 
 def called(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module | None, str]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.search import IDLE_SETTINGS, STRATEGY_SETTINGS
-from ..config.student import USED_BY
+from ..config.rules import IDLE_SETTINGS, STRATEGY_SETTINGS, USED_BY
 from ..runs.records import STAGES, Run
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..figures.curves import DPI, INK, MUTED, SERIES_COLOURS, literal
+from ..figures.canvas import DPI, INK, MUTED, SERIES_COLOURS, literal
 from .comparable import NOT_USED, SCALE
 from .report import Report, show
 from .tables import Row, Table

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..config.search import FINAL_VALIDATION_STEPS
 from ..errors import InputError
-from ..generator.training import FINAL_VALIDATION_STEPS
 from ..runs.records import FINISHED, LOSS_SETTINGS, METRICS, STAGES, Run, stage_of
 from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, compare, row_settings, varying
 from .tables import MEASURES, Table, make_table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..config.search import STRATEGIES
+from ..config.rules import STRATEGIES
 from ..runs.records import FINISHED
 from .comparable import EQUAL_MACS, NOT_USED, SCALE, Entry, kind_of
 

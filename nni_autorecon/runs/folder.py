@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,30 +14,25 @@ from filelock import FileLock, Timeout
 
 from ..config.common import Config
 from ..errors import InputError
-from ..files import (
-    digest,
-    parse_json,
-    read_text,
-    require_absent,
-    sealed,
-    unwritable,
-    write_json,
-    write_text,
-)
-from ..version import __version__
+from ..files import digest, parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
+from .provenance import versions
 from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
 from .tensorboard import EventFile, remove_events
 
 log = logging.getLogger(__name__)
 
+
 SNAPSHOT, LOCK, RESULT = "snapshot.bin", ".lock", "result.json"
+
+
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
+
+
 RESULTS = (
     SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", RESULT, "student.safetensors", "student.pt",
     "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
 )  # fmt: skip
-PACKAGES = ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
 
 
 class RunFolder:
@@ -216,25 +208,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _contents(config: Config) -> dict[str, str | None]:
     """Digests of the files that the settings name; None of one that cannot be read, as its reader will say."""
     return {name: digest(path) for name, path in config.files.items()}
-
-
-def versions() -> dict[str, str]:
-    """This package, Python, and what results depend on."""
-    installed = {name: metadata.version(name) for name in PACKAGES}
-    return {"nni-autorecon": revision(), "python": platform.python_version(), **installed}
-
-
-def revision(root: Path = Path(__file__).parents[2]) -> str:
-    """This package's version; of a git checkout, with its commit: ``0.1.0+gb9f1c2d``, and ``.dirty`` if edited."""
-    if not (root / ".git").exists():
-        return __version__
-    command = ["git", "--no-optional-locks", "-C", str(root)]  # a lock could get into the way of the person's own git
-    command += ["describe", "--always", "--abbrev=7", "--dirty=.dirty", "--exclude=*"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout that is not this user's
-        return __version__
-    return f"{__version__}+g{commit}"
 
 
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config.common import Config
+from ..config.compress import CompressConfig
+from ..config.distill import DistillConfig
 from ..config.search import SearchConfig
-from ..config.student import CompressConfig, DistillConfig
 from ..errors import InputError, shown
 from ..files import parse_json, read_text, unsealed
 

@@ -1,4 +1,4 @@
-"""Where a run stands at the end of an epoch: what a killed run goes on from, to the same end as if nothing had been."""
+"""A snapshot of a run at the end of an epoch, from which a killed run goes on to the same end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-from ..files import write_atomically
+from ..files import tensor_bytes, write_atomically
 
 log = logging.getLogger(__name__)
 
+
 LAYOUT = 7
 """Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
+
 
 State = Mapping[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""
@@ -27,13 +29,6 @@ def save_snapshot(path: Path, state: State) -> None:
     content = tensor_bytes(dict(state))
     parts = hashlib.sha256(content).digest(), content  # apart: joined, they would be there twice
     write_atomically(path, lambda file: file.writelines(parts))
-
-
-def tensor_bytes(value: Any) -> bytes:
-    """What ``torch.save`` writes of ``value``. Onto a full disk it would write with an error of its own making."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def load_snapshot(path: Path) -> dict[str, Any] | None:

@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accel.cuda_graphs import Recorded
-from ..accel.layout import in_usual_layout
-from ..config.schedules import SCHEDULES
-from ..config.student import TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..accel.memory import in_usual_layout
+from ..config.common import SCHEDULES
+from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
 from ..export.student_file import Description, float_size, save_network
-from ..figures.curves import plot_images, plot_loss_curves, save_figure
-from ..generator.training import (
-    MeanLoss,
-    reconstruction_total,
-    require_finite,
-    require_finite_weights,
-)
+from ..figures.canvas import save_figure
+from ..figures.curves import plot_loss_curves
+from ..figures.images import plot_images
+from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
-from ..losses.reconstruction import ReconstructionLoss
+from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
 from ..quantization.coverage import Coverage
 from ..quantization.dfq import dfq
 from ..quantization.insertion import quantize_network
@@ -36,8 +33,7 @@ from ..runs.snapshots import State
 from ..teacher.loading import Teacher, configured_teacher
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
-from .results import CompressionResult
-from .student import agreement, evaluation_data
+from .results import CompressionResult, agreement, evaluation_data
 from .training import StudentTraining
 
 EpochMetrics = dict[str, Any]

@@ -13,34 +13,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accel.cuda_graphs import Recorded
-from ..accel.layout import in_usual_layout, memory_format
+from ..accel.memory import in_usual_layout, memory_format
 from ..accel.optimizers import clear_gradients, learning_rate, set_learning_rate, sgd
-from ..config.schedules import SCHEDULES
-from ..config.student import DistillConfig
+from ..config.common import SCHEDULES
+from ..config.distill import DistillConfig
 from ..data.images import EvaluationData
 from ..errors import InputError
-from ..figures.curves import plot_images, plot_loss_curves, save_figure
-from ..files import write_atomically
+from ..figures.canvas import save_figure
+from ..figures.curves import plot_loss_curves
+from ..figures.images import plot_images
+from ..files import tensor_bytes, write_atomically
 from ..generator.gdfq import GDFQGenerator
 from ..generator.latent import LatentSource
 from ..generator.searched import Generator
-from ..generator.training import (
-    MeanLoss,
-    Objective,
-    images_per_class,
-    objective_for,
-    require_finite,
-    require_finite_weights,
-    weight_optimizer,
-)
-from ..losses.reconstruction import GeneratorLoss, generator_loss, l1_loss
+from ..generator.training import Objective, images_per_class, objective_for, weight_optimizer
+from ..losses.reconstruction import MeanLoss, require_finite, require_finite_weights
+from ..losses.student import GeneratorLoss, generator_loss, l1_loss
 from ..networks import parameter_count
 from ..runs.folder import RunFolder
-from ..runs.snapshots import State, random_state, set_random_state, tensor_bytes
-from ..teacher.loading import Teacher, architecture, configured_teacher, images_to_try
+from ..runs.snapshots import State, random_state, set_random_state
+from ..teacher.loading import Teacher, configured_teacher, images_to_try
+from ..teacher.sources import architecture
 from .images import OnStep, configured_generator
-from .results import DistillationResult
-from .student import agreement, evaluation_data
+from .results import DistillationResult, agreement, evaluation_data
 
 EpochMetrics = dict[str, Any]
 

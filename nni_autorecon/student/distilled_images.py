@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..generator.topology import ImageShape
-from ..generator.training import require_finite
+from ..losses.reconstruction import require_finite
+from ..shapes import ImageShape
 
 LEAST_LEARNING_RATE = 1e-4
 

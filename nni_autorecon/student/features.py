@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-from ..quantization.insertion import is_activation, is_addition
+from ..quantization.operators import is_activation, is_addition
 from ..quantization.quantizers import ActivationQuantizer
 from ..quantization.tracing import called, trace
 
@@ -52,3 +54,18 @@ def _settled(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
             break
         node = user
     return node
+
+
+def feature_alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Σ_l mean over images and channels of (a_s - a_t)², a being the mean over pixels of F², of unit length in each
+    image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023). Their
+    weights of 1000 to 4000 are for this mean; of a sum over channels it is the C-th part.
+
+    Features [N, C, H, W], or [N, C], of as many places l in both networks.
+    """
+
+    def attention(features: Tensor) -> Tensor:
+        return F.normalize(features.square().flatten(2).mean(2) if features.ndim > 2 else features.square())  # [N, C]
+
+    gaps = [F.mse_loss(attention(s), attention(t)) for s, t in zip(student, teacher, strict=True)]
+    return torch.stack(gaps).sum()

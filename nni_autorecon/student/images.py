@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import set_learning_rate
-from ..config.student import CompressConfig, StudentConfig
+from ..config.compress import CompressConfig
+from ..config.student import StudentConfig
 from ..errors import InputError
+from ..generator.by_name import generator_from_spec
 from ..generator.gdfq import GDFQGenerator
 from ..generator.latent import LatentSource
-from ..generator.searched import Generator, generator_from_spec
+from ..generator.searched import Generator
 from ..generator.training import (
     Objective,
     Total,
@@ -24,11 +27,9 @@ from ..generator.training import (
     images_per_class,
     objective_for,
     reconstruction_total,
-    require_finite_weights,
     weight_optimizer,
 )
-from ..losses.game import low_pass
-from ..losses.reconstruction import ReconstructionLoss, zeroq_loss
+from ..losses.reconstruction import ReconstructionLoss, require_finite_weights, zeroq_loss
 from ..networks import parameter_count
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
@@ -36,6 +37,7 @@ from .distilled_images import distil_images
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
 """Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all detached."""
+
 
 OnStep = Callable[[], object]
 
@@ -233,3 +235,14 @@ def distilled(
     if made.labels is not None:
         return images, made.labels
     return images, torch.cat([network(batch).argmax(1) for batch in images.split(config.batch_size)])
+
+
+def low_pass(images: Tensor, *, sigma: float) -> Tensor:
+    """Images [N, C, H, W] after a Gaussian of standard deviation ``sigma`` pixels, at least 0, against noise that no
+    photograph has (SynQ, ICLR 2025). Edges are reflected."""
+    if sigma == 0:
+        return images
+    from torchvision.transforms.functional import gaussian_blur  # half a second, for those who blur
+
+    largest = 2 * min(images.shape[2:]) - 1
+    return gaussian_blur(images, min(2 * math.ceil(3 * sigma) + 1, largest), sigma)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..losses.game import flipping_factor
-from ..quantization.quantizers import WeightQuantizer, per_channel
+from ..quantization.fake_quantize import per_channel
+from ..quantization.quantizers import WeightQuantizer
 
 
 @contextmanager
@@ -43,3 +44,19 @@ def _quantized_weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, Weigh
         if parametrize.is_parametrized(module, "weight"):
             weight = module.get_submodule("parametrizations.weight")
             yield weight.get_parameter("original"), cast(WeightQuantizer, weight.get_submodule("0"))
+
+
+def flipping_factor(codes: Tensor, update: Tensor, *, share: float, largest_code: int) -> Tensor:
+    """The least factor, at least 1, of ``update`` that turns a ``share`` of the codes over; a scalar.
+
+    ``codes`` are weights in steps of their quantizer before rounding, w / scale + zero point, ``update`` what is added
+    to them; both of any one shape. 1 if no factor does it. Choi et al. (AIT, CVPR 2022) raise the gradient step by
+    step until as many integer weights flip; with the ranges held fixed the factor is a quantile.
+    """
+    rounded = codes.round().clamp(0, largest_code)
+    up = update > 0
+    distance = torch.where(up, rounded + 0.5 - codes, codes - rounded + 0.5)
+    distance = distance.masked_fill(torch.where(up, rounded >= largest_code, rounded <= 0), torch.inf)
+    factors = torch.where(update == 0, torch.inf, distance / update.abs())
+    needed = factors.flatten().kthvalue(max(1, math.ceil(share * factors.numel()))).values
+    return torch.where(needed.isfinite(), needed.clamp(min=1.0), 1.0)

@@ -1,11 +1,20 @@
-"""What a student's training found, as it is written, printed and reported to NNI."""
+"""What a student is measured by, and what its training found, as it is written, printed and reported to NNI."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from ..config.student import StudentConfig
+from ..data.images import EvaluationData
+from ..data.test_sets import load_evaluation_data
+from ..errors import InputError
 from ..quantization.coverage import Coverage
+from ..teacher.loading import Teacher
 
 
 @dataclass(frozen=True)
@@ -109,3 +118,22 @@ class DistillationResult:
         known = {name: value for name, value in accuracies.items() if value is not None}
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
         return {"default": self.agreement, **known, **self.loss, **costs}
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Fraction of images on which student and teacher decide alike; ``batches`` are of [N, C, H, W], one N for all."""
+    alike = [(student(images).argmax(1) == teacher(images).argmax(1)).float().mean() for images in batches]
+    return torch.stack(alike).mean().item()
+
+
+def evaluation_data(config: StudentConfig, teacher: Teacher) -> EvaluationData | None:
+    """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
+    spec = config.test_data or ("digits" if config.teacher == "digits" else None)
+    if spec is None and config.download:
+        raise InputError("there are no test data to download; give --test-data cifar10:FOLDER or cifar100:FOLDER")
+    if spec is None:
+        return None
+    return load_evaluation_data(
+        spec, num_classes=teacher.num_classes, image=teacher.image, resize=teacher.resize, download=config.download
+    )

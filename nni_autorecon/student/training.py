@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..accel.optimizers import adam, clear_gradients, learning_rate, set_learning_rate, sgd
-from ..config.schedules import SCHEDULES
-from ..config.student import CompressConfig
-from ..losses.game import disagreement_entropy, feature_alignment_loss, hard_samples
-from ..losses.reconstruction import compression_loss
-from ..quantization.fusion import fused
+from ..config.common import SCHEDULES
+from ..config.compress import CompressConfig
+from ..losses.game import disagreement_entropy
+from ..losses.student import compression_loss
+from ..quantization.folding import fused
 from ..quantization.quantizers import learn_ranges
 from ..teacher.loading import Teacher
-from .features import Outputs, with_features
+from .features import Outputs, feature_alignment_loss, with_features
 from .inundation import inundation
 
 
@@ -104,3 +105,10 @@ class StudentTraining:
         if config.feature_weight:
             loss = loss + config.feature_weight * feature_alignment_loss(outputs.features, target.features)
         return loss
+
+
+def hard_samples(images: Tensor, loss: Callable[[Tensor], Tensor], *, step: float) -> Tensor:
+    """x + step · sign(∇ₓ loss(x)): images a little harder for the student (HAST, CVPR 2023). [N, C, H, W], detached."""
+    images = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(images), images)
+    return images.detach() + step * gradient.sign()

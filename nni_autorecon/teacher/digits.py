@@ -1,70 +1,48 @@
-"""The default teacher: a small residual network for scikit-learn's handwritten digits, trained once and cached."""
+"""The default teacher: a small residual network for handwritten digits, trained once and cached."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
-from ..data.images import LabelledImages, normalize
+from ..cache import CACHE_VARIABLE, cache_folder, cache_lock
+from ..data.digits import IMAGE, MEAN, STD, digits_data
+from ..data.images import normalize
 from ..errors import InputError
-from ..files import CACHE_VARIABLE, cache_folder, write_atomically
-from ..generator.topology import ImageShape
+from ..files import tensor_bytes, write_atomically
 from ..networks import CifarResNet, digits_resnet
-from ..runs.snapshots import tensor_bytes
-
-IMAGE = ImageShape(1, 16, 16)
-MEAN = (0.3049,)  # of the training images / 255
-STD = (0.3183,)
 
 RECIPE_VERSION = 1
 """Raised by every change that gives other weights: the constants below, the split, the network."""
 
+
 # Chosen by cross-validation within the training split; the test split took no part.
 EPOCHS = 15
+
+
 BATCH_SIZE = 32
+
+
 LEARNING_RATE = 0.05
+
+
 WEIGHT_DECAY = 5e-4
+
+
 LARGEST_SHIFT = 1
+
+
 SEED = 0
 
+
 _log = logging.getLogger(__name__)
-
-
-def digits_data(split: Literal["train", "test"]) -> LabelledImages:
-    """The digits as [N, 1, 16, 16]: of each class every fourth image is held out for ``"test"``."""
-    if split not in ("train", "test"):
-        raise ValueError(f"split = {split!r}; choose 'train' or 'test'")
-    table = torch.from_numpy(_table())  # [N, 65]
-    labels = table[:, 64].long()  # [N]
-    grey = table[:, :64].float().view(-1, 1, 8, 8) * (255 / 16)  # 0 to 255
-    images = F.interpolate(grey, size=IMAGE[1:], mode="bilinear").round().to(torch.uint8)  # [N, 1, 16, 16]
-    rank_in_class = F.one_hot(labels).cumsum(0).gather(1, labels[:, None]).squeeze(1)  # [N], from 1
-    chosen = (rank_in_class % 4 == 0) == (split == "test")
-    return LabelledImages(images[chosen], labels[chosen])
-
-
-def _table() -> np.ndarray[Any, Any]:
-    """64 pixels from 0 to 16 and the label of each digit, float64."""
-    sklearn = importlib.util.find_spec("sklearn")  # importing it takes seconds
-    for folder in (sklearn and sklearn.submodule_search_locations) or ():
-        file = Path(folder, "datasets", "data", "digits.csv.gz")
-        if file.is_file():
-            return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.column_stack([digits.data, digits.target])
 
 
 def load_digits_teacher() -> nn.Module:
@@ -129,24 +107,6 @@ def _reproducible() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-@contextmanager
-def cache_lock(path: Path) -> Iterator[None]:
-    """Hold ``path``'s lock across processes; a folder in which nothing can be written is an InputError."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot write the cache folder {path.parent}: {reason}; set {CACHE_VARIABLE} to a writable folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _store(network: nn.Module, path: Path) -> None:

@@ -12,16 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..accel.layout import memory_format
+from ..accel.memory import memory_format
 from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, named
-from ..experiment.gpus import promised_gpus
-from ..generator.topology import ImageShape
+from ..shapes import ImageShape
 from .batchnorm import observed, record_bn_statistics
-from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, architecture, find_network
-
-__all__ = ["Teacher", "architecture", "configured_teacher", "load_teacher", "resolve_device"]
+from .device import resolve_device
+from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
 
 
 @dataclass(frozen=True)
@@ -128,24 +126,6 @@ def configured_teacher(config: Config) -> Teacher:
         device=config.device,
         need_batchnorm=config.bns_weight > 0,
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
-
-    Raises InputError for any other, and if ``cuda``, or ``auto`` in a trial to which NNI gave a GPU, finds none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {name!r} is unknown; choose auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if name != "cpu" and not available and (promised := promised_gpus()):
-        raise InputError(
-            f"NNI gave this trial GPU {promised}, but PyTorch sees none; see nni-autorecon doctor, "
-            "or add --device cpu to trialCommand"
-        )
-    if name == "cuda" and not available:
-        raise InputError("device cuda: PyTorch sees no GPU here; choose --device cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def _input_channels(network: nn.Module, spec: str) -> int:

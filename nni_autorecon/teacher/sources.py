@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..data import digits
 from ..errors import InputError, named, one_line
 from ..files import is_there
 from ..networks import digits_resnet
-from . import digits
 from .checkpoint import load_checkpoint
+from .digits import load_digits_teacher
 
 SPECS = (
     "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, or module:factory (path/to/file.py:factory) with --checkpoint"
@@ -55,7 +56,7 @@ def find_network(
     if spec == "digits":
         if checkpoint is not None:
             raise InputError("the digits teacher has its own weights; leave out --checkpoint or name another teacher")
-        return digits.load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD))
+        return load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD))
     if checkpoint is not None:
         network = architecture(spec, num_classes)
         load_checkpoint(network, Path(checkpoint), spec)

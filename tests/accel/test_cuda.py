@@ -12,8 +12,9 @@ from torch import nn
 from nni_autorecon.accel.cuda_graphs import Recorded
 from nni_autorecon.accel.optimizers import adam, learning_rate, set_learning_rate, sgd
 from nni_autorecon.cli import main
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig, DistillConfig
 from nni_autorecon.generator.genotype import random_choices
 from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.operations import (
@@ -24,7 +25,7 @@ from nni_autorecon.generator.operations import (
     node_sum,
 )
 from nni_autorecon.generator.searched import derived_generator
-from nni_autorecon.generator.topology import EDGES, NORMAL, ImageShape
+from nni_autorecon.generator.topology import EDGES, NORMAL
 from nni_autorecon.generator.training import generator_step
 from nni_autorecon.losses.reconstruction import reconstruction_loss
 from nni_autorecon.nas.autorecon import AutoReConStrategy
@@ -34,6 +35,7 @@ from nni_autorecon.networks import digits_resnet
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.runs.folder import RunFolder
 from nni_autorecon.runs.snapshots import load_snapshot, save_snapshot
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.distillation import Distillation
 from nni_autorecon.student.images import GeneratorImages

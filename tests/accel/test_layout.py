@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.accel.layout import in_usual_layout, memory_format
-from nni_autorecon.config.student import CompressConfig, DistillConfig
-from nni_autorecon.generator.topology import ImageShape
+from nni_autorecon.accel.memory import in_usual_layout, memory_format
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.networks import resnet20
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.distillation import Distillation
 

@@ -23,8 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from nni_autorecon.cli import main as cli
+from nni_autorecon.cli import stages
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig
 from nni_autorecon.export import student_file as saving
 from nni_autorecon.export.student_file import Description, save_network
 from nni_autorecon.files import unsealed
@@ -552,7 +553,9 @@ def test_a_tuners_parameters_that_cannot_be_used(
     monkeypatch.setattr(nni, "get_next_parameter", lambda: parameters)
     run = cli.run_search if stage is SearchConfig else cli.run_compress
     flags = TOY if stage is SearchConfig else STUDENT_TOY
-    assert_refused(folder, lambda: cli.run_as_trial(stage, run, [*flags.split(), "-o", "run"]), thing, remedy, capsys)
+    assert_refused(
+        folder, lambda: stages.run_as_trial(stage, run, [*flags.split(), "-o", "run"]), thing, remedy, capsys
+    )
 
 
 def test_a_genotype_with_a_byte_order_mark_is_read(folder: Path, capsys: Any) -> None:

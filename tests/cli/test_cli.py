@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from nni_autorecon.cli import main as cli
+from nni_autorecon.cli import stages
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig, DistillConfig
+from nni_autorecon.data.digits import digits_data
 from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.runs.snapshots import load_snapshot
-from nni_autorecon.teacher.digits import digits_data
-from nni_autorecon.teacher.loading import architecture
+from nni_autorecon.teacher.sources import architecture
 
 SEARCH = (
     "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
@@ -141,9 +143,9 @@ def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
     for name in ("nni", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text("earlier attempt")
-    assert cli._run_folder("search", theirs, Trial()).path == tmp_path / "nni"
+    assert stages._run_folder("search", theirs, Trial()).path == tmp_path / "nni"
     with pytest.raises(InputError, match="already exists"):
-        cli._run_folder("search", mine, Trial())
+        stages._run_folder("search", mine, Trial())
 
 
 def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher, tmp_path):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from nni_autorecon import files
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import main as cli
 from nni_autorecon.figures import curves as plots
-from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.runs.folder import SNAPSHOT
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import Teacher

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from nni_autorecon.config.common import Config
-from nni_autorecon.config.search import STRATEGIES, SearchConfig
-from nni_autorecon.config.student import CompressConfig, DistillConfig
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
+from nni_autorecon.config.rules import STRATEGIES
+from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import InputError
 
 

@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from nni_autorecon.config.student import CompressConfig
+from nni_autorecon.cache import CACHE_VARIABLE
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import LabelledImages, accuracy
 from nni_autorecon.data.test_sets import Pictures, fit_image, load_evaluation_data
 from nni_autorecon.errors import InputError
-from nni_autorecon.files import CACHE_VARIABLE
-from nni_autorecon.generator.topology import ImageShape
-from nni_autorecon.student.student import evaluation_data
-from nni_autorecon.teacher.digits import digits_data
+from nni_autorecon.shapes import ImageShape
+from nni_autorecon.student.results import evaluation_data
 from nni_autorecon.teacher.loading import Teacher
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)

@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 
 from nni_autorecon.cli import main as cli
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment import database as experiment
 from nni_autorecon.experiment.database import best_genotype, read_runs, read_trials

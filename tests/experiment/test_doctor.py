@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import main as cli
 from nni_autorecon.experiment import doctor
 from nni_autorecon.experiment.doctor import NOTE, OK, WRONG
-from nni_autorecon.files import CACHE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 

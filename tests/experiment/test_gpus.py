@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment.gpus import count_gpus, promised_gpus, refuse_unmeetable_request
+from nni_autorecon.experiment.gpus import count_gpus, refuse_unmeetable_request
+from nni_autorecon.teacher.device import promised_gpus
 
 NODE = Path(importlib.util.find_spec("nni_node").submodule_search_locations[0])
 SCHEDULE = """

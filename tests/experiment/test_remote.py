@@ -15,7 +15,7 @@ import pytest
 import requests
 import yaml
 
-from nni_autorecon.files import CACHE_VARIABLE
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.generator.genotype import Genotype
 from tests.helpers import managers
 from tests.helpers.managers import (

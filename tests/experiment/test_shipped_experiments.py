@@ -13,7 +13,7 @@ import yaml
 from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni.experiment.config import ExperimentConfig
 
-from nni_autorecon.cli.main import add_stage
+from nni_autorecon.cli.arguments import add_stage
 from nni_autorecon.experiment.gpus import refuse_unmeetable_request
 from nni_autorecon.experiment.trial import plain_parameters
 from nni_autorecon.runs.records import STAGES

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nni_autorecon.cli import main as cli
+from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError
 from nni_autorecon.export import onnx as export
@@ -22,7 +23,6 @@ from nni_autorecon.quantization.folding import fold_norms, scaled
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, activation_quantizers
 from nni_autorecon.quantization.quantizers import observe_ranges
-from nni_autorecon.teacher.digits import digits_data
 from tests.export.test_student_file import student_of
 from tests.helpers.toys import CLASSES, IMAGE
 

@@ -16,7 +16,6 @@ from torch.nn.utils import parametrize
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.export.student_file import Description, load_network, save_network
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import (
@@ -33,7 +32,8 @@ from nni_autorecon.quantization.quantizers import (
     learn_ranges,
     observe_ranges,
 )
-from nni_autorecon.teacher.loading import architecture
+from nni_autorecon.shapes import ImageShape
+from nni_autorecon.teacher.sources import architecture
 from tests.helpers.toys import CLASSES, IMAGE
 
 TOY = "tests.helpers.toys:toy_teacher"

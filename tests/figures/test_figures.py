@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.figures import curves as plots
+from nni_autorecon.figures import architecture, canvas
+from nni_autorecon.figures import curves as line_plots
+from nni_autorecon.figures import images as image_grids
 from nni_autorecon.generator.topology import EDGES, NONE
 
 NAN = math.nan
@@ -50,16 +52,16 @@ def numbered_images(count: int, channels: int, height: int, width: int) -> torch
 
 
 FIGURES = {  # figure, inches
-    "loss": (lambda: plots.plot_loss_curves(HISTORY, series=["total", "class"], title="Losses"), (6.5, 3.8)),
-    "log": (lambda: plots.plot_loss_curves(HISTORY, series=["total"], title="long " * 25, log=True), (6.5, 3.8)),
-    "probabilities": (lambda: plots.plot_probabilities(random_probabilities(0), title="softmax"), (7.4, 9.4)),
-    "genotype": (lambda: plots.plot_genotype(random_choices(0), "found " * 30), (11.5, 5.7)),
-    "images": (lambda: plots.plot_images(*IMAGES, per_class=2, max_classes=3, title="x" * 19), (2.4, 2.8)),
+    "loss": (lambda: line_plots.plot_loss_curves(HISTORY, series=["total", "class"], title="Losses"), (6.5, 3.8)),
+    "log": (lambda: line_plots.plot_loss_curves(HISTORY, series=["total"], title="long " * 25, log=True), (6.5, 3.8)),
+    "probabilities": (lambda: architecture.plot_probabilities(random_probabilities(0), title="softmax"), (7.4, 9.4)),
+    "genotype": (lambda: architecture.plot_genotype(random_choices(0), "found " * 30), (11.5, 5.7)),
+    "images": (lambda: image_grids.plot_images(*IMAGES, per_class=2, max_classes=3, title="x" * 19), (2.4, 2.8)),
 }
 
 
 def test_loss_curves_leave_gaps_where_a_row_lacks_a_value() -> None:
-    curves = plots.loss_curves_info(HISTORY, x="epoch", series=["class", "total", "bns", "never"])
+    curves = line_plots.loss_curves_info(HISTORY, x="epoch", series=["class", "total", "bns", "never"])
     assert list(curves) == ["class", "total", "bns", "never"]
     for positions, _ in curves.values():
         np.testing.assert_array_equal(positions, [1, 2, 3, 5, 7])
@@ -71,49 +73,49 @@ def test_loss_curves_leave_gaps_where_a_row_lacks_a_value() -> None:
 
 def test_a_lonely_point_of_a_long_history_has_a_marker() -> None:
     history = [{"epoch": i, "y": NAN if i in (4, 6, 7) else 1.0} for i in range(40)]
-    (line,) = plots.plot_loss_curves(history, series=["y"], title="").axes[0].lines
+    (line,) = line_plots.plot_loss_curves(history, series=["y"], title="").axes[0].lines
     assert np.flatnonzero(line.get_markevery()).tolist() == [5]
 
 
 def test_a_log_plot_breaks_at_values_that_are_not_positive() -> None:
-    (line,) = plots.plot_loss_curves(HISTORY, series=["total"], title="", log=True).axes[0].lines
+    (line,) = line_plots.plot_loss_curves(HISTORY, series=["total"], title="", log=True).axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), [5, 3, 2, NAN, 1])
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_series_without_values_is_named_so(log: bool) -> None:
-    figure = plots.plot_loss_curves(HISTORY, series=["never", "total"], title="", log=log)
+    figure = line_plots.plot_loss_curves(HISTORY, series=["never", "total"], title="", log=log)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["never (no values)", "total"]
     assert png(figure).std() > 0
 
 
 def test_the_loss_plot_names_what_it_cannot_place() -> None:
     with pytest.raises(InputError, match=r"row 1 .*'epoch'"):
-        plots.loss_curves_info([{"epoch": 1, "y": 2}, {"y": 3}], x="epoch", series=["y"])
+        line_plots.loss_curves_info([{"epoch": 1, "y": 2}, {"y": 3}], x="epoch", series=["y"])
     with pytest.raises(InputError, match="0 rows"):
-        plots.loss_curves_info([], x="epoch", series=["y"])
+        line_plots.loss_curves_info([], x="epoch", series=["y"])
     with pytest.raises(InputError, match="0 series"):
-        plots.loss_curves_info(HISTORY, x="epoch", series=[])
+        line_plots.loss_curves_info(HISTORY, x="epoch", series=[])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_heat_map_holds_the_probabilities_and_their_argmax(seed: int) -> None:
     probabilities = random_probabilities(seed)
-    table = plots.probabilities_info(probabilities)
+    table = architecture.probabilities_info(probabilities)
     assert table.shape == (33, 9)
     for edge, row in zip(EDGES, table, strict=True):
-        assert {op: p for op, p in zip(plots.OPERATIONS, row, strict=True) if not np.isnan(p)} == probabilities[
+        assert {op: p for op, p in zip(architecture.OPERATIONS, row, strict=True) if not np.isnan(p)} == probabilities[
             edge.label
         ]
         best = max(probabilities[edge.label], key=probabilities[edge.label].__getitem__)
-        assert plots.OPERATIONS[np.nanargmax(row)] == best
+        assert architecture.OPERATIONS[np.nanargmax(row)] == best
 
 
 def test_the_heat_map_frames_each_argmax() -> None:
     probabilities = random_probabilities(0)
-    axes = plots.plot_probabilities(probabilities).axes[0]
+    axes = architecture.plot_probabilities(probabilities).axes[0]
     framed = {(int(frame.get_y()), int(frame.get_x())) for frame in axes.patches}
-    expected = np.nanargmax(plots.probabilities_info(probabilities), axis=1)
+    expected = np.nanargmax(architecture.probabilities_info(probabilities), axis=1)
     assert framed == set(enumerate(expected.tolist()))
 
 
@@ -130,17 +132,17 @@ def test_the_heat_map_frames_each_argmax() -> None:
 )
 def test_the_heat_map_refuses_what_is_no_softmax(change: dict[str, dict[str, float]], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plots.probabilities_info(random_probabilities(0) | change)
+        architecture.probabilities_info(random_probabilities(0) | change)
 
 
 def test_every_edge_of_a_genotype_is_drawn_once_between_its_nodes() -> None:
     choices = random_choices(1)
-    positions, lines = plots.genotype_graph_info(choices)
+    positions, lines = architecture.genotype_graph_info(choices)
     assert len(positions) == 15 + 3 + 1
-    searched = [line for line in lines if line.operation != plots.FIXED]
+    searched = [line for line in lines if line.operation != architecture.FIXED]
     assert [(f"{line.source} > {line.target}", line.operation) for line in searched] == list(choices.items())
     assert [line.active for line in searched] == [operation != NONE for operation in choices.values()]
-    fixed = {(line.source, line.target) for line in lines if line.operation == plots.FIXED}
+    fixed = {(line.source, line.target) for line in lines if line.operation == architecture.FIXED}
     assert fixed == {
         ("z1", "B1-N1"), ("z2", "B2-N1"), ("z3", "B3-N1"),
         ("B1-N5", "B2-N1"), ("B2-N5", "B3-N1"), ("B3-N5", "image"),
@@ -152,7 +154,7 @@ def test_every_edge_of_a_genotype_is_drawn_once_between_its_nodes() -> None:
 
 
 def test_no_line_shares_a_stretch_with_another_or_runs_through_a_node() -> None:
-    positions, lines = plots.genotype_graph_info(random_choices(2))
+    positions, lines = architecture.genotype_graph_info(random_choices(2))
     stretches = [(line, *np.sort(pair, axis=0)) for line in lines for pair in itertools.pairwise(line.path)]
     for _, low, high in stretches:
         assert np.count_nonzero(high - low) == 1  # along an axis
@@ -170,14 +172,14 @@ def test_no_line_shares_a_stretch_with_another_or_runs_through_a_node() -> None:
 
 def test_the_graph_refuses_a_choice_that_is_no_candidate() -> None:
     with pytest.raises(InputError, match="cannot be 'conv_1x1'; choose from nearest, bilinear"):
-        plots.genotype_graph_info(random_choices(0) | {"B1-N1 > B1-N2": "conv_1x1"})
+        architecture.genotype_graph_info(random_choices(0) | {"B1-N1 > B1-N2": "conv_1x1"})
     with pytest.raises(InputError, match="'B1-N1 > B1-N2' is missing"):
-        plots.genotype_graph_info({edge.label: NONE for edge in EDGES[1:]})
+        architecture.genotype_graph_info({edge.label: NONE for edge in EDGES[1:]})
 
 
 def test_the_image_grid_has_classes_in_rows_and_scales_each_image() -> None:
     images = numbered_images(7, 3, 2, 5)
-    grid = plots.image_grid_info(images, torch.tensor([4, 9, 4, 1, 9, 4, 4]), per_class=3, max_classes=2)
+    grid = image_grids.image_grid_info(images, torch.tensor([4, 9, 4, 1, 9, 4, 4]), per_class=3, max_classes=2)
     assert grid.shape == (2, 3, 2, 5, 3)
     scaled = (np.arange(30) / 29).reshape(3, 2, 5).transpose(1, 2, 0)  # every image is a ramp
     np.testing.assert_allclose(grid[0, 0], scaled, atol=1e-12)  # class 1: the fourth image
@@ -189,7 +191,7 @@ def test_the_image_grid_picks_the_first_images_of_each_class() -> None:
     images = torch.zeros(5, 1, 2, 3)
     for index in range(5):
         images[index, 0, index % 2, index % 3] = 1 + index  # one bright pixel, elsewhere in each image
-    grid = plots.image_grid_info(images, torch.tensor([1, 0, 1, 1, 0]), per_class=2)
+    grid = image_grids.image_grid_info(images, torch.tensor([1, 0, 1, 1, 0]), per_class=2)
     bright = [[divmod(int(np.argmax(image)), 3) for image in row] for row in grid]
     assert bright == [[(1, 1), (0, 1)], [(0, 0), (0, 2)]]  # images 1 and 4, then 0 and 2
 
@@ -197,7 +199,7 @@ def test_the_image_grid_picks_the_first_images_of_each_class() -> None:
 def test_the_image_grid_averages_other_channel_counts_and_blackens_constants() -> None:
     images = torch.tensor([[0.0, 2.0], [4.0, 2.0]]).view(1, 2, 1, 2).repeat(2, 1, 1, 1)  # mean over channels: 2, 2
     images[1, 0, 0, 1] = 6.0  # mean over channels: 2, 4
-    grid = plots.image_grid_info(images, torch.tensor([0, 0]), per_class=2)
+    grid = image_grids.image_grid_info(images, torch.tensor([0, 0]), per_class=2)
     np.testing.assert_array_equal(grid, np.array([0.0, 0.0, 0.0, 1.0]).reshape(1, 2, 1, 2, 1))
 
 
@@ -207,7 +209,7 @@ def test_the_image_grid_averages_other_channel_counts_and_blackens_constants() -
 )
 def test_the_image_grid_refuses_shapes_that_do_not_fit(shape: tuple[int, ...], labels: int, per_class: int) -> None:
     with pytest.raises(InputError, match="give images"):
-        plots.image_grid_info(torch.zeros(shape), torch.zeros(labels), per_class=per_class)
+        image_grids.image_grid_info(torch.zeros(shape), torch.zeros(labels), per_class=per_class)
 
 
 def test_the_image_rows_are_named_and_the_title_admits_what_is_left_out() -> None:
@@ -218,15 +220,15 @@ def test_the_image_rows_are_named_and_the_title_admits_what_is_left_out() -> Non
 
 def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
     title = r"x$\bad$.json"
-    figure = plots.plot_genotype(random_choices(0), title=title)
-    plots.save_figure(figure, tmp_path / "figure.png")
+    figure = architecture.plot_genotype(random_choices(0), title=title)
+    canvas.save_figure(figure, tmp_path / "figure.png")
     assert figure.get_suptitle() == title.replace("$", r"\$")  # which matplotlib shows as the title
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_a_png_of_its_size_with_something_on_it(name: str, tmp_path: Path) -> None:
     make, (width, height) = FIGURES[name]
-    plots.save_figure(make(), tmp_path / "deep" / "figure.png")
+    canvas.save_figure(make(), tmp_path / "deep" / "figure.png")
     pixels = matplotlib.image.imread(tmp_path / "deep" / "figure.png")
     assert pixels.shape == (round(200 * height), round(200 * width), 4)
     assert np.unique(pixels[..., 0]).size > 20
@@ -258,14 +260,14 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(RuntimeError, match="disk gone"):
-        plots.save_figure(Figure(), path)
+        canvas.save_figure(Figure(), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_only_png_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not as figure\.pdf; give a name that ends in \.png"):
-        plots.save_figure(Figure(), tmp_path / "figure.pdf")
+        canvas.save_figure(Figure(), tmp_path / "figure.pdf")
 
 
 def test_threads_draw_the_same_pictures() -> None:
@@ -277,7 +279,11 @@ def test_threads_draw_the_same_pictures() -> None:
 
 
 def test_pyplot_is_not_imported() -> None:
-    nodes = list(ast.walk(ast.parse(inspect.getsource(plots))))
+    nodes = [
+        node
+        for module in (architecture, canvas, line_plots, image_grids)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+    ]
     imported = [alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
     assert "pyplot" not in " ".join(imported)
 

@@ -4,17 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nni_autorecon.accel.convolution import image_conv
 from nni_autorecon.accel.upsampling import UpsampledConv
 from nni_autorecon.errors import InputError
-from nni_autorecon.generator.gdfq import GDFQGenerator, gdfq_macs, image_conv
+from nni_autorecon.generator.by_name import generator_from_spec
+from nni_autorecon.generator.costs import gdfq_macs
+from nni_autorecon.generator.gdfq import GDFQGenerator
 from nni_autorecon.generator.genotype import (
     Genotype,
     published_genotype,
     random_choices,
     uniform_choices,
 )
-from nni_autorecon.generator.searched import derived_generator, generator_from_spec
-from nni_autorecon.generator.topology import ImageShape
+from nni_autorecon.generator.searched import derived_generator
+from nni_autorecon.shapes import ImageShape
 from tests.helpers.toys import GENERATOR, IMAGE, count_macs
 
 

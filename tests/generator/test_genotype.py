@@ -7,26 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_autorecon.errors import InputError
+from nni_autorecon.generator.costs import generator_macs
 from nni_autorecon.generator.genotype import (
     Genotype,
     check_choices,
     dead_nodes,
-    generator_macs,
     published_genotype,
     random_choices,
     repair,
     uniform_choices,
 )
-from nni_autorecon.generator.topology import (
-    EDGES,
-    NONE,
-    NORMAL,
-    UP,
-    ImageShape,
-    Node,
-    latent_split,
-    node_size,
-)
+from nni_autorecon.generator.topology import EDGES, NONE, NORMAL, UP, Node, latent_split, node_size
+from nni_autorecon.shapes import ImageShape
 
 PUBLISHED = ("cifar10-resnet20", "cifar100-resnet20", "imagenet-resnet18", "imagenet-resnet50", "imagenet-mobilenetv2")
 

@@ -9,7 +9,6 @@ from nni_autorecon.generator import training as reconstruction
 from nni_autorecon.generator.genotype import random_choices
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.training import (
-    MeanLoss,
     evaluate_generator,
     generator_step,
     images_per_class,
@@ -17,6 +16,7 @@ from nni_autorecon.generator.training import (
     train_generator,
     weight_optimizer,
 )
+from nni_autorecon.losses.reconstruction import MeanLoss
 from tests.helpers.toys import CLASSES, GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
 
 CONFIG = SearchConfig(final_steps=30, weight_lr=0.01)

@@ -16,9 +16,9 @@ import pytest
 import requests
 import yaml
 
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.experiment import loopback
 from nni_autorecon.experiment.loopback import TUNER_PATIENCE, node_options
-from nni_autorecon.files import CACHE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent

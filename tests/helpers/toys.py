@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nni_autorecon.accel.convolution import LEAKY_SLOPE, ConvTerm
 from nni_autorecon.generator.latent import LatentSource
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.generator.training import Objective
 from nni_autorecon.losses.reconstruction import reconstruction_loss
 from nni_autorecon.quantization.quantizers import ActivationQuantizer
+from nni_autorecon.shapes import ImageShape
 
 IMAGE = ImageShape(2, 9, 11)
 CLASSES = 5

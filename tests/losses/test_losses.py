@@ -13,15 +13,11 @@ from nni_autorecon.generator.training import objective_for
 from nni_autorecon.losses.reconstruction import (
     GAPS,
     ReconstructionLoss,
-    balance_loss,
     bn_statistics_loss,
-    compression_loss,
-    distillation_loss,
-    generator_loss,
-    l1_loss,
     reconstruction_loss,
     zeroq_loss,
 )
+from nni_autorecon.losses.student import balance_loss, compression_loss, distillation_loss, generator_loss, l1_loss
 from nni_autorecon.teacher.batchnorm import (
     BatchNormStatistics,
     ObservedBatchNorm2d,

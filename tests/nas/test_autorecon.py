@@ -8,14 +8,14 @@ from nni.nas.space import RawFormatModelSpace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nni_autorecon.accel.cuda_graphs import Recorded
-from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, SearchConfig
 from nni_autorecon.errors import DivergenceError
-from nni_autorecon.generator.genotype import check_choices, generator_macs
+from nni_autorecon.generator.costs import generator_macs
+from nni_autorecon.generator.genotype import check_choices
 from nni_autorecon.generator.latent import LatentLoader
 from nni_autorecon.generator.operations import Features, mixture, node_sum
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NONE
-from nni_autorecon.generator.training import FINAL_VALIDATION_STEPS
 from nni_autorecon.losses.reconstruction import ReconstructionLoss
 from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample, MixedEdge
 from nni_autorecon.nas.gumbel import SCHEDULES, temperature_at

@@ -8,7 +8,8 @@ import torch
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import DivergenceError
-from nni_autorecon.generator.genotype import check_choices, dead_nodes, generator_macs
+from nni_autorecon.generator.costs import generator_macs
+from nni_autorecon.generator.genotype import check_choices, dead_nodes
 from nni_autorecon.losses.reconstruction import ReconstructionLoss
 from nni_autorecon.nas.enas import DRAWN, EnasModule, EnasStrategy
 from nni_autorecon.nas.space import GeneratorSpace, sample_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nni_autorecon.cli import main as cli
-from nni_autorecon.config.search import MULTI_TRIAL, SearchConfig
+from nni_autorecon.config.rules import MULTI_TRIAL
+from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import AutoReConError, DivergenceError, InputError
 from nni_autorecon.generator.genotype import check_choices, dead_nodes
 from nni_autorecon.nas import search

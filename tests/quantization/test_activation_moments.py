@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.quantization.activation_moments import (
     Moments,
     clipped_normal_moments,
     input_moments,
 )
-from nni_autorecon.quantization.equalization import fold_batchnorms
+from nni_autorecon.quantization.folding import fold_batchnorms
 from nni_autorecon.quantization.tracing import trace
+from nni_autorecon.shapes import ImageShape
 
 DEVIATIONS = 6.0
 

@@ -10,17 +10,17 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.quantization.activation_moments import Moments
 from nni_autorecon.quantization.dfq import correct_biases, dfq, set_ranges
-from nni_autorecon.quantization.equalization import replace_relu6
+from nni_autorecon.quantization.folding import replace_relu6
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, observe_ranges
 from nni_autorecon.quantization.tracing import trace
-from nni_autorecon.teacher.digits import digits_data
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 

@@ -11,17 +11,14 @@ from torch import Tensor, fx, nn
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import digits_resnet, resnet20
-from nni_autorecon.quantization.activation_moments import Normal
 from nni_autorecon.quantization.equalization import (
     Pair,
     absorb_high_biases,
     constant_response,
     equalization_pairs,
     equalize,
-    fold_batchnorms,
-    folded,
-    replace_relu6,
 )
+from nni_autorecon.quantization.folding import Normal, fold_batchnorms, folded, replace_relu6
 from nni_autorecon.quantization.tracing import trace
 
 NETWORKS = {

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_autorecon.networks import digits_resnet, resnet20
-from nni_autorecon.quantization.fusion import NormedConv, fused
+from nni_autorecon.quantization.folding import NormedConv, fused
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import learn_ranges, observe_ranges
 from nni_autorecon.student.features import with_features

@@ -14,18 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nni_autorecon.errors import DivergenceError
-from nni_autorecon.quantization import quantizers
-from nni_autorecon.quantization.quantizers import (
+from nni_autorecon.quantization.fake_quantize import fake_quantize
+from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer, learn_ranges, observe_ranges
+from nni_autorecon.quantization.ranges import (
     PERCENTILE,
     RANGES,
     SHRINKAGES,
-    ActivationQuantizer,
-    WeightQuantizer,
     affine_qparams,
-    fake_quantize,
-    learn_ranges,
     mse_range,
-    observe_ranges,
     percentile_range,
 )
 
@@ -353,7 +349,7 @@ def test_mse_range_of_a_batch_is_about_that_of_all_its_values(monkeypatch: pytes
     pixels = torch.linspace(0.2, 3, 49)  # at equal distances, values might be of a single one
     values = (torch.randn(32 * 256, 49).relu() * pixels).reshape(1, -1)
     sampled = mse_range(values, 3)[1]
-    monkeypatch.setattr(quantizers, "LARGEST_SAMPLE", values.numel())
+    monkeypatch.setattr("nni_autorecon.quantization.ranges.LARGEST_SAMPLE", values.numel())
     step = (SHRINKAGES[0] - SHRINKAGES[1]) * values.max()
     assert abs(sampled - mse_range(values, 3)[1]) < 1.5 * step
 

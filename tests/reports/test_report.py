@@ -10,8 +10,8 @@ import pytest
 
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.common import Config
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
-from nni_autorecon.config.student import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import sealed, write_json
 from nni_autorecon.reports.report import make_report, table_markdown

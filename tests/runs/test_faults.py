@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import exits as endings
 from nni_autorecon.cli import main as cli
-from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.generator import training as reconstruction
 from nni_autorecon.nas import search
 from nni_autorecon.networks import digits_resnet

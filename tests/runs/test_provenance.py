@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from nni_autorecon.runs.folder import revision
+from nni_autorecon.runs.provenance import revision
 from nni_autorecon.version import __version__
 
 

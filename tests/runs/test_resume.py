@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from nni_autorecon.cli import main as cli
-from nni_autorecon.config.student import CompressConfig
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import SEAL
 from nni_autorecon.generator.gdfq import GDFQGenerator
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
-from nni_autorecon.generator.topology import ImageShape
 from nni_autorecon.nas import enas, search
 from nni_autorecon.nas.space import GeneratorSpace
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import folder as runs
 from nni_autorecon.runs.folder import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.runs.snapshots import LAYOUT, load_snapshot, save_snapshot
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import compression, distillation
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.teacher.loading import Teacher

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_autorecon.cli import main as cli
-from nni_autorecon.config.student import CompressConfig
+from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment.trial import Trial
 from nni_autorecon.nas import search

@@ -7,23 +7,20 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
+from nni_autorecon.config.common import SCHEDULES
+from nni_autorecon.config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from nni_autorecon.config.presets import LOSSES
-from nni_autorecon.config.schedules import SCHEDULES
-from nni_autorecon.config.student import TRACKING, TRAINING, WARM_UP, CompressConfig
 from nni_autorecon.data.images import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
-from nni_autorecon.losses.game import (
-    adaptability_loss,
-    disagreement_entropy,
-    feature_alignment_loss,
-    low_pass,
-)
-from nni_autorecon.losses.reconstruction import compression_loss
+from nni_autorecon.losses.game import adaptability_loss, disagreement_entropy
+from nni_autorecon.losses.student import compression_loss
 from nni_autorecon.quantization.insertion import PROTOCOLS
-from nni_autorecon.quantization.quantizers import RANGES, ActivationQuantizer, WeightQuantizer
+from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from nni_autorecon.quantization.ranges import RANGES
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.student.compression import Compression, compress
-from nni_autorecon.student.images import FixedImages, distillation_steps
+from nni_autorecon.student.features import feature_alignment_loss
+from nni_autorecon.student.images import FixedImages, distillation_steps, low_pass
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 

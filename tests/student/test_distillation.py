@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from nni_autorecon.config.student import DistillConfig
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.data.images import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
-from nni_autorecon.generator.topology import ImageShape
-from nni_autorecon.losses.reconstruction import balance_loss
+from nni_autorecon.losses.student import balance_loss
 from nni_autorecon.networks import digits_resnet, digits_student
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.distillation import LOSSES, Distillation, distill, student_for
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher

@@ -12,19 +12,14 @@ from nni_autorecon.accel.optimizers import sgd
 from nni_autorecon.errors import InputError
 from nni_autorecon.generator.latent import LatentSource, mixed_labels
 from nni_autorecon.generator.operations import embedded
-from nni_autorecon.losses.game import (
-    adaptability_loss,
-    disagreement_entropy,
-    feature_alignment_loss,
-    flipping_factor,
-    hard_samples,
-    low_pass,
-)
-from nni_autorecon.losses.reconstruction import compression_loss, gated_cross_entropy
+from nni_autorecon.losses.game import adaptability_loss, disagreement_entropy
+from nni_autorecon.losses.student import compression_loss, gated_cross_entropy
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import WeightQuantizer, observe_ranges
-from nni_autorecon.student.features import with_features
-from nni_autorecon.student.inundation import inundation
+from nni_autorecon.student.features import feature_alignment_loss, with_features
+from nni_autorecon.student.images import low_pass
+from nni_autorecon.student.inundation import flipping_factor, inundation
+from nni_autorecon.student.training import hard_samples
 from tests.helpers.toys import SmallResNet, toy_teacher
 
 STUDENT = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from nni_autorecon.config.schedules import SCHEDULES
-from nni_autorecon.config.student import DistillConfig
+from nni_autorecon.config.common import SCHEDULES
+from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.data.images import LabelledImages
-from nni_autorecon.student.student import agreement, evaluation_data
+from nni_autorecon.student.results import agreement, evaluation_data
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from nni_autorecon.cache import CACHE_VARIABLE
+from nni_autorecon.data.digits import _table, digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError
-from nni_autorecon.files import CACHE_VARIABLE
 from nni_autorecon.networks import CifarResNet, digits_resnet
 from nni_autorecon.teacher import digits
-from nni_autorecon.teacher.digits import (
-    _table,
-    digits_data,
-    load_digits_teacher,
-    train_digits_teacher,
-)
+from nni_autorecon.teacher.digits import load_digits_teacher, train_digits_teacher
 from nni_autorecon.teacher.loading import Teacher
 
 

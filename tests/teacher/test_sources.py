@@ -16,8 +16,8 @@ from torchvision.transforms import functional as tv
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher import digits
-from nni_autorecon.teacher.loading import architecture, load_teacher
-from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+from nni_autorecon.teacher.loading import load_teacher
+from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, architecture
 from tests.teacher.test_loading import equal_states, refusal, save
 
 

@@ -1,0 +1,40 @@
+"""Settings of data-free distillation into another architecture (Table 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from .common import code_file
+from .settings import setting
+from .student import StudentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(StudentConfig):
+    """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
+
+    weight_lr: float = setting(5e-3, "Adam learning rate of the generator's weights W", low=0.0)
+    student: str = setting(
+        "nni_autorecon.networks:digits_student", "network to train, freshly initialized: module-or-file.py:factory"
+    )
+    reconstruction_weight: float = setting(1.0, "weight of L_r (eq. 1) in the generator's objective", low=0.0)
+    adversarial_weight: float = setting(1.0, "weight of L1(t, s), which the generator maximizes (DFAD)", low=0.0)
+    balance_weight: float = setting(1.0, "weight of the batch-balance loss in the generator's objective", low=0.0)
+    epochs: int = setting(10, "epochs", low=1)
+    steps: int = setting(20, "iterations per epoch: student_steps updates of the student, one of the generator", low=1)
+    student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
+    student_lr: float = setting(0.1, "SGD learning rate of the student", low=0.0)
+    student_decay: float = setting(5e-4, "weight decay of the student", low=0.0)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, **code_file("student", self.student)}
+
+    def require_consistent(self) -> None:
+        super().require_consistent()
+        if not (self.reconstruction_weight or self.adversarial_weight or self.balance_weight):
+            raise InputError(
+                "reconstruction_weight, adversarial_weight and balance_weight are all 0, so that the generator has "
+                "nothing to learn; raise one of them"
+            )

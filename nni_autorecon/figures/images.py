@@ -1,0 +1,50 @@
+"""Pictures of synthetic images, class by class."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..errors import InputError
+from .canvas import Floats, new_canvas
+
+
+def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10) -> Floats:
+    """Images [N, C, H, W] by class: [classes, up to per_class, H, W, 1 or 3], each scaled to [0, 1] by min and max.
+
+    The classes are the first ``max_classes`` in ``labels`` [N]; where one has too few images, the grid holds NaN.
+    Channel counts other than 1 and 3 are averaged. Raises InputError if the shapes do not fit or nothing is there.
+    """
+    if images.ndim != 4 or labels.shape != images.shape[:1] or min(*images.shape, per_class, max_classes) < 1:
+        shapes = f"images {list(images.shape)}, labels {list(labels.shape)}, {max_classes} x {per_class} cells"
+        raise InputError(f"cannot show {shapes}; give images [N, C, H, W], labels [N] and at least one cell")
+    pixels = images.detach().cpu().double().numpy().transpose(0, 2, 3, 1)  # [N, H, W, C]
+    if pixels.shape[-1] not in (1, 3):
+        pixels = pixels.mean(axis=-1, keepdims=True)
+    low, high = pixels.min(axis=(1, 2, 3), keepdims=True), pixels.max(axis=(1, 2, 3), keepdims=True)
+    pixels = (pixels - low) / np.where(high > low, high - low, 1)  # a constant image is black
+    classes = labels.unique()[:max_classes].tolist()
+    per_class = min(per_class, int(labels.bincount().max()))
+    grid = np.full((len(classes), per_class, *pixels.shape[1:]), np.nan)
+    for row, class_ in enumerate(classes):
+        members = pixels[(labels == class_).cpu().numpy()][:per_class]
+        grid[row, : len(members)] = members
+    return grid
+
+
+def plot_images(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10, title: str = "") -> Figure:
+    """One row of images per class, named at the left; the title says so if not all classes are shown."""
+    grid = image_grid_info(images, labels, per_class=per_class, max_classes=max_classes)
+    rows, columns, height, width, channels = grid.shape
+    classes = labels.unique().tolist()
+    left_out = f" (first {rows} of {len(classes)} classes)" if rows < len(classes) else ""
+    gap = 1 + height // 16
+    tiles = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=np.nan)
+    canvas = tiles.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
+    figure, axes = new_canvas(columns * 0.7 * width / height + 1.0, rows * 0.7 + 0.7, (title + left_out).strip())
+    axes.imshow(np.nan_to_num(canvas[..., 0] if channels == 1 else canvas, nan=1.0), cmap="gray", vmin=0, vmax=1)
+    axes.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2, [str(class_) for class_ in classes[:rows]])
+    axes.tick_params(length=0, labelsize=9.5)
+    axes.set(xticks=[], ylabel="class")
+    return figure

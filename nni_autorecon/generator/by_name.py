@@ -1,0 +1,85 @@
+"""The generator that a person names: searched, published, random, uniform, or GDFQ's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import InputError
+from ..shapes import LARGEST_SIZE, ImageShape
+from .costs import equal_macs_width
+from .gdfq import GDFQ_WIDTH, LATENT_DIM, GDFQGenerator
+from .genotype import Genotype, published_genotype, random_choices, uniform_choices
+from .searched import Generator, derived_generator
+
+
+def generator_from_spec(
+    spec: str,
+    *,
+    image: ImageShape,
+    num_classes: int,
+    width: int | None = None,
+    latent_dim: int | None = None,
+    scale: float = 1.0,
+    genotype: str | None = None,
+) -> Generator | GDFQGenerator:
+    """The generator that a person names: ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``,
+    ``gdfq`` or ``gdfq-conditional``, the last two also with ``@equal-macs``: at the width of equal MACs.
+
+    ``genotype`` is the file that ``searched`` alone and ``@equal-macs`` refer to, and whose width random and all take.
+    ``width`` None means the genotype's own (without one 64, GDFQ's 128); ``latent_dim`` None the genotype's, else 100.
+    ``scale`` multiplies whatever the width is. Raises InputError for anything else.
+    """
+    kind, _, argument = spec.partition(":")
+    design, at, modifier = spec.partition("@")
+    if design in ("gdfq", "gdfq-conditional") and modifier == ("equal-macs" if at else ""):
+        if at and width is not None:
+            raise InputError(f"generator {spec!r} has the width of equal MACs; leave out --width")
+        latent_dim = latent_dim or LATENT_DIM
+        if at:
+            width = equal_macs_width(_given(genotype, spec), image=image, latent_dim=latent_dim)
+        return GDFQGenerator(
+            image=image, num_classes=num_classes, width=_scaled(width or GDFQ_WIDTH, scale), latent_dim=latent_dim,
+            conditional=design == "gdfq-conditional",
+        )  # fmt: skip
+    if spec == "searched":
+        argument = _given(genotype, spec)
+    if kind not in GENOTYPES or not argument:
+        forms = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs]"
+        raise InputError(f"generator {spec!r} is not known; use one of {forms}")
+    found = GENOTYPES[kind](argument)
+    if kind in ("random", "all") and genotype is not None:
+        width = width or Genotype.load(genotype).width
+    return derived_generator(
+        found.choices,
+        image=image,
+        num_classes=num_classes,
+        width=_scaled(width or found.width, scale),
+        latent_dim=latent_dim or found.latent_dim,
+    )
+
+
+def _given(genotype: str | None, spec: str) -> str:
+    if genotype is None:
+        raise InputError(f"generator {spec!r} needs a genotype; give its file with --genotype")
+    return genotype
+
+
+def _scaled(width: int, scale: float) -> int:
+    scaled = max(round(width * scale), 1)
+    if scaled > LARGEST_SIZE:
+        raise InputError(f"generator_scale {scale:g} makes {width} channels more than {LARGEST_SIZE}; lower it")
+    return scaled
+
+
+def _random_genotype(seed: str) -> Genotype:
+    if not seed.isdecimal():
+        raise InputError(f"generator 'random:{seed}': the seed is not a whole number; write random:0")
+    return Genotype(random_choices(int(seed)))
+
+
+GENOTYPES: dict[str, Callable[[str], Genotype]] = {
+    "searched": Genotype.load,
+    "published": published_genotype,
+    "random": _random_genotype,
+    "all": lambda operation: Genotype(uniform_choices(operation)),
+}
