@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import ActivationQuantizer
+from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.shapes import ImageShape
 
 
@@ -76,7 +77,7 @@ class PlainWeight(nn.Module):
 
 def plain_student(network: nn.Module, bits: int) -> nn.Module:
     """The network quantized in the same places as the library's, with settled ranges, by plain quantizers."""
-    student, _ = quantize_network(network, weight_bits=bits, activation_bits=bits)
+    student, _ = quantize_network(network, Quantization(f"w{bits}a{bits}"))
     for path, module in list(student.named_modules()):
         if isinstance(module, ActivationQuantizer):
             student.set_submodule(path, PlainActivation(bits))

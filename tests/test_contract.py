@@ -11,8 +11,8 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 ORDER = (
-    "version", "errors", "files", "shapes", "cache", "networks", "accel", "quantization", "config", "data", "teacher",
-    "runs", "losses", "export", "generator", "figures", "experiment", "nas", "student", "reports", "cli",
+    "version", "errors", "files", "shapes", "cache", "networks", "accel", "quantization", "losses", "config", "data",
+    "teacher", "runs", "export", "generator", "figures", "experiment", "nas", "student", "reports", "cli",
     "__main__", "__init__",
 )  # fmt: skip
 """A module imports from its own sub-package and from those before it, nothing else."""

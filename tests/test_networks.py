@@ -27,6 +27,7 @@ from nni_autorecon.networks import (
     resnet56,
 )
 from nni_autorecon.quantization.insertion import quantize_network
+from nni_autorecon.quantization.specification import Quantization
 
 SHORTCUTS: tuple[Shortcut, ...] = ("pad", "conv")
 
@@ -101,7 +102,7 @@ def test_mobilenetv2_reduces_32_pixels_to_4() -> None:
 def test_quantizes_completely(factory: Callable[[], nn.Module]) -> None:
     """Every convolution and linear layer, and a quantizer for each call of an activation."""
     network = factory()
-    coverage = quantize_network(network, weight_bits=4, activation_bits=5)[1]
+    coverage = quantize_network(network, Quantization("w4a5"))[1]
     count = Counter(type(module) for module in network.modules())
     assert not coverage.gaps
     assert len(coverage.weights) == count[nn.Conv2d] + count[nn.Linear]

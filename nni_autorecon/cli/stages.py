@@ -113,7 +113,7 @@ def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | No
 
     keep_freed_memory()
     config = kind.from_arguments(arguments)
-    return config.override(trial.parameters, source="tuner") if trial else config
+    return config.as_shared().override(trial.parameters, source="tuner") if trial else config
 
 
 def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> RunFolder:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from ..losses.forms import GAPS
 from .settings import Settings, setting
 
-BITS = r"w[2-8]a[2-8]"
-"""Bit widths of weights and activations."""
-
-
-def bit_widths(bits: str) -> dict[str, Any]:
-    """``w4a8`` as ``quantize_network`` takes it."""
-    return {"weight_bits": int(bits[1]), "activation_bits": int(bits[3])}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
+}
+"""Factor of a learning rate at a progress in [0, 1) through training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Config(Settings):
     )
     bns_form: str = setting(
         "var", "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
-        choices=("var", "std", "kl"),
+        choices=GAPS,
     )  # fmt: skip
 
     @property
@@ -58,11 +57,3 @@ def code_file(name: str, spec: str) -> dict[str, str]:
     """The file of a ``models.py:factory`` under the name of its setting; nothing for other networks."""
     path, colon, _ = spec.rpartition(":")
     return {name: path} if colon and path.endswith(".py") else {}
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
-}
-"""Factor of a learning rate at a progress in [0, 1) through training."""

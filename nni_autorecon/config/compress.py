@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..errors import InputError
-from .common import BITS, bit_widths
-from .presets import BEST, GDFQ, LOSSES
-from .rules import USED_BY
+from ..losses.forms import REDUCTIONS
+from ..quantization.ranges import RANGES
+from ..quantization.specification import FORMER_NAMES, PROTOCOLS, Bits, Quantization
+from .generator_spec import GeneratorSpec
+from .presets import COMPRESS_PRESETS, LOSSES
+from .rules import COMPRESS_RULES, METHODS, Rule
 from .settings import Presets, setting
 from .student import StudentConfig
-
-METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
-
-
-RANGES = ("minmax", "percentile", "mse")
-
 
 WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
 """Phases of stage 2: the generator alone learns, the ranges of activations are tracked, the student learns."""
@@ -26,19 +25,19 @@ WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
 class CompressConfig(StudentConfig):
     """Stage 2 of Algorithm 1, and the methods of Table 5."""
 
-    PRESETS: ClassVar[Presets] = {
-        "preset": {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": BEST},
-        "losses": LOSSES,
-    }
+    PRESETS: ClassVar[Presets] = {"preset": COMPRESS_PRESETS, "losses": LOSSES}
+    RULES: ClassVar[tuple[Rule, ...]] = COMPRESS_RULES
+    IDLE_PRESETS: ClassVar[bool] = False
+    FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"protocol": FORMER_NAMES}
 
     preset: str | None = setting(
         None, "for 32×32 images: gdfq, its training with its generator; paper, the same with the one searched; best, "
         "ours for a short training; other settings override its own",
-        choices=("paper", "gdfq", "best"),
+        choices=COMPRESS_PRESETS,
     )  # fmt: skip
     losses: str | None = setting(
         None, "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
-        choices=tuple(LOSSES),
+        choices=LOSSES,
     )  # fmt: skip
     method: str = setting(
         "gdfq",
@@ -49,11 +48,11 @@ class CompressConfig(StudentConfig):
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
-    bits: str = setting("w4a4", "bit widths of weights and activations", pattern=BITS)
+    bits: Bits = setting(Bits("w4a4"), "bit widths of weights and activations, from 2 to 8")  # noqa: RUF009 (immutable)
     protocol: str = setting(
-        "gdfq",
-        "what is quantized beside weights: gdfq, activation functions; integer, all that an integer engine stores",
-        choices=("gdfq", "integer"),
+        "activations",
+        f"what is quantized beside weights: {'; '.join(f'{name}, {what}' for name, what in PROTOCOLS.items())}",
+        choices=PROTOCOLS,
     )
     input_bits: int | None = setting(None, "bits of the network input in protocol integer (default: 8)", low=2, high=8)
     first_bits: int | None = setting(None, "bits of the first layer's weights (default: as all)", low=2, high=8)
@@ -97,7 +96,7 @@ class CompressConfig(StudentConfig):
     kd_temperature: float = setting(20.0, "temperature of the distillation term", symbol="T", low=1e-3, high=1e6)
     kd_reduction: str = setting(
         "mean", "mean also divides by the class count (as GDFQ does); batchmean does not",
-        choices=("mean", "batchmean"),
+        choices=REDUCTIONS,
     )  # fmt: skip
     ce_gate: float = setting(
         1.0, "cross-entropy in L_S only where the teacher's probability of the label exceeds 1 - this (SynQ); 1: all",
@@ -116,13 +115,9 @@ class CompressConfig(StudentConfig):
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
 
     def require_consistent(self) -> None:
-        if self.method != "gdfq" and self.generator is not None:
-            given = " and ".join(self._presets_of(["generator"]) or ["--generator"])
-            raise InputError(f"method {self.method} takes no generator; leave out {given}, or use method gdfq")
+        """Raise InputError if settings that are fine one by one do not go together."""
         super().require_consistent()
-        self._require_used()
-        if self.protocol == "gdfq" and self.input_bits is not None:
-            raise InputError("protocol gdfq leaves the network input unquantized; use protocol integer with input_bits")
+        self._require_something_to_learn()
         if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
         if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
@@ -139,56 +134,26 @@ class CompressConfig(StudentConfig):
         without_warm_up = {"dfq": (), "zeroq": tracking, "zeroq-kd": tracking + training, "dfc": tracking + training}
         return without_warm_up.get(self.method, warm_up + tracking + training)
 
-    def _require_used(self) -> None:
-        """Raise InputError if a refinement is asked for where nothing would come of it."""
-        defaults, idle = CompressConfig(), not (self.ce_weight or self.kd_weight)
-        resting = self.method != "gdfq" or self.generator_updates == "warmup"
-        for useless, names, why in (
-            *(
-                (self.method not in methods, names, f"method {self.method} is given")
-                for methods, names in USED_BY.items()
-            ),
-            (self.bns_weight == 0, ("bns_form",), "bns_weight is 0"),
-            (resting, ("class_weight", "adaptability_weight"), "no generator learns while the student does"),
-            (self.mixed_share == 0, ("mixed_classes",), "mixed_share is 0"),
-            (self.ce_weight == 0, ("ce_gate",), "ce_weight is 0"),
-            (self.kd_weight == 0, ("kd_reduction",), "kd_weight is 0"),
-            (not (self.kd_weight or self.disagreement_weight), ("kd_temperature",), "kd_weight is 0"),
-        ):
-            given = [name for name in names if useless and getattr(self, name) != getattr(defaults, name)]
-            if given:
-                remedy = f"leave out {' and '.join(self._presets_of(given) or given)}"
-                raise InputError(f"{why}, so that {', '.join(given)} would do nothing; {remedy}")
-        if idle and not (self.disagreement_weight or self.feature_weight) and self.method not in ("dfq", "zeroq"):
+    def _require_something_to_learn(self) -> None:
+        losses = ("ce_weight", "kd_weight", "disagreement_weight", "feature_weight")
+        if self.method not in ("dfq", "zeroq") and not any(getattr(self, name) for name in losses):
             raise InputError(
                 "ce_weight, kd_weight, disagreement_weight and feature_weight are all 0, so that the student has "
                 "nothing to learn; raise one of them"
             )
+        resting = self.method != "gdfq" or self.generator_updates == "warmup"
         if not (resting or self.class_weight or self.bns_weight or self.adaptability_weight):
             raise InputError(
                 "class_weight, bns_weight and adaptability_weight are all 0, so that the generator has nothing to "
                 "learn; raise one of them"
             )
 
-    def _presets_of(self, names: list[str]) -> list[str]:
-        """The presets that one of them has its value from, as ``losses hast``."""
-        said = {preset: meanings.get(str(getattr(self, preset)), {}) for preset, meanings in self.PRESETS.items()}
-        return [
-            f"{preset} {getattr(self, preset)}"
-            for preset, meaning in said.items()
-            if any(name in meaning and meaning[name] == getattr(self, name) for name in names)
-        ]
-
     @property
-    def generator_spec(self) -> str | None:
+    def generator_spec(self) -> GeneratorSpec | None:
+        """The generator that is meant for this seed; None for a method that has none."""
         return super().generator_spec if self.method == "gdfq" else None
 
     @property
-    def quantization(self) -> dict[str, Any]:
-        """How ``quantize_network`` is to be called."""
-        names = ("protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges")
-        return {
-            **bit_widths(self.bits),
-            **{name: getattr(self, name) for name in names},
-            "allow_partial": self.allow_partial,
-        }
+    def quantization(self) -> Quantization:
+        """How the network is to be quantized."""
+        return Quantization(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Quantization)})

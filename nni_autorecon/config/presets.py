@@ -12,6 +12,7 @@ PAPER_SEARCH = {
 """The paper's relaxation and width, on 32×32 images. What it leaves open, such as all rates, is ours."""
 BEST_SEARCH = {"bns_weight": 1.0, "epochs": 37}
 """What found the best generators for a ResNet-20: 1,184 batches, about what trying eight random genotypes takes."""
+SEARCH_PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER_SEARCH, "best": BEST_SEARCH}
 GDFQ = {
     "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
     "weight_schedule": "step",
@@ -22,6 +23,7 @@ BEST = {
     "range_lr": 0.01, "feature_weight": 100.0,
 }  # fmt: skip
 """What made the best w4a4 and w3a3 students of a ResNet-20 in some hundred batches, the training it was chosen for."""
+COMPRESS_PRESETS: dict[str, dict[str, Any]] = {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": BEST}
 GDFQ_LOSSES: dict[str, Any] = {
     "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
     "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,

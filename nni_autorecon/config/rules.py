@@ -1,44 +1,92 @@
-"""Which setting is used when: one table for every setting that only some methods or strategies use."""
+"""Which setting is used when: one table for every setting that only some methods, strategies or weights use."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 MULTI_TRIAL = ("random", "evolution", "tpe")
-
-
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
+METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 
 
-STRATEGY_SETTINGS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("autorecon",): (
-        "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule", "architecture_init",
-        "mac_penalty", "entropy_penalty", "adaptability_weight", "student_bits", "student_lr", "tournament",
-        "tournament_steps",
+class Rule(NamedTuple):
+    """``names`` are settings that are used only where one of the settings ``when`` is one of ``values``, or is not 0.
+
+    Worked example: ``image_count`` is used where ``method`` is zeroq, zeroq-kd or dfc.
+    """
+
+    names: tuple[str, ...]
+    when: tuple[str, ...]
+    values: tuple[str, ...] | None = None
+    """None stands for all values but 0."""
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Return True if the settings are used, also where what decides is not known (None or absent)."""
+        return any(self._decides(settings.get(name)) for name in self.when)
+
+    def _decides(self, value: Any) -> bool:
+        if self.values is None:
+            return value != 0
+        return value is None or value in self.values
+
+    def reason(self, settings: Mapping[str, Any]) -> str:
+        """Return why they are not used, as in ``mixed_share is 0``."""
+        return " and ".join(f"{name} is {_plain(settings[name])}" for name in self.when)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+SEARCH_RULES = (
+    Rule(
+        (
+            "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule",
+            "architecture_init", "mac_penalty", "entropy_penalty", "adaptability_weight", "student_bits", "student_lr",
+            "tournament", "tournament_steps",
+        ),
+        ("strategy",), ("autorecon",),
     ),
-    ("autorecon", "enas"): (
-        "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
+    Rule(
+        (
+            "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "inherit_weights",
+        ),
+        ("strategy",), ("autorecon", "enas"),
     ),
-    MULTI_TRIAL: ("candidate_steps",),
-}  # fmt: skip
-"""Which settings of a search only some strategies use."""
+    Rule(("candidate_steps",), ("strategy",), MULTI_TRIAL),
+    Rule(("tournament_steps",), ("tournament",)),
+    Rule(("student_bits", "student_lr"), ("adaptability_weight",)),
+    Rule(("temperature_end",), ("temperature_schedule",), ("linear", "exponential", "cosine")),
+    Rule(("bns_form",), ("bns_weight",)),
+)  # fmt: skip
 
-
-IDLE_SETTINGS = {"tournament": ("tournament_steps",), "adaptability_weight": ("student_bits", "student_lr")}
-"""Which do nothing while another one is 0."""
-
-
-USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("gdfq",): (
-        "generator_scale", "width", "latent_dim", "generator_updates", "mixed_share",
-        "weight_lr", "weight_beta1", "weight_beta2", "weight_decay", "weight_schedule",
+COMPRESS_RULES = (
+    Rule(
+        (
+            "generator", "genotype", "generator_scale", "width", "latent_dim", "generator_updates", "mixed_share",
+            "weight_lr", "weight_beta1", "weight_beta2", "weight_decay", "weight_schedule", "class_weight",
+            "adaptability_weight",
+        ),
+        ("method",), ("gdfq",),
     ),
-    ("zeroq", "zeroq-kd", "dfc"): ("image_count",),
-    ("dfq", "zeroq", "zeroq-kd", "dfc"): ("image_steps", "image_lr"),
-    ("gdfq", "dfc"): ("bns_form",),
-    ("gdfq", "zeroq", "zeroq-kd", "dfc"): ("activation_ranges", "range_epochs", "steps"),
-    ("gdfq", "zeroq-kd", "dfc"): (
-        "epochs", "warmup_epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
-        "student_clip", "range_lr", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction",
-        "disagreement_weight", "feature_weight", "hard_step", "flip_share",
+    Rule(("image_count",), ("method",), ("zeroq", "zeroq-kd", "dfc")),
+    Rule(("image_steps", "image_lr"), ("method",), ("dfq", "zeroq", "zeroq-kd", "dfc")),
+    Rule(("bns_form",), ("method",), ("gdfq", "dfc")),
+    Rule(("activation_ranges", "range_epochs", "steps"), ("method",), ("gdfq", "zeroq", "zeroq-kd", "dfc")),
+    Rule(
+        (
+            "epochs", "warmup_epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
+            "student_clip", "range_lr", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction",
+            "disagreement_weight", "feature_weight", "hard_step", "flip_share",
+        ),
+        ("method",), ("gdfq", "zeroq-kd", "dfc"),
     ),
-}  # fmt: skip
-"""The settings that are of use to some methods alone."""
+    Rule(("class_weight", "adaptability_weight"), ("generator_updates",), ("always",)),
+    Rule(("input_bits",), ("protocol",), ("integer",)),
+    Rule(("bns_form",), ("bns_weight",)),
+    Rule(("mixed_classes",), ("mixed_share",)),
+    Rule(("ce_gate",), ("ce_weight",)),
+    Rule(("kd_reduction",), ("kd_weight",)),
+    Rule(("kd_temperature",), ("kd_weight", "disagreement_weight")),
+)  # fmt: skip

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError
+from ..quantization.specification import Bits
 from ..shapes import LARGEST_SIZE
-from .common import BITS, SCHEDULES, Config
-from .presets import BEST_SEARCH, PAPER_SEARCH
-from .rules import IDLE_SETTINGS, MULTI_TRIAL, STRATEGIES, STRATEGY_SETTINGS
+from .common import SCHEDULES, Config
+from .presets import SEARCH_PRESETS
+from .rules import MULTI_TRIAL, SEARCH_RULES, STRATEGIES, Rule
 from .settings import Presets, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logits": lambda alpha: alpha,  # log p but for a constant, which the softmax of the scores takes away
+    "paper": lambda alpha: alpha.softmax(-1),
+}
+"""What Gumbel noise is added to, from the architecture parameters α [..., F] of an edge: log p, or p as in eq. 7."""
+
+TEMPERATURES: dict[str, Callable[[float, float, float], float]] = {
+    "constant": lambda start, end, progress: start,
+    "linear": lambda start, end, progress: start + (end - start) * progress,
+    "exponential": lambda start, end, progress: start * (end / start) ** progress,
+    "cosine": lambda start, end, progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2,
+}
+"""Temperature between ``start`` and ``end`` at a progress in [0, 1], by the name of the path."""
+
+FINAL_VALIDATION_STEPS = 16
+"""Batches on which the generator found is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
     """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
-    PRESETS: ClassVar[Presets] = {"preset": {"paper": PAPER_SEARCH, "best": BEST_SEARCH}}
+    PRESETS: ClassVar[Presets] = {"preset": SEARCH_PRESETS}
+    RULES: ClassVar[tuple[Rule, ...]] = SEARCH_RULES
 
     preset: str | None = setting(
         None, "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",
-        choices=("paper", "best"),
+        choices=SEARCH_PRESETS,
     )  # fmt: skip
     strategy: str = setting(
         "autorecon",
@@ -33,7 +58,7 @@ class SearchConfig(Config):
     weight_schedule: str = setting(
         "cosine", "that rate over the training of one generator, a candidate or the one found; a supernet has "
         "it throughout",
-        choices=tuple(SCHEDULES),
+        choices=SCHEDULES,
     )  # fmt: skip
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
@@ -50,7 +75,7 @@ class SearchConfig(Config):
         "as L1 * (T1 + V1) batches allow", low=1,
     )  # fmt: skip
     relaxation: str = setting(
-        "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=("logits", "paper")
+        "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=RELAXATIONS
     )
     sampling: str = setting(
         "soft", "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
@@ -58,9 +83,7 @@ class SearchConfig(Config):
     )  # fmt: skip
     temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)
     temperature_end: float = setting(1.5, "temperature of the last epoch", symbol="τ", low=1e-3)
-    temperature_schedule: str = setting(
-        "exponential", "path between the two", choices=("constant", "linear", "exponential", "cosine")
-    )
+    temperature_schedule: str = setting("exponential", "path between the two", choices=TEMPERATURES)
     architecture_lr: float = setting(
         0.1, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
     )
@@ -79,7 +102,7 @@ class SearchConfig(Config):
         0.0, "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
         "epochs; 0: none", low=0.0,
     )  # fmt: skip
-    student_bits: str = setting("w4a4", "bit widths of that student", pattern=BITS)
+    student_bits: Bits = setting(Bits("w4a4"), "bit widths of that student")  # noqa: RUF009 (immutable)
     student_lr: float = setting(1e-3, "its SGD learning rate", low=0.0)
     tournament: int = setting(
         0, "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
@@ -116,20 +139,8 @@ class SearchConfig(Config):
         return (self.tournament + 1) * self.tournament_steps if self.tournament else 0
 
     def require_consistent(self) -> None:
-        """Raise InputError if settings are given that the strategy does not use, or that allow no candidate."""
-        defaults = SearchConfig()
-        unused = [
-            name for strategies, names in STRATEGY_SETTINGS.items() if self.strategy not in strategies for name in names
-        ]
-        preset = self.PRESETS["preset"].get(str(self.preset), {})
-        if given := [name for name in unused if getattr(self, name) not in (getattr(defaults, name), preset.get(name))]:
-            raise InputError(f"strategy {self.strategy} does not use {', '.join(given)}; leave out what it does not")
-        for switch, names in IDLE_SETTINGS.items():
-            idle = [name for name in names if getattr(self, name) != getattr(defaults, name)]
-            if idle and not getattr(self, switch):
-                raise InputError(f"{switch} is 0, so that {', '.join(idle)} would do nothing; leave it out")
-        if self.temperature_schedule == "constant" and self.temperature_end != defaults.temperature_end:
-            raise InputError("temperature_schedule constant has no temperature_end; leave it out")
+        """Raise InputError if settings are given that nothing would come of, or that allow no candidate."""
+        self.require_used()
         if self.adaptability_weight and self.epochs == 1:
             raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")
         if self.strategy == "enas" and self.architecture_steps == 1:
@@ -139,6 +150,3 @@ class SearchConfig(Config):
                 f"candidate_steps ({self.candidate_steps}) exceeds epochs * (weight_steps + architecture_steps) "
                 f"({self.epochs * self.epoch_steps}); lower it"
             )
-
-
-FINAL_VALIDATION_STEPS = 16

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..shapes import LARGEST_SIZE
 from .common import SCHEDULES, Config
+from .generator_spec import GeneratorSpec
 from .settings import setting
 
 
@@ -34,13 +35,13 @@ class StudentConfig(Config):
     )
     weight_schedule: str = setting(
         "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
-        choices=tuple(SCHEDULES),
+        choices=SCHEDULES,
     )  # fmt: skip
     student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
     student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
     student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
     student_schedule: str = setting(
-        "cosine", "learning rate over the student's epochs (step as above)", choices=tuple(SCHEDULES)
+        "cosine", "learning rate over the student's epochs (step as above)", choices=SCHEDULES
     )
     agreement_steps: int = setting(
         8, "held-out batches, the same in every epoch, on which student and teacher are compared", low=1
@@ -51,10 +52,15 @@ class StudentConfig(Config):
     )  # fmt: skip
     download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generator is not None:
+            GeneratorSpec.parse(self.generator)
+
     @property
-    def generator_spec(self) -> str | None:
-        """The generator that is meant, as ``generator_from_spec`` takes it; None where there is none."""
-        return (self.generator or "searched").replace("{seed}", str(self.seed))
+    def generator_spec(self) -> GeneratorSpec | None:
+        """The generator that is meant for this seed; None where there is none."""
+        return GeneratorSpec.parse((self.generator or "searched").replace("{seed}", str(self.seed)))
 
     @property
     def genotype_file(self) -> str | None:
@@ -63,13 +69,20 @@ class StudentConfig(Config):
 
     @property
     def files(self) -> dict[str, str]:
-        files = dict(super().files)
-        if self.generator_spec and self.genotype_file:
+        """The files on whose contents a run depends, by the setting that names them."""
+        files, spec = dict(super().files), self.generator_spec
+        if spec and spec.uses_genotype(self.width) and self.genotype_file:
             files["genotype"] = self.genotype_file
-        kind, _, path = (self.generator_spec or "").partition(":")
-        return {**files, "generator": path} if kind == "searched" and path else files
+        return {**files, "generator": spec.argument} if spec and spec.kind == "searched" and spec.argument else files
 
     def require_consistent(self) -> None:
         """Raise InputError if settings that are fine one by one do not go together."""
-        if self.generator_spec == "searched" and self.genotype is None:
-            raise InputError("there is no generator; give --genotype FILE or --generator SPEC, for example gdfq")
+        self.require_used()
+        spec = self.generator_spec
+        if spec is None:
+            return
+        if spec.needs_genotype and self.genotype is None:
+            missing = "there is no generator" if self.generator is None else f"generator {spec} needs a genotype"
+            raise InputError(f"{missing}; give --genotype FILE or --generator SPEC, for example gdfq")
+        if "genotype" in self.given - self.shared and self.genotype and not spec.uses_genotype(self.width):
+            raise InputError(f"generator {spec} has no use for a genotype; leave out --genotype or --generator")

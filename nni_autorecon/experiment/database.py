@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from nni.tools.nnictl.config_utils import Experiments
 
+from ..config.stages import STAGES, stage_of_settings
 from ..errors import InputError
 from ..generator.genotype import Genotype
 from ..runs.records import (
@@ -29,7 +30,6 @@ from ..runs.records import (
     checked_metrics,
     checked_settings,
     read_config,
-    stage_of,
 )
 from .trial import plain_parameters
 
@@ -94,13 +94,13 @@ def _run(trial: TrialRecord) -> Run:
     if trial.final is None or status not in (INCOMPLETE, RUNNING):
         return Run(source, command, settings, status, versions=versions)
     if reported := _object(trial.final.get("config")):
-        command = command or stage_of(reported)
+        command = command or stage_of_settings(reported).name
         settings = checked_settings(reported, command, source=source)
     elif command is None:
         raise InputError(
             f"{source} reported no 'config', so its settings are not known; report trials of nni-autorecon alone"
         )
-    metrics = {"loss" if command == "search" else "agreement": trial.final.get("default"), **trial.final}
+    metrics = {STAGES[command].default: trial.final.get("default"), **trial.final}
     return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from ..cache import CACHE_VARIABLE, cache_folder
 from ..errors import AutoReConError, InputError, named, one_line
-from ..files import read_text
 from ..version import __version__
 from .gpus import count_gpus, refuse_unmeetable_request
 
@@ -206,18 +205,14 @@ def check_folder(name: str, folder: Path, remedy: str) -> Finding:
 
 def check_experiment(file: Path) -> Finding:
     """Whether NNI can give the experiment's trials the GPUs that they ask for."""
-    import yaml
+    from ..config.reading import read_names_and_values  # it needs PyYAML, which may be missing
 
     try:
-        settings = yaml.safe_load(read_text(file, "experiment file"))
-        if not isinstance(settings, dict):
-            raise InputError("it holds no names and values")
+        settings = read_names_and_values(file, "experiment file", remedy="see experiment.yml for an example")
         refuse_unmeetable_request(settings, count_gpus())
     except InputError as error:
         found, _, remedy = str(error).rpartition("; ")
         return Finding(file.name, WRONG, found or str(error), remedy if found else "see experiment.yml")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
-        return Finding(file.name, WRONG, f"is not YAML ({one_line(error)})", "mend it there")
     return Finding(file.name, OK, "asks for GPUs that NNI can give, or for none")
 
 

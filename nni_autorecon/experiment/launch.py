@@ -14,12 +14,13 @@ from nni.experiment import Experiment
 from nni.experiment.config import ExperimentConfig
 from nni.runtime.log import silence_stdout
 
+from ..config.stages import stage_of_command
 from ..errors import InputError
 from .database import is_running, known_experiments, orphans, read_settings, read_trials
 from .gpus import count_gpus, refuse_unmeetable_request
 from .loopback import SHIELD, TUNER_PATIENCE, node_options, require_loopback_suffices
 from .manager import Manager
-from .settings_file import check_experiment, read_experiment
+from .settings_file import check_experiment, read_experiment, training_services
 
 ORPHANS = 60.0  # seconds for what a killed manager has left behind; a tuner needs some 12
 ANEW = "its file and start a new experiment"
@@ -35,7 +36,7 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
     settings = read_experiment(file)
     config = _checked(settings, file, file.parent)
     _require_reachable(config, port, listen_everywhere)
-    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, settings)
+    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, config)
 
 
 def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> None:
@@ -60,7 +61,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
     experiment = Experiment(config, id=experiment_id)
     experiment._action = "resume"
     before = {trial.id: trial.status for trial in read_trials(experiment_id)}
-    _launch(Manager(experiment, ANEW, before), port, listen_everywhere, settings)
+    _launch(Manager(experiment, ANEW, before), port, listen_everywhere, config)
 
 
 def _checked(settings: Mapping[str, Any], source: Path | str, folder: Path) -> ExperimentConfig:
@@ -99,7 +100,7 @@ def _wait_for_orphans(experiment_id: str) -> None:
         )
 
 
-def _launch(manager: Manager, port: int, listen_everywhere: bool, settings: Mapping[str, Any]) -> None:
+def _launch(manager: Manager, port: int, listen_everywhere: bool, config: ExperimentConfig) -> None:
     """Start the manager, wait until a trial works, and print what one needs next. If none does, nothing stays."""
     try:
         manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
@@ -111,8 +112,9 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool, settings: Mapp
     except BaseException:
         manager.stop()
         raise
-    of_students = any(f"{stage}.py" in str(settings) for stage in ("compress", "distill"))
-    results = f"report --experiment {manager.id} -o NAME" if of_students else f"export --experiment {manager.id}"
+    stages = [stage_of_command(service.trial_command) for service in training_services(config)]
+    makes_students = any(stage is not None and stage.makes_student for stage in stages)
+    results = f"report --experiment {manager.id} -o NAME" if makes_students else f"export --experiment {manager.id}"
     print(
         f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
         f"  nni-autorecon status --experiment {manager.id}\n"

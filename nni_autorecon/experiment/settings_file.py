@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import re
 import shlex
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nni.common.hpo_utils.validation import common_search_space_types
 from nni.experiment.config import ExperimentConfig, utils
 from nni.tools.package_utils import get_algo_meta, get_all_algo_meta
 
+from ..config.reading import read_names_and_values
 from ..errors import InputError, one_line
-from ..files import read_text
 
 BROKEN_TUNERS = {"GP", "Metis", "NetworkMorphism"}  # their code fails on today's numpy and scipy
+EXAMPLE = "see experiment.yml for an example"
 REMEDY = "choose TPE, Random, Evolution or GridSearch"
 
 
 def read_experiment(file: Path) -> dict[str, Any]:
-    """The file's settings as they are written. Raises InputError if it is missing or holds no settings."""
-    text = read_text(file, "experiment file")
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
-        raise InputError(f"experiment file {file} is not YAML: {one_line(error)}; mend it there") from error
-    if not isinstance(content, dict):
-        raise InputError(f"experiment file {file} holds no settings; see experiment.yml for an example")
+    """Return the file's settings as they are written. Raises InputError if it is missing or holds no settings."""
+    content = read_names_and_values(file, "experiment file", remedy=EXAMPLE)
+    if not content:
+        raise InputError(f"experiment file {file} is empty; {EXAMPLE}")
     return content
 
 
@@ -78,13 +72,7 @@ def _search_space(config: ExperimentConfig, file: Path | str, folder: Path) -> t
     if config.search_space_file is None:
         return config.search_space, file
     path = folder / os.path.expanduser(config.search_space_file)
-    text = read_text(path, "search space")
-    try:
-        with suppress(ValueError):
-            return json.loads(text), path
-        return yaml.safe_load(text), path
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"search space {path} is neither JSON nor YAML: {one_line(error)}; mend it there") from error
+    return read_names_and_values(path, "search space", remedy="map names to entries with _type and _value"), path
 
 
 def _check_space(space: Any, source: Path | str) -> None:

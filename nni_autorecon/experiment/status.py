@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config.common import Config
@@ -18,9 +17,10 @@ from ..config.compress import WARM_UP, CompressConfig
 from ..config.distill import DistillConfig
 from ..config.rules import MULTI_TRIAL
 from ..config.search import SearchConfig
+from ..config.stages import STAGES, Stage, stage_of_command
 from ..errors import InputError
 from ..runs.folder import SNAPSHOT
-from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, STAGES, read_config
+from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, read_config
 from .database import (
     STATUSES,
     TrialRecord,
@@ -36,8 +36,6 @@ from .trial import plain_parameters
 INTERRUPTED = "interrupted"
 """What the database calls running when there is no manager any more."""
 OVER = (FINISHED, INCOMPLETE, FAILED, CANCELED)
-NAMES = {"search": "L_r", "compress": "agreement", "distill": "agreement"}
-"""What a stage's ``default`` metric is."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Point:
 class Plan:
     """What a trial is to do, as far as known: its stage and settings."""
 
-    stage: str | None = None
+    stage: Stage | None = None
     config: Config | None = None
 
     @property
@@ -225,20 +223,20 @@ def _plan(trial: TrialRecord, command: str) -> Plan:
     """By the trial's own config.json, else, as on another machine, by its command and what NNI gave it."""
     stage = None
     try:
-        words = shlex.split(command)
-        stage = next((stage for stage in STAGES if any(Path(word).name == f"{stage}.py" for word in words)), None)
+        stage = stage_of_command(command)
         if trial.folder and (trial.folder / "config.json").exists():
-            stage, values, _ = read_config(trial.folder / "config.json")
-            return Plan(stage, STAGES[stage]().override(values))
+            name, values, _ = read_config(trial.folder / "config.json")
+            stage = STAGES[name]
+            return Plan(stage, stage.config.from_record(values, source=f"trial {trial.id}"))
         if stage is None:
             return Plan(stage)
         parser = _Parser()
         parser.add_argument("--config")
-        STAGES[stage].add_arguments(parser)
-        arguments = parser.parse_known_args(words)[0]
+        stage.config.add_arguments(parser)
+        arguments = parser.parse_known_args(shlex.split(command))[0]
         if arguments.config is not None:  # it may be on another machine
             return Plan(stage)
-        config = STAGES[stage].from_arguments(arguments)
+        config = stage.config.from_arguments(arguments)
         return Plan(stage, config.override(plain_parameters(trial.parameters)))
     except (InputError, ValueError):  # the trial itself says so, in its trial.stderr
         return Plan(stage)
@@ -249,8 +247,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _measured(stage: str | None, metrics: Mapping[str, Any]) -> dict[str, float]:
-    named = {NAMES.get(stage or "", "default"): metrics.get("default"), "accuracy": metrics.get("accuracy")}
+def _measured(stage: Stage | None, metrics: Mapping[str, Any]) -> dict[str, float]:
+    named = {stage.symbol if stage else "default": metrics.get("default"), "accuracy": metrics.get("accuracy")}
     return {name: value for name, value in named.items() if isinstance(value, (int, float))}
 
 

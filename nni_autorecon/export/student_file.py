@@ -28,14 +28,17 @@ from ..quantization.integers import (
     to_inference_form,
     unpack,
 )
+from ..quantization.specification import Quantization
 from ..quantization.tracing import QUANTIZED
 from ..shapes import ImageShape
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture, names_code
 from ..version import __version__
 
-FORMAT = 1
-"""Changed whenever an earlier version could no longer read the file."""
+FORMAT = 2
+"""Counted up whenever an earlier version could no longer read the file."""
+READABLE = (1, FORMAT)
+"""The formats that this version reads."""
 _METADATA = "nni-autorecon"
 """The one key of the file's metadata; with more, safetensors would write them in any order."""
 
@@ -50,8 +53,8 @@ class Description:
     image: ImageShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    quantization: Mapping[str, Any]
-    """The keyword arguments of ``quantize_network`` that make the student's structure of the teacher's."""
+    quantization: Quantization
+    """What makes the student's structure of the teacher's."""
     folded: bool = False
     """Whether BatchNorms were folded and ReLU6 replaced beforehand, as method dfq does."""
     resize: int = 0
@@ -72,9 +75,7 @@ class Description:
             raise ValueError("its description holds a value that cannot be")
 
     @classmethod
-    def of(
-        cls, teacher: Teacher, quantization: Mapping[str, Any], *, folded: bool = False, **details: Any
-    ) -> Description:
+    def of(cls, teacher: Teacher, quantization: Quantization, *, folded: bool = False, **details: Any) -> Description:
         """Of a student of ``teacher``."""
         known = (teacher.name, teacher.num_classes, teacher.image, teacher.mean, teacher.std)
         return cls(*known, quantization, folded, teacher.resize, details)
@@ -83,7 +84,8 @@ class Description:
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
         """The inverse of ``dataclasses.asdict``, also after JSON."""
         image, mean, std = ImageShape(*values["image"]), tuple(values["mean"]), tuple(values["std"])
-        return cls(**{**values, "image": image, "mean": mean, "std": std})
+        quantization = Quantization.from_dict(values["quantization"])
+        return cls(**{**values, "image": image, "mean": mean, "std": std, "quantization": quantization})
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
@@ -173,7 +175,7 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
         if description.folded:
             structure = folded(structure)[0]
         try:
-            network, _ = quantize_network(structure, **description.quantization)
+            network, _ = quantize_network(structure, description.quantization)
         except InputError:
             raise
         except (TypeError, ValueError, KeyError) as error:
@@ -239,7 +241,7 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
         ) from error
     if not isinstance(known, dict) or not known.keys() >= {"format", "sha256"}:
         raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
-    if (found := known.pop("format")) != FORMAT:
+    if (found := known.pop("format")) not in READABLE:
         raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
     if known.pop("sha256") != _digest(known, tensors):
         raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..config.generator_spec import HUMAN_DESIGNED, GeneratorSpec
 from ..errors import InputError
 from ..shapes import LARGEST_SIZE, ImageShape
 from .costs import equal_macs_width
@@ -13,7 +14,7 @@ from .searched import Generator, derived_generator
 
 
 def generator_from_spec(
-    spec: str,
+    spec: str | GeneratorSpec,
     *,
     image: ImageShape,
     num_classes: int,
@@ -22,33 +23,31 @@ def generator_from_spec(
     scale: float = 1.0,
     genotype: str | None = None,
 ) -> Generator | GDFQGenerator:
-    """The generator that a person names: ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``,
-    ``gdfq`` or ``gdfq-conditional``, the last two also with ``@equal-macs``: at the width of equal MACs.
+    """Return the generator that a person names; :class:`.GeneratorSpec` reads the name.
 
     ``genotype`` is the file that ``searched`` alone and ``@equal-macs`` refer to, and whose width random and all take.
     ``width`` None means the genotype's own (without one 64, GDFQ's 128); ``latent_dim`` None the genotype's, else 100.
     ``scale`` multiplies whatever the width is. Raises InputError for anything else.
     """
-    kind, _, argument = spec.partition(":")
-    design, at, modifier = spec.partition("@")
-    if design in ("gdfq", "gdfq-conditional") and modifier == ("equal-macs" if at else ""):
-        if at and width is not None:
-            raise InputError(f"generator {spec!r} has the width of equal MACs; leave out --width")
+    spec = GeneratorSpec.parse(spec) if isinstance(spec, str) else spec
+    if spec.needs_genotype and genotype is None:
+        raise InputError(f"generator {str(spec)!r} needs a genotype; give its file with --genotype")
+    if spec.kind in HUMAN_DESIGNED:
+        if spec.equal_macs and width is not None:
+            raise InputError(f"generator {str(spec)!r} has the width of equal MACs; leave out --width")
         latent_dim = latent_dim or LATENT_DIM
-        if at:
-            width = equal_macs_width(_given(genotype, spec), image=image, latent_dim=latent_dim)
+        if spec.equal_macs:
+            width = equal_macs_width(str(genotype), image=image, latent_dim=latent_dim)
         return GDFQGenerator(
-            image=image, num_classes=num_classes, width=_scaled(width or GDFQ_WIDTH, scale), latent_dim=latent_dim,
-            conditional=design == "gdfq-conditional",
-        )  # fmt: skip
-    if spec == "searched":
-        argument = _given(genotype, spec)
-    if kind not in GENOTYPES or not argument:
-        forms = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs]"
-        raise InputError(f"generator {spec!r} is not known; use one of {forms}")
-    found = GENOTYPES[kind](argument)
-    if kind in ("random", "all") and genotype is not None:
-        width = width or Genotype.load(genotype).width
+            image=image,
+            num_classes=num_classes,
+            width=_scaled(width or GDFQ_WIDTH, scale),
+            latent_dim=latent_dim,
+            conditional=spec.kind == "gdfq-conditional",
+        )
+    found = GENOTYPES[spec.kind](spec.argument or str(genotype))
+    if not spec.needs_genotype and genotype is not None and spec.uses_genotype(width):
+        width = Genotype.load(genotype).width
     return derived_generator(
         found.choices,
         image=image,
@@ -56,12 +55,6 @@ def generator_from_spec(
         width=_scaled(width or found.width, scale),
         latent_dim=latent_dim or found.latent_dim,
     )
-
-
-def _given(genotype: str | None, spec: str) -> str:
-    if genotype is None:
-        raise InputError(f"generator {spec!r} needs a genotype; give its file with --genotype")
-    return genotype
 
 
 def _scaled(width: int, scale: float) -> int:

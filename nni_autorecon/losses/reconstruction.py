@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DivergenceError
-from ..teacher.batchnorm import BatchNormStatistics, record_bn_statistics
+from .batchnorm import BatchNormStatistics, record_bn_statistics
+from .forms import GAPS, deviation_gap
 
 
 class ReconstructionLoss(NamedTuple):
@@ -26,28 +27,6 @@ class ReconstructionLoss(NamedTuple):
     def detach(self) -> ReconstructionLoss:
         """The same without their gradients."""
         return ReconstructionLoss(*(part.detach() for part in self))
-
-
-def variance_gap(s: BatchNormStatistics) -> Tensor:
-    """(μ_b - μ_r)² + (σ_b² - σ_r²)² of each channel (Xu et al., 2020, eq. 4); [C]."""
-    return (s.mean - s.running_mean).square() + (s.var - s.running_var).square()
-
-
-def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
-    """The same with standard deviations sqrt(var + ``eps``), as ZeroQ compares them (Cai et al., 2020)."""
-    deviations = (s.var + eps).sqrt() - (s.running_var + eps).sqrt()
-    return (s.mean - s.running_mean).square() + deviations.square()
-
-
-def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
-    """KL(N(batch) ‖ N(running)), log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2, of each channel, [C], σ² being
-    var + ``eps``: the divergence of two normal distributions, as DFC compares them (Haroush et al., 2020)."""
-    var, running_var = s.var + eps, s.running_var + eps
-    return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1) / 2
-
-
-GAPS = {"var": variance_gap, "std": deviation_gap, "kl": divergence_gap}
-"""What is between the statistics of a batch and those remembered, in each channel."""
 
 
 def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str = "var") -> Tensor:

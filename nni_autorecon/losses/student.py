@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from .forms import REDUCTIONS
 from .reconstruction import ReconstructionLoss
 
 
@@ -17,12 +18,12 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, r
     ``reduction`` "batchmean" averages over the batch. "mean" divides by the class count as well, as GDFQ's
     formula does in practice: its effective weight then falls with K.
     """
-    if reduction not in ("mean", "batchmean"):
-        raise ValueError(f"reduction must be mean or batchmean, got {reduction!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     log_p = F.log_softmax(student / temperature, dim=1)
     log_q = F.log_softmax(teacher / temperature, dim=1)
     divergence = log_q.exp() * (log_q - log_p)  # [N, K]
-    return temperature**2 * (divergence.mean() if reduction == "mean" else divergence.sum(1).mean())
+    return temperature**2 * REDUCTIONS[reduction](divergence)
 
 
 def gated_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor, *, gate: float) -> Tensor:

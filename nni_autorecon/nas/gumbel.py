@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..config.search import RELAXATIONS, TEMPERATURES
 
 
 def gumbel_noise_like(x: Tensor) -> Tensor:
@@ -37,20 +36,6 @@ def gumbel_softmax(alpha: Tensor, *, temperature: float | Tensor, relaxation: st
     return one_hot + (soft - soft.detach()) if soft.requires_grad else one_hot
 
 
-RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "paper": lambda alpha: F.softmax(alpha, dim=-1),
-    "logits": lambda alpha: alpha,  # log p but for a constant, which the softmax of the scores takes away
-}
-
-SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
-    "constant": lambda start, end, progress: start,
-    "linear": lambda start, end, progress: start + (end - start) * progress,
-    "exponential": lambda start, end, progress: start * (end / start) ** progress,
-    "cosine": lambda start, end, progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2,
-}
-"""Temperature between ``start`` and ``end`` at a progress in [0, 1]."""
-
-
 def temperature_at(epoch: int, epochs: int, *, start: float, end: float, schedule: str) -> float:
     """τ in ``epoch`` (from 0) of ``epochs``: ``start`` in the first one, ``end`` in the last."""
-    return SCHEDULES[schedule](start, end, epoch / max(epochs - 1, 1))
+    return TEMPERATURES[schedule](start, end, epoch / max(epochs - 1, 1))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..accel.optimizers import clear_gradients, sgd
-from ..config.common import bit_widths
 from ..config.search import SearchConfig
 from ..errors import DivergenceError
 from ..losses.game import adaptability_loss, disagreement_entropy
 from ..quantization.insertion import quantize_network
 from ..quantization.quantizers import observe_ranges
+from ..quantization.specification import Quantization
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 
@@ -33,7 +33,7 @@ class Opponent:
 
     def __init__(self, config: SearchConfig, teacher: Teacher) -> None:
         self.first_epoch = max(1, config.epochs // 4)
-        student, coverage = quantize_network(teacher.network, **bit_widths(config.student_bits), allow_partial=True)
+        student, coverage = quantize_network(teacher.network, Quantization(config.student_bits, allow_partial=True))
         for gap in coverage.gaps:
             log.warning("the opposing student is not quantized in %s: %s", gap.name, gap.reason)
         self.student = student.requires_grad_(False).to(teacher.device).to(memory_format=teacher.memory_format)

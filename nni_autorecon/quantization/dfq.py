@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,24 +15,24 @@ from .equalization import absorb_high_biases, add_to_bias, constant_response, eq
 from .folding import folded
 from .insertion import quantize_network
 from .quantizers import ActivationQuantizer
+from .specification import Quantization
 from .tracing import BATCHNORMS, QUANTIZED
 
 
 def dfq(
     network: nn.Module,
     image: ImageShape,
+    quantization: Quantization,
     *,
     pixel_range: tuple[Sequence[float], Sequence[float]] | None = None,
     deviations: float = 6.0,
-    **quantization: Any,
 ) -> tuple[nn.Module, Coverage]:
     """A quantized copy of ``network`` as ``quantize_network`` makes it, with all ranges set and no image used.
 
     BatchNorms are folded, every ReLU6 becomes a ReLU, the layers are equalized and high biases absorbed; activation
     ranges are beta ± ``deviations`` gamma, clipped by the activation function; biases are corrected for the mean of
     what weight quantization adds. ``image`` is the shape of the images that the network takes, standardized (mean 0
-    and variance 1), ``pixel_range`` the least and the largest value of each channel (default: ± ``deviations``), and
-    ``quantization`` what ``quantize_network`` takes by name.
+    and variance 1), ``pixel_range`` the least and the largest value of each channel (default: ± ``deviations``).
 
     Where the paper quantizes weights per tensor, here they are quantized per output channel, as in all other methods.
 
@@ -48,7 +47,7 @@ def dfq(
     pairs = equalization_pairs(float_network)
     outputs = equalize(float_network, pairs, outputs)
     outputs = absorb_high_biases(float_network, pairs, outputs)
-    student, coverage = quantize_network(float_network, **quantization)
+    student, coverage = quantize_network(float_network, quantization)
     student = student.to(next(network.parameters()).device)
     assert isinstance(student, fx.GraphModule)  # what could be traced once can be traced again
     device = next(student.parameters()).device

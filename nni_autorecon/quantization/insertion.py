@@ -2,8 +2,8 @@
 
 The weights of every Conv2d and Linear are quantized per output channel. Of the activations, per tensor, protocol
 
-* ``gdfq`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do. Network
-  input, residual branches, pooled features and linear bottlenecks stay in floating point;
+* ``activations`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do.
+  Network input, residual branches, pooled features and linear bottlenecks stay in floating point;
 * ``integer`` quantizes everything that an integer engine keeps between two operations: the network input, too, and
   every output of a layer, normalization, addition, concatenation, product or pooling that is not merged with the
   operation after it (convolution with BatchNorm with activation, addition with activation). What the last layer puts
@@ -39,59 +39,40 @@ from .operators import (
     is_activation,
 )
 from .quantizers import ActivationQuantizer, WeightQuantizer
+from .specification import INPUT_BITS, Quantization
 from .tracing import QUANTIZED, called, trace
-
-PROTOCOLS = ("gdfq", "integer")
-
-
-INPUT_BITS = 8
 
 
 def quantize_network(
     network: nn.Module,
-    *,
-    weight_bits: int,
-    activation_bits: int,
-    protocol: str = "gdfq",
-    input_bits: int | None = None,
-    first_bits: int | None = None,
-    last_bits: int | None = None,
-    weight_ranges: str = "minmax",
-    activation_ranges: str = "minmax",
-    allow_partial: bool = False,
+    quantization: Quantization,
 ) -> tuple[nn.Module, Coverage]:
-    """A quantized deep copy of ``network``, in eval mode with every parameter trainable, and what it covers.
+    """Return a quantized deep copy of ``network``, in eval mode with every parameter trainable, and what it covers.
 
     The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
-    value that ``protocol`` quantizes (see above) gets a quantizer of its own. ``first_bits`` and ``last_bits`` are for
-    the first and last layer called (registered, if tracing fails), weights and, in protocol ``integer``, the last one's
-    input; None means as all others, for the network input 8.
-    ``weight_ranges`` and ``activation_ranges`` are names of ``quantizers.RANGES``.
+    value that the protocol quantizes (see above) gets a quantizer of its own. The first and the last layer are those
+    that are called first and last (registered, if tracing fails).
 
     Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
     a network that cannot be traced each activation module gets one quantizer for all its calls. Protocol ``integer``
     needs a network that can be traced.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol = {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    if protocol == "gdfq" and input_bits is not None:
-        raise ValueError("protocol gdfq leaves the network input as it is; leave out input_bits")
+    protocol = quantization.protocol
     name = type(network).__name__
-    make = partial(ActivationQuantizer, ranges=activation_ranges)
+    make = partial(ActivationQuantizer, ranges=quantization.activation_ranges)
     float_inputs, untraceable = None, None
     try:
-        student: nn.Module = (traced := trace(network, remedy="protocol integer needs that; use protocol gdfq"))
+        student: nn.Module = (traced := trace(network, remedy="protocol integer needs that; use protocol activations"))
     except InputError as error:
         if protocol == "integer":
             raise
         student, untraceable = copy.deepcopy(network).eval(), error.__cause__
         gaps = [Gap("forward", f"untraceable: {' '.join(str(untraceable).split())}")]
-        activations = _wrap_activations(student, make, activation_bits)
+        activations = _wrap_activations(student, make, quantization.bits.activations)
         calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
     else:
         gaps = list(_float_functions(traced))
-        given = {"input_bits": input_bits, "last_bits": last_bits}
-        places = _places(traced, protocol, activation_bits, **{k: v for k, v in given.items() if v is not None})
+        places = _places(traced, quantization)
         activations = _insert_quantizers(traced, make, places)
         float_inputs = tuple(_float_inputs(traced, protocol))
         gaps += _unexplained(float_inputs, protocol)
@@ -104,16 +85,18 @@ def quantize_network(
             raise InputError(f"{made}; make it one, as torch.nn.utils.remove_weight_norm does")
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
-    if gaps and not allow_partial:
+    if gaps and not quantization.allow_partial:
         first = f"{gaps[0].name} ({gaps[0].reason})" + (f" and {len(gaps) - 1} more parts" if len(gaps) > 1 else "")
         raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
 
-    bits = dict.fromkeys(layers, weight_bits)
-    for (_, module), chosen in ((calls[0], first_bits), (calls[-1], last_bits)) if calls else ():
-        bits[module] = bits[module] if chosen is None else chosen
+    bits = dict.fromkeys(layers, quantization.bits.weights)
+    for index, chosen in (0, quantization.first_bits), (-1, quantization.last_bits):
+        if calls and chosen is not None:
+            bits[calls[index][1]] = chosen
     weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
     for module in layers:
-        parametrize.register_parametrization(module, "weight", WeightQuantizer(bits[module], ranges=weight_ranges))
+        quantizer = WeightQuantizer(bits[module], ranges=quantization.weight_ranges)
+        parametrize.register_parametrization(module, "weight", quantizer)
     return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
 
 
@@ -123,20 +106,19 @@ def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.L
     return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
 
 
-def _places(
-    traced: fx.GraphModule, protocol: str, bits: int, *, input_bits: int = INPUT_BITS, last_bits: int | None = None
-) -> dict[fx.Node, int]:
-    """The nodes whose results get quantizers, with the bits of each."""
-    nodes = list(traced.graph.nodes)
-    if protocol == "gdfq":
+def _places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node, int]:
+    """Return the nodes whose results get quantizers, with the bits of each."""
+    nodes, bits = list(traced.graph.nodes), quantization.bits.activations
+    if quantization.protocol == "activations":
         return {node: bits for node in nodes if is_activation(traced, node)}
     left_out = _numbers(traced) | _logits(traced)
     stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
+    input_bits = quantization.input_bits or INPUT_BITS
     places = {node: input_bits if node.op == "placeholder" else bits for node in stored}
-    if last_bits is not None and (calls := _layer_calls(traced)):
+    if quantization.last_bits is not None and (calls := _layer_calls(traced)):
         source = _source(traced, calls[-1][0].all_input_nodes[0])
         if source in places and source.op != "placeholder":
-            places[source] = last_bits
+            places[source] = quantization.last_bits
     return places
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # settings choose from RANGES, and a help text must not take seconds
+    from torch import Tensor
+
+LEAST_SCALE = 2.0**-126
+"""The least normal float32: the inverse of any scale above it is finite."""
 
 PERCENTILE = 0.999
 """Share of the values that lie at or above the low end, and at or below the high end, of a percentile range."""
@@ -32,8 +36,8 @@ def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
     largest = highest_code(bits)
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     scale = (high - low).div_(largest)
-    scale.masked_fill_(scale < torch.finfo(torch.float32).tiny, 1.0)  # 1 / scale must be finite, too
-    return scale, low.div(scale).neg_().round_().clamp_(0, largest).to(torch.int32)
+    scale.masked_fill_(scale < LEAST_SCALE, 1.0)  # 1 / scale must be finite, too
+    return scale, low.div(scale).neg_().round_().clamp_(0, largest).int()
 
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -57,6 +61,8 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Of a long row, the error is that of some values, always the same. values: [rows, n]; returns low and high, both
     [rows].
     """
+    import torch
+
     full = torch.stack(minmax_range(values, bits))  # [2, rows]
     if values.shape[1] > LARGEST_SAMPLE:  # drawn, for at equal distances they might be of the same pixels of each map
         generator = torch.Generator().manual_seed(0)

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.rules import IDLE_SETTINGS, STRATEGY_SETTINGS, USED_BY
-from ..runs.records import STAGES, Run
+from ..config.generator_spec import GeneratorSpec
+from ..config.rules import COMPRESS_RULES, SEARCH_RULES
+from ..config.stages import STAGES
+from ..errors import InputError
+from ..runs.records import Run
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
@@ -50,18 +53,13 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     for settings, genotype in zip(filled, genotypes, strict=True):
         matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
         settings["genotype"] = genotype.partition(":")[2] if matters else None
-    for methods, names_used in USED_BY.items():
-        for name in names_used:
-            _level_unless_used(filled, name, [one.get("method") in (None, *methods) for one in filled])
-    for strategies, names_used in STRATEGY_SETTINGS.items():
-        for name in names_used:
-            _level_unless_used(filled, name, [one.get("strategy") in strategies for one in filled])
-    for switch, names_idle in IDLE_SETTINGS.items():
-        for name in names_idle:
-            _level_unless_used(filled, name, [one.get(switch) not in (None, 0, NOT_USED) for one in filled])
+    for rule in SEARCH_RULES if any("strategy" in one for one in filled) else COMPRESS_RULES:
+        for name in rule.names:
+            if name not in ("generator", "genotype"):  # these have names of their own below
+                _level_unless_used(filled, name, [rule.holds(one) for one in filled])
     _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
-    for kind in STAGES.values():
-        for preset, meanings in kind.PRESETS.items():
+    for stage in STAGES.values():
+        for preset, meanings in stage.config.PRESETS.items():
             _level_what_presets_say(filled, preset, meanings)
     return [
         Entry(run, {**settings, "generator": name}, pattern)
@@ -100,7 +98,8 @@ def _level_what_presets_say(
 
 
 def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
-    return kind_of(str(settings.get("generator"))) in ("random", "all") and settings.get("width") is None
+    spec = _spec(settings.get("generator"))
+    return spec is not None and not spec.needs_genotype and spec.uses_genotype(settings.get("width"))
 
 
 def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> list[str]:
@@ -150,7 +149,7 @@ def _spelled(settings: Mapping[str, Any]) -> str:
     if settings.get("method") not in (None, "gdfq"):
         return NOT_USED
     generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
-    return f"{generator}:{genotype}" if genotype and _means_genotype(generator) else str(generator)
+    return f"{generator}:{genotype}" if genotype and _refers_to_genotype(generator) else str(generator)
 
 
 def _with_placeholder(text: str, seed: int | None) -> str:
@@ -159,13 +158,22 @@ def _with_placeholder(text: str, seed: int | None) -> str:
         return text
     kind, argument = kind_of(text), text.partition(":")[2]
     found = list(re.finditer(rf"(?<!\d){seed}(?!\d)", argument))
-    if not (kind == "random" or _means_genotype(kind)) or not found:
+    if not (kind == "random" or _refers_to_genotype(kind)) or not found:
         return text
     return f"{kind}:{argument[: found[-1].start()]}{SEED}{argument[found[-1].end() :]}"
 
 
-def _means_genotype(kind: str) -> bool:
-    return kind == "searched" or kind.endswith("@equal-macs")
+def _spec(generator: Any) -> GeneratorSpec | None:
+    """Return what a generator's name means; None for what is no name."""
+    try:
+        return GeneratorSpec.parse(str(generator))
+    except InputError:
+        return None
+
+
+def _refers_to_genotype(generator: Any) -> bool:
+    spec = _spec(generator)
+    return spec is not None and spec.needs_genotype
 
 
 def kind_of(generator: str) -> str:

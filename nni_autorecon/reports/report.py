@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from ..config.search import FINAL_VALIDATION_STEPS
+from ..config.stages import STAGES, stage_of_settings
 from ..errors import InputError
-from ..runs.records import FINISHED, LOSS_SETTINGS, METRICS, STAGES, Run, stage_of
+from ..runs.records import FINISHED, LOSS_SETTINGS, Run
 from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, compare, row_settings, varying
 from .tables import MEASURES, Table, make_table
 
@@ -79,7 +80,7 @@ def make_report(runs: Sequence[Run]) -> Report:
     stage = _stage(runs)
     entries = compare([run for run in runs if stage == "search" or run.command != "search"])
     _require_alike(entries, stage)
-    metric = "loss" if stage == "search" else "accuracy" if _measured(entries, "accuracy") else "agreement"
+    metric = "accuracy" if _measured(entries, "accuracy") else STAGES[stage].default
     rows, seeds = row_settings(entries, stage), _seeds(entries)
     column = SCALE if varying(entries, among=[SCALE]) else "bits" if entries[0].settings.get("bits") else None
     split = varying(entries, among=["protocol", *(["bits"] if column == SCALE else [])])
@@ -100,7 +101,7 @@ def make_report(runs: Sequence[Run]) -> Report:
         caption.append(f"Left out: {len(runs) - len(entries)} of search.")
     teachers = set(_measured(entries, "teacher_accuracy"))
     accuracy = 100 * teachers.pop() if len(teachers) == 1 else None
-    return Report("\n".join(caption), tuple(sections), _frame(entries, rows, METRICS[stage]), accuracy)
+    return Report("\n".join(caption), tuple(sections), _frame(entries, rows, STAGES[stage].metrics), accuracy)
 
 
 def table_markdown(table: Table) -> str:
@@ -119,7 +120,7 @@ def show(value: Any) -> str:
 
 def _stage(runs: Sequence[Run]) -> str:
     """The stage of ``runs``: search if there is nothing else. Where no run knows, it is told by their settings."""
-    told = stage_of({name: None for run in runs for name in run.settings})
+    told = stage_of_settings({name: None for run in runs for name in run.settings}).name
     return min((run.command for run in runs if run.command), default=told)  # "search" is the last in the alphabet
 
 
@@ -212,7 +213,7 @@ def _equal_cost(entries: Sequence[Entry]) -> list[str]:
 
 def _settings_line(entries: Sequence[Entry], stage: str) -> str:
     """What all runs share and is no default, where they ran, and what short names of generators stand for."""
-    defaults = STAGES[stage]().to_dict()
+    defaults = STAGES[stage].config().to_dict()
     other = [
         f"{name} = {show(value)}"
         for name, value in _fixed(entries).items()

@@ -7,24 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.common import Config
-from ..config.compress import CompressConfig
-from ..config.distill import DistillConfig
-from ..config.search import SearchConfig
+from ..config.stages import STAGES
 from ..errors import InputError, shown
 from ..files import parse_json, read_text, unsealed
 
 FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",
 )  # fmt: skip
-STAGES: dict[str, type[Config]] = {"search": SearchConfig, "compress": CompressConfig, "distill": DistillConfig}
 LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
 """What L_r depends on beside the teacher and the generator."""
-COSTS = ("generator_macs", "generator_parameters", "seconds")
-METRICS = dict.fromkeys(STAGES, ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement", *COSTS)) | {
-    "search": ("loss", "class_loss", "bns_loss", "updates", *COSTS)
-}
-"""What each stage measures."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Run:
     """One run of a stage: where it is, what was set, how far it came and what it measured.
 
     ``settings`` may lack some where only NNI's own record is left, ``command`` is None then. ``metrics`` holds its
-    stage's ``METRICS``, accuracies and agreement as fractions; what was not measured is None or absent.
+    stage's metrics, accuracies and agreement as fractions; what was not measured is None or absent.
     """
 
     source: str
@@ -83,22 +74,19 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 
 def checked_settings(settings: Any, command: str, *, source: str) -> dict[str, Any]:
-    """All settings of ``command``, a default where ``settings`` are of a version that lacked one; or InputError."""
-    defaults = STAGES[command]()
-    whole = (
-        {**defaults.to_dict(), **settings} if isinstance(settings, Mapping) else settings
-    )  # else today's presets fill in
-    return defaults.override(whole, source=source).to_dict()
+    """Return all settings of ``command``, a default where ``settings`` are of a version that lacked one.
 
-
-def stage_of(settings: Mapping[str, Any]) -> str:
-    """The stage that ``settings`` are of: the one with most names in common."""
-    return max(STAGES, key=lambda stage: len(settings.keys() & STAGES[stage]().to_dict().keys()))
+    Raises InputError if they are anything else.
+    """
+    return STAGES[command].config.from_record(settings, source=source).to_dict()
 
 
 def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> dict[str, float | None]:
-    """``METRICS`` of ``command`` among ``values``. Raises InputError if one is neither a number nor null."""
-    metrics = {name: values[name] for name in METRICS[command] if name in values}
+    """Return the metrics of the stage ``command`` among ``values``.
+
+    Raises InputError if one is neither a number nor null.
+    """
+    metrics = {name: values[name] for name in STAGES[command].metrics if name in values}
     for name, value in metrics.items():
         if not (value is None or isinstance(value, (int, float))):
             fault = f"{name} = {shown(value)} is not a number"

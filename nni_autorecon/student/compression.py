@@ -79,10 +79,10 @@ class Compression:
         torch.manual_seed(config.seed)
         if config.method == "dfq":
             student, coverage = dfq(
-                teacher.network, teacher.image, pixel_range=teacher.pixel_range, **config.quantization
+                teacher.network, teacher.image, config.quantization, pixel_range=teacher.pixel_range
             )
         else:
-            student, coverage = quantize_network(teacher.network, **config.quantization)
+            student, coverage = quantize_network(teacher.network, config.quantization)
         if config.feature_weight:
             with_features(student)  # says what is wrong before images are made
         source = FixedImages if config.generator_spec is None else GeneratorImages
@@ -188,7 +188,7 @@ def compress(
         bits=config.bits,
         protocol=config.protocol,
         method=config.method,
-        generator=config.generator_spec,
+        generator=None if config.generator_spec is None else str(config.generator_spec),
         agreement=metrics["agreement"] if metrics else compression.agreement(),
         teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,

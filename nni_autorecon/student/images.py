@@ -44,7 +44,8 @@ OnStep = Callable[[], object]
 
 def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
     """The generator that ``config`` names for ``teacher``, freshly initialized on its device."""
-    assert config.generator_spec is not None
+    if config.generator_spec is None:
+        raise ValueError("this method has no generator")
     return generator_from_spec(
         config.generator_spec, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
         latent_dim=config.latent_dim, scale=config.generator_scale, genotype=config.genotype_file,

@@ -16,8 +16,8 @@ from ..accel.memory import memory_format
 from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, named
+from ..losses.batchnorm import observed, record_bn_statistics
 from ..shapes import ImageShape
-from .batchnorm import observed, record_bn_statistics
 from .device import resolve_device
 from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
 

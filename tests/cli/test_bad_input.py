@@ -32,6 +32,7 @@ from nni_autorecon.files import unsealed
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
+from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.teacher.loading import Teacher
 
 Content = str | bytes | Callable[[Path], object] | None
@@ -390,8 +391,8 @@ MISUSE = [
 def student(digits_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of the digits teacher, as a file."""
     path = tmp_path_factory.mktemp("student") / "s.safetensors"
-    bits = {"weight_bits": 3, "activation_bits": 5}
-    network, _ = quantize_network(digits_teacher.network, **bits)
+    bits = Quantization("w3a5")
+    network, _ = quantize_network(digits_teacher.network, bits)
     with torch.no_grad(), observe_ranges(network):
         network(torch.randn(16, *digits_teacher.image))
     save_network(path, network, Description.of(digits_teacher, bits))

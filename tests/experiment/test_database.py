@@ -8,13 +8,13 @@ import pytest
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.stages import STAGES
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment import database as experiment
 from nni_autorecon.experiment.database import best_genotype, read_runs, read_trials
 from nni_autorecon.experiment.trial import plain_parameters
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.nas.search import SearchResult
-from nni_autorecon.runs.records import METRICS
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_what_a_search_reports_is_what_its_report_shows(database):
     (run,) = read_runs("e")
     assert (run.command, run.status, run.settings["strategy"], run.settings["seed"]) == ("search", "finished", "tpe", 1)
     assert run.metrics == result.to_dict()
-    assert set(run.metrics) == set(METRICS["search"])
+    assert set(run.metrics) == set(STAGES["search"].metrics)
 
 
 def test_a_trial_without_a_result_has_its_folders_settings_or_else_nnis(database, tmp_path):

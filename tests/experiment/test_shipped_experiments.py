@@ -14,9 +14,9 @@ from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni.experiment.config import ExperimentConfig
 
 from nni_autorecon.cli.arguments import add_stage
+from nni_autorecon.config.stages import STAGES
 from nni_autorecon.experiment.gpus import refuse_unmeetable_request
 from nni_autorecon.experiment.trial import plain_parameters
-from nni_autorecon.runs.records import STAGES
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = [ROOT / "experiment.yml", *sorted((ROOT / "experiments").glob("*.yml"))]
@@ -108,8 +108,8 @@ def _configs(path):
     """The settings of every trial, flags and defaults included."""
     command = ExperimentConfig.load(path).trial_command
     stage = re.search(r"trials/(\w+)\.py", command)[1]
-    flags = add_stage(argparse.ArgumentParser(), STAGES[stage]).parse_args(shlex.split(command)[2:])
-    return [STAGES[stage].from_arguments(flags).override(trial) for trial in _trials(path)]
+    flags = add_stage(argparse.ArgumentParser(), STAGES[stage].config).parse_args(shlex.split(command)[2:])
+    return [STAGES[stage].config.from_arguments(flags).as_shared().override(trial) for trial in _trials(path)]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

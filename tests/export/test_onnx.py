@@ -23,6 +23,7 @@ from nni_autorecon.quantization.folding import fold_norms, scaled
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, activation_quantizers
 from nni_autorecon.quantization.quantizers import observe_ranges
+from nni_autorecon.quantization.specification import Quantization
 from tests.export.test_student_file import student_of
 from tests.helpers.toys import CLASSES, IMAGE
 
@@ -93,11 +94,11 @@ def test_onnxruntime_agrees_with_pytorch(exported):
 @pytest.mark.parametrize("method", [pytest.param("integer", marks=runs_protocol_integer), "dfq"])
 def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_path, digits_teacher):
     """The first quantizes sums and pooled features, the second has biases and no norm."""
-    bits = {"weight_bits": 4, "activation_bits": 4} | ({"protocol": "integer"} if method == "integer" else {})
+    bits = Quantization("w4a4", "integer" if method == "integer" else "activations")
     if method == "dfq":
-        student, _ = dfq(digits_teacher.network, digits_teacher.image, **bits)
+        student, _ = dfq(digits_teacher.network, digits_teacher.image, bits)
     else:
-        student, _ = quantize_network(digits_teacher.network, **bits)
+        student, _ = quantize_network(digits_teacher.network, bits)
         with torch.no_grad(), observe_ranges(student):
             student(torch.randn(64, *digits_teacher.image))
     file, model = tmp_path / "student.safetensors", tmp_path / "student.onnx"
@@ -114,9 +115,9 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
 
 @runs_protocol_integer
 def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_export(tmp_path, digits_teacher):
-    bits = {"weight_bits": 4, "activation_bits": 4, "protocol": "integer"}
+    bits = Quantization("w4a4", "integer")
     pixels = digits_teacher.pixel_range
-    student, _ = dfq(digits_teacher.network, digits_teacher.image, pixel_range=pixels, **bits)
+    student, _ = dfq(digits_teacher.network, digits_teacher.image, bits, pixel_range=pixels)
     save_network(tmp_path / "s.safetensors", student, Description.of(digits_teacher, bits, folded=True))
     agreement = export_onnx(load_network(tmp_path / "s.safetensors"), tmp_path / "s.onnx")
     assert agreement.alike >= 0.95
@@ -139,7 +140,7 @@ def test_the_model_holds_integers_and_nothing_of_the_code(exported):
     saved, path, _ = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=False)
-    bits = saved.description.quantization["weight_bits"]
+    bits = saved.description.quantization.bits.weights
     narrow = onnx.TensorProto.UINT2 if bits == 2 and RUNS_UINT2 else onnx.TensorProto.UINT4
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     codes = {name.removesuffix(".weight.codes"): t.data_type for name, t in tensors.items() if name.endswith(".codes")}
@@ -262,8 +263,8 @@ def test_another_file_is_one_line(content, message, tmp_path):
 
 
 def test_the_command_line_exports_and_measures(tmp_path, digits_teacher, capsys):
-    bits = {"weight_bits": 5, "activation_bits": 6}
-    student, _ = quantize_network(digits_teacher.network, **bits)
+    bits = Quantization("w5a6")
+    student, _ = quantize_network(digits_teacher.network, bits)
     with torch.no_grad(), observe_ranges(student):
         student(torch.randn(64, *digits_teacher.image))
     file, model = tmp_path / "student.safetensors", tmp_path / "student.onnx"

@@ -10,6 +10,12 @@ from torch.distributions import Normal, kl_divergence
 
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.generator.training import objective_for
+from nni_autorecon.losses.batchnorm import (
+    BatchNormStatistics,
+    ObservedBatchNorm2d,
+    observed,
+    record_bn_statistics,
+)
 from nni_autorecon.losses.reconstruction import (
     GAPS,
     ReconstructionLoss,
@@ -18,12 +24,6 @@ from nni_autorecon.losses.reconstruction import (
     zeroq_loss,
 )
 from nni_autorecon.losses.student import balance_loss, compression_loss, distillation_loss, generator_loss, l1_loss
-from nni_autorecon.teacher.batchnorm import (
-    BatchNormStatistics,
-    ObservedBatchNorm2d,
-    observed,
-    record_bn_statistics,
-)
 
 
 def _teacher(channels=3, classes=5):

@@ -19,6 +19,7 @@ from nni_autorecon.quantization.dfq import correct_biases, dfq, set_ranges
 from nni_autorecon.quantization.folding import replace_relu6
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, observe_ranges
+from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.quantization.tracing import trace
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher.loading import Teacher
@@ -53,10 +54,10 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
     images = torch.randn(16, *image)
     network = with_true_statistics(make(), images)
     before = snapshot(network)
-    student, coverage = dfq(network, image, weight_bits=8, activation_bits=8)
+    student, coverage = dfq(network, image, Quantization("w8a8"))
     exact = trace(network, remedy="mend it")
     replace_relu6(exact)
-    calibrated, _ = quantize_network(exact, weight_bits=8, activation_bits=8)
+    calibrated, _ = quantize_network(exact, Quantization("w8a8"))
     with torch.no_grad(), observe_ranges(calibrated):
         expected = exact(images)
         errors = [(quantized(images) - expected).norm() for quantized in (student, calibrated)]
@@ -71,7 +72,7 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
 
 def test_the_digits_teacher_keeps_its_accuracy_at_six_bits(digits_teacher: Teacher) -> None:
     t = digits_teacher
-    student, _ = dfq(t.network, t.image, weight_bits=6, activation_bits=6)
+    student, _ = dfq(t.network, t.image, Quantization("w6a6"))
     assert accuracy(student, digits_data("test"), mean=t.mean, std=t.std, device=t.device) > 0.97
 
 
@@ -80,9 +81,9 @@ def test_ranges_are_beta_and_six_gamma_of_the_widest_channel():
     with torch.no_grad():
         network[1].bias.copy_(torch.tensor([0.5, -1.0, 0.0]))
         network[1].weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
-    student, _ = dfq(network, ImageShape(2, 3, 5), weight_bits=4, activation_bits=4)
+    student, _ = dfq(network, ImageShape(2, 3, 5), Quantization("w4a4"))
     assert student.get_submodule("activation_quantizers._2").range() == (0, 11)
-    student, _ = dfq(network, ImageShape(2, 3, 5), weight_bits=4, activation_bits=4, deviations=2.0)
+    student, _ = dfq(network, ImageShape(2, 3, 5), Quantization("w4a4"), deviations=2.0)
     assert student.get_submodule("activation_quantizers._2").range() == (0, 3)
 
 
@@ -92,7 +93,7 @@ def test_ranges_follow_equalization_and_absorption():
         network[0].weight.copy_(torch.tensor([[8.0, 1.0], [2.0, 0.5]]).view(2, 2, 1, 1))
         network[1].bias.copy_(torch.tensor([1.0, 5.0]))
         network[3].weight.copy_(torch.tensor([[2.0, -8.0], [1.0, 0.0], [0.0, 0.0]]).view(3, 2, 1, 1))
-    student, _ = dfq(network, ImageShape(2, 3, 5), weight_bits=4, activation_bits=4)
+    student, _ = dfq(network, ImageShape(2, 3, 5), Quantization("w4a4"))
     # s = sqrt(8 / 2), sqrt(2 / 8): gamma 0.5 and 2, beta 0.5 and 10, of which 10 - 3 · 2 are absorbed
     assert student.get_submodule("activation_quantizers._2").range() == (0, 6 + 6 * 2)
 
@@ -132,7 +133,7 @@ def test_bias_correction_brings_the_mean_logits_of_a_two_bit_student_closer(monk
     distances = []
     for correct in (correct_biases, lambda *arguments: None):
         monkeypatch.setattr("nni_autorecon.quantization.dfq.correct_biases", correct)
-        student, _ = dfq(teacher, IMAGE, weight_bits=2, activation_bits=8)
+        student, _ = dfq(teacher, IMAGE, Quantization("w2a8"))
         with torch.no_grad():
             distances.append(float((student(images) - teacher(images)).mean(0).norm()))
     assert distances[0] < 0.5 * distances[1]
@@ -141,19 +142,19 @@ def test_bias_correction_brings_the_mean_logits_of_a_two_bit_student_closer(monk
 def test_what_does_not_fit_is_refused_in_one_line():
     plain = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(189, CLASSES))
     with pytest.raises(InputError, match="^Sequential has no BatchNorm to take ranges from; choose another method"):
-        dfq(plain, IMAGE, weight_bits=4, activation_bits=4)
+        dfq(plain, IMAGE, Quantization("w4a4"))
     curved = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 5, 3))
     with pytest.raises(InputError, match=r"_2 .silu.; choose a method that uses images$"):
-        dfq(curved, IMAGE, weight_bits=4, activation_bits=4)
+        dfq(curved, IMAGE, Quantization("w4a4"))
     disguised = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.ConvTranspose2d(3, 5, 3))
     with pytest.raises(InputError, match="--allow-partial"):
-        dfq(disguised, IMAGE, weight_bits=4, activation_bits=4)
+        dfq(disguised, IMAGE, Quantization("w4a4"))
 
 
 def test_the_images_range_is_that_of_pixels_where_it_is_known(digits_teacher):
     """Black and white are the least and the largest value there is; ± 6 deviations waste most codes."""
-    arguments = {"weight_bits": 8, "activation_bits": 8, "protocol": "integer", "input_bits": 2}
+    quantization = Quantization("w8a8", "integer", input_bits=2)
     for pixels, expected in ((None, (-6.0, 6.0)), (digits_teacher.pixel_range, (-0.3049 / 0.3183, 0.6951 / 0.3183))):
-        student, _ = dfq(digits_teacher.network, digits_teacher.image, pixel_range=pixels, **arguments)
+        student, _ = dfq(digits_teacher.network, digits_teacher.image, quantization, pixel_range=pixels)
         first = next(module for module in student.modules() if isinstance(module, ActivationQuantizer))
         assert torch.stack(first.range()).tolist() == pytest.approx(expected, rel=1e-4)

@@ -18,6 +18,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.coverage import Coverage
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
+from nni_autorecon.quantization.specification import Quantization
 from tests.helpers.toys import SmallResNet, quantizers, relative_error
 
 BITS = range(1, 9)
@@ -25,7 +26,7 @@ BITS = range(1, 9)
 
 def quantized(network: nn.Module, x: Tensor, bits: int = 8, *, allow_partial: bool = False) -> tuple[Tensor, Coverage]:
     """The output of the quantized network with the ranges of ``x``."""
-    student, coverage = quantize_network(network, weight_bits=bits, activation_bits=bits, allow_partial=allow_partial)
+    student, coverage = quantize_network(network, Quantization(f"w{bits}a{bits}", allow_partial=allow_partial))
     with torch.no_grad(), observe_ranges(student):
         return student(x), coverage
 
@@ -107,17 +108,17 @@ def test_activation_is_found_in_every_form(activate: Callable[[Tensor], Tensor])
     assert coverage.gaps == ()
     assert relative_error(output, network(x)) < 0.02
 
-    coarse, _ = quantize_network(network, weight_bits=8, activation_bits=1)
+    coarse, _ = quantize_network(network, Quantization("w8a2"))
     seen: list[Tensor] = []
     coarse.get_submodule("second").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad(), observe_ranges(coarse):
         coarse(x)
-    assert len(seen[0].unique()) <= 2
+    assert len(seen[0].unique()) <= 4
 
 
 @pytest.mark.parametrize("activate", [nn.ReLU(), F.relu, lambda x: x.relu_()], ids=["module", "function", "method"])
 def test_every_call_within_blocks_has_a_quantizer_of_its_own(activate: Callable[[Tensor], Tensor]) -> None:
-    student, coverage = quantize_network(Blocks(activate), weight_bits=4, activation_bits=4)
+    student, coverage = quantize_network(Blocks(activate), Quantization("w4a4"))
     assert len(coverage.activations) == len({each.name for each in coverage.activations}) == 2
     assert len(quantizers(student)) == 2
 
@@ -130,13 +131,13 @@ def test_later_uses_of_what_was_changed_in_place_see_the_quantized_values() -> N
             out = F.relu_(y)
             return torch.stack([before, y, out])
 
-    student, _ = quantize_network(PreActivation(F.relu), weight_bits=8, activation_bits=1)
+    student, _ = quantize_network(PreActivation(F.relu), Quantization("w8a2"))
     with torch.no_grad(), observe_ranges(student):
         before, y, out = student(torch.randn(2, 3, 5, 5))
     assert torch.equal(y, out)
-    assert len(out.unique()) == 2
+    assert len(out.unique()) == 4
     assert before.min() < 0
-    assert len(before.unique()) > 2
+    assert len(before.unique()) > 4
 
 
 def test_later_uses_of_what_was_not_changed_in_place_stay_as_they_are() -> None:
@@ -146,11 +147,11 @@ def test_later_uses_of_what_was_not_changed_in_place_stay_as_they_are() -> None:
             out = F.relu(y)
             return torch.stack([y * 1, out])
 
-    student, _ = quantize_network(PreActivation(F.relu), weight_bits=8, activation_bits=1)
+    student, _ = quantize_network(PreActivation(F.relu), Quantization("w8a2"))
     with torch.no_grad(), observe_ranges(student):
         y, out = student(torch.randn(2, 3, 5, 5))
     assert y.min() < 0
-    assert (len(out.unique()), len(y.unique()) > 2) == (2, True)
+    assert (len(out.unique()), len(y.unique()) > 4) == (4, True)
 
 
 def test_reused_module_has_one_range_per_call() -> None:
@@ -158,7 +159,7 @@ def test_reused_module_has_one_range_per_call() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.activate(100 * self.activate(self.first(x)))
 
-    student, _ = quantize_network(Reuse(nn.ReLU()), weight_bits=8, activation_bits=8)
+    student, _ = quantize_network(Reuse(nn.ReLU()), Quantization("w8a8"))
     with torch.no_grad(), observe_ranges(student):
         student(torch.randn(7, 3, 5, 5))
     small, large = (float(quantizer.range()[1]) for quantizer in quantizers(student))
@@ -188,14 +189,14 @@ def test_untraceable_network_is_refused_in_one_line() -> None:
     with pytest.raises(
         InputError, match=r"^Branching: cannot quantize forward .*control flow.*--allow-partial"
     ) as caught:
-        quantize_network(Branching(), weight_bits=4, activation_bits=4)
+        quantize_network(Branching(), Quantization("w4a4"))
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, fx.proxy.TraceError)
 
 
 def test_untraceable_network_in_part() -> None:
     network, x = Branching().eval(), torch.randn(7, 3, 5, 5)
-    student, coverage = quantize_network(network, weight_bits=8, activation_bits=8, allow_partial=True)
+    student, coverage = quantize_network(network, Quantization("w8a8", allow_partial=True))
     assert [(each.name, each.kind) for each in coverage.activations] == [("blocks.0", "relu"), ("blocks.1.0", "tanh")]
     assert [each.name for each in coverage.weights] == ["conv", "fc"]
     assert coverage.float_inputs is None
@@ -249,8 +250,8 @@ fx.wrap("hidden")
 )
 def test_what_cannot_be_quantized_is_refused_or_listed(network: nn.Module, gap: str) -> None:
     with pytest.raises(InputError, match=rf"cannot quantize {gap} .*--allow-partial"):
-        quantize_network(network, weight_bits=4, activation_bits=4)
-    student, coverage = quantize_network(network, weight_bits=4, activation_bits=4, allow_partial=True)
+        quantize_network(network, Quantization("w4a4"))
+    student, coverage = quantize_network(network, Quantization("w4a4", allow_partial=True))
     assert coverage.gaps[0].name == gap
     assert f"not quantized: {gap} (" in coverage.summary()
     with observe_ranges(student):
@@ -263,13 +264,13 @@ def test_a_weight_that_is_no_parameter_is_refused() -> None:
     with torch.no_grad():
         network(torch.zeros(1, 2, 5, 5))  # else it cannot be copied
     with pytest.raises(InputError, match=r"^Sequential: the weight of 0 is no parameter of its own; make it one"):
-        quantize_network(network, weight_bits=4, activation_bits=4)
+        quantize_network(network, Quantization("w4a4"))
 
 
 def test_the_count_of_further_parts_is_told() -> None:
     network = nn.Sequential(nn.Conv1d(3, 5, 1), nn.ReLU(), nn.ConvTranspose1d(5, 2, 3), nn.Conv1d(2, 2, 1))
     with pytest.raises(InputError, match=r"cannot quantize 0 .* and 3 more parts"):
-        quantize_network(network, weight_bits=4, activation_bits=4)
+        quantize_network(network, Quantization("w4a4"))
 
 
 # ------------------------------------------------------------------------------------------------------ whole networks
@@ -308,7 +309,7 @@ def test_where_float_inputs_come_from() -> None:
             w = self.c(y + z) + self.d(torch.cat([z, z], 1))
             return self.e(F.dropout(F.max_pool2d(z, 1), training=False)) + self.f(self.pool(w))
 
-    _, coverage = quantize_network(Sources(), weight_bits=4, activation_bits=4)
+    _, coverage = quantize_network(Sources(), Quantization("w4a4"))
     assert {gap.name: gap.reason for gap in coverage.float_inputs or ()} == {
         "a": "network input",
         "b": "linear bottleneck",
@@ -380,7 +381,7 @@ def test_original_is_untouched(small: nn.Module) -> None:
     before, modes = copy.deepcopy(small.state_dict()), [module.training for module in small.modules()]
     modules = dict(small.named_modules())
     for allow_partial, network in [(False, small), (True, branching := Branching())]:
-        student, _ = quantize_network(network, weight_bits=2, activation_bits=2, allow_partial=allow_partial)
+        student, _ = quantize_network(network, Quantization("w2a2", allow_partial=allow_partial))
         with observe_ranges(student):
             student(torch.randn(2, 3, 8, 8)).sum().backward()
         with torch.no_grad():
@@ -397,7 +398,7 @@ def test_original_is_untouched(small: nn.Module) -> None:
 
 
 def test_copy_is_in_eval_mode_and_trainable(small: nn.Module) -> None:
-    student, _ = quantize_network(small.requires_grad_(False), weight_bits=4, activation_bits=4)
+    student, _ = quantize_network(small.requires_grad_(False), Quantization("w4a4"))
     assert not any(module.training for module in student.modules())
     with observe_ranges(student):
         student(torch.randn(7, 3, 8, 8)).square().sum().backward()
@@ -406,7 +407,7 @@ def test_copy_is_in_eval_mode_and_trainable(small: nn.Module) -> None:
 
 
 def test_weights_follow_training(small: nn.Module) -> None:
-    student, _ = quantize_network(small, weight_bits=2, activation_bits=8)
+    student, _ = quantize_network(small, Quantization("w2a8"))
     fc = student.get_submodule("fc")
     with torch.no_grad():
         fc.parametrizations.weight.original.copy_(torch.linspace(5, 9, 77).view(11, 7))
@@ -426,7 +427,7 @@ def test_shared_layers_are_quantized_once() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.tied(F.relu(self.alias(F.relu(self.conv(x)))))
 
-    student, coverage = quantize_network(Shared(), weight_bits=4, activation_bits=4)
+    student, coverage = quantize_network(Shared(), Quantization("w4a4"))
     assert [each.name for each in coverage.weights] == ["conv", "tied"]
     conv, tied = student.get_submodule("conv"), student.get_submodule("tied")
     assert len(conv.parametrizations.weight) == len(tied.parametrizations.weight) == 1
@@ -436,7 +437,7 @@ def test_shared_layers_are_quantized_once() -> None:
 
 def test_state_dict_round_trip_is_bit_identical(small: nn.Module) -> None:
     x = torch.randn(7, 3, 8, 8)
-    student, _ = quantize_network(small, weight_bits=3, activation_bits=3)
+    student, _ = quantize_network(small, Quantization("w3a3"))
     with torch.no_grad(), observe_ranges(student):
         for _ in range(3):
             student(torch.randn(7, 3, 8, 8))
@@ -445,14 +446,14 @@ def test_state_dict_round_trip_is_bit_identical(small: nn.Module) -> None:
     file = io.BytesIO()
     torch.save(student.state_dict(), file)
     file.seek(0)
-    other, _ = quantize_network(SmallResNet(), weight_bits=3, activation_bits=3)
+    other, _ = quantize_network(SmallResNet(), Quantization("w3a3"))
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(x), student(x))
 
 
 def test_deepcopy_is_equal_and_independent(small: nn.Module) -> None:
     x = torch.randn(7, 3, 8, 8)
-    student, _ = quantize_network(small, weight_bits=3, activation_bits=3)
+    student, _ = quantize_network(small, Quantization("w3a3"))
     with torch.no_grad(), observe_ranges(student):
         student(x)
     twin = copy.deepcopy(student)
@@ -467,7 +468,7 @@ def test_deepcopy_is_equal_and_independent(small: nn.Module) -> None:
 
 
 def test_coverage_as_json_and_text(small: nn.Module) -> None:
-    _, coverage = quantize_network(small, weight_bits=4, activation_bits=3)
+    _, coverage = quantize_network(small, Quantization("w4a3"))
     data = json.loads(json.dumps(coverage.to_dict()))
     assert data["weights"][0] == {"name": "stem.0", "kind": "Conv2d", "bits": 4, "shape": [5, 3, 3, 3]}
     assert data["activations"][0] == {"name": "stem_2", "kind": "relu", "bits": 3, "shape": None}
@@ -494,4 +495,4 @@ def test_an_activation_in_disguise_is_refused(activation):
             return self.third(activation(self.second(torch.relu(self.first(x)))))
 
     with pytest.raises(InputError, match="third .its input comes from .* may be an activation in disguise"):
-        quantize_network(Disguised(), weight_bits=4, activation_bits=4)
+        quantize_network(Disguised(), Quantization("w4a4"))

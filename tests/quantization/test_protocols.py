@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 import torch
 import torchvision
@@ -11,12 +14,13 @@ from torch.nn import functional as F
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import WeightQuantizer, observe_ranges
+from nni_autorecon.quantization.specification import Bits, Quantization
 from tests.helpers.toys import quantizers, relative_error
 
 
 def _stored(network: nn.Module, **settings: int) -> list[tuple[str, int]]:
     """Kind and bits of every quantized activation under protocol integer, in order."""
-    _, coverage = quantize_network(network, weight_bits=4, activation_bits=3, protocol="integer", **settings)
+    _, coverage = quantize_network(network, Quantization("w4a3", protocol="integer", **settings))
     assert coverage.float_inputs == ()
     assert coverage.gaps == ()
     return [(each.kind, each.bits) for each in coverage.activations]
@@ -53,7 +57,7 @@ def test_integer_quantizes_additions_concatenations_products_and_means() -> None
 def test_integer_covers_whole_torchvision_networks(name: str) -> None:
     arguments = {"init_weights": False} if name == "googlenet" else {}
     network = torchvision.models.get_model(name, num_classes=7, **arguments).eval()
-    student, coverage = quantize_network(network, weight_bits=8, activation_bits=8, protocol="integer")
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol="integer"))
     assert not coverage.gaps
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), observe_ranges(student):
@@ -63,7 +67,7 @@ def test_integer_covers_whole_torchvision_networks(name: str) -> None:
 
 
 def test_every_input_of_a_layer_or_an_addition_lies_on_a_grid(small: nn.Module) -> None:
-    student, _ = quantize_network(small, weight_bits=8, activation_bits=2, protocol="integer", input_bits=2)
+    student, _ = quantize_network(small, Quantization("w8a2", protocol="integer", input_bits=2))
     images = torch.randn(5, 3, 16, 16)
     with torch.no_grad(), observe_ranges(student):
         student(images)
@@ -128,15 +132,15 @@ def test_integer_needs_a_traceable_network() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.act(self.fc(x)) if x.sum() > 0 else self.fc(x)
 
-    with pytest.raises(InputError, match="protocol integer needs that; use protocol gdfq"):
-        quantize_network(Branch(), weight_bits=4, activation_bits=4, protocol="integer", allow_partial=True)
+    with pytest.raises(InputError, match="protocol integer needs that; use protocol activations"):
+        quantize_network(Branch(), Quantization("w4a4", protocol="integer", allow_partial=True))
 
 
 def test_first_and_last_layer_have_their_own_bits(small: nn.Module) -> None:
-    _, coverage = quantize_network(small, weight_bits=3, activation_bits=4, first_bits=8, last_bits=6)
+    _, coverage = quantize_network(small, Quantization("w3a4", first_bits=8, last_bits=6))
     assert (coverage.weights[0].bits, coverage.weights[-1].bits) == (8, 6)
     assert {weight.bits for weight in coverage.weights[1:-1]} == {3}
-    assert {activation.bits for activation in coverage.activations} == {4}  # nothing feeds the last layer in gdfq
+    assert {activation.bits for activation in coverage.activations} == {4}  # the last layer reads none
 
 
 def test_an_operation_that_integers_cannot_do_is_a_gap() -> None:
@@ -149,14 +153,30 @@ def test_an_operation_that_integers_cannot_do_is_a_gap() -> None:
             return self.fc(torch.relu(self.conv(x)).mean((2, 3)).exp())
 
     with pytest.raises(InputError, match=r"fc \(its input comes from exp in floating point\)"):
-        quantize_network(Odd(), weight_bits=8, activation_bits=8, protocol="integer")
+        quantize_network(Odd(), Quantization("w8a8", protocol="integer"))
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of gdfq, integer"):
-        quantize_network(nn.Linear(2, 2), weight_bits=8, activation_bits=8, protocol="full")
-    with pytest.raises(ValueError, match="leave out input_bits"):
-        quantize_network(nn.Linear(2, 2), weight_bits=8, activation_bits=8, input_bits=4)
+    with pytest.raises(InputError, match="protocol 'full' is unknown; choose one of activations, integer"):
+        Quantization("w8a8", protocol="full")
+    with pytest.raises(InputError, match="ranges 'widest' are unknown; choose one of minmax, percentile, mse"):
+        Quantization("w8a8", weight_ranges="widest")
+    with pytest.raises(InputError, match="leave out input_bits"):
+        Quantization("w8a8", input_bits=4)
+
+
+@pytest.mark.parametrize("bits", ["w1a4", "w4a9", "4", "w4a4 ", "W4A4", 4, None])
+def test_bits_are_from_2_to_8(bits: object) -> None:
+    with pytest.raises(InputError, match="write them as w4a8, with 2 to 8 bits each"):
+        Bits(bits)
+
+
+def test_bits_and_quantization_come_back_from_json() -> None:
+    quantization = Quantization("w2a7", "integer", input_bits=3, last_bits=8, allow_partial=True)
+    assert (quantization.bits.weights, quantization.bits.activations) == (2, 7)
+    assert Quantization.from_dict(json.loads(json.dumps(quantization.to_dict()))) == quantization
+    assert Quantization.from_dict({"weight_bits": 2, "activation_bits": 7, "protocol": "gdfq"}) == Quantization("w2a7")
+    assert copy.deepcopy(quantization.bits) == Bits("w2a7")
     with pytest.raises(ValueError, match="choose one of minmax, percentile, mse"):
         WeightQuantizer(4, ranges="max")
 
@@ -166,9 +186,7 @@ def test_ranges_reach_weights_and_activations(ranges: str, small: nn.Module) -> 
     images = torch.randn(4, 3, 16, 16)
     scales = []
     for name in ("minmax", ranges):
-        student, _ = quantize_network(
-            small, weight_bits=2, activation_bits=2, weight_ranges=name, activation_ranges=name
-        )
+        student, _ = quantize_network(small, Quantization("w2a2", weight_ranges=name, activation_ranges=name))
         with torch.no_grad(), observe_ranges(student):
             student(images)
         scales.append(float(quantizers(student)[0].qparams()[0]))

@@ -12,6 +12,7 @@ from nni_autorecon.cli import main as cli
 from nni_autorecon.config.common import Config
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.stages import stage_of_settings
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import sealed, write_json
 from nni_autorecon.reports.report import make_report, table_markdown
@@ -547,5 +548,5 @@ def test_settings_of_an_older_version_are_the_defaults(tmp_path):
 
 
 def test_the_stage_is_told_by_its_settings():
-    assert records.stage_of(CompressConfig().to_dict()) == "compress"
-    assert records.stage_of({**Config().to_dict(), "relaxation": "paper"}) == "search"
+    assert stage_of_settings(CompressConfig().to_dict()).name == "compress"
+    assert stage_of_settings({**Config().to_dict(), "relaxation": "paper"}).name == "search"

@@ -16,6 +16,7 @@ from nni_autorecon.losses.game import adaptability_loss, disagreement_entropy
 from nni_autorecon.losses.student import compression_loss, gated_cross_entropy
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import WeightQuantizer, observe_ranges
+from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.student.features import feature_alignment_loss, with_features
 from nni_autorecon.student.images import low_pass
 from nni_autorecon.student.inundation import flipping_factor, inundation
@@ -122,11 +123,11 @@ def test_hard_samples_are_a_step_uphill_in_every_pixel():
     assert not hard.requires_grad
 
 
-@pytest.mark.parametrize("protocol", ["gdfq", "integer"])
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
 def test_student_and_teacher_show_the_same_places(protocol):
     torch.manual_seed(0)
     teacher = SmallResNet().eval()
-    student, _ = quantize_network(teacher, weight_bits=8, activation_bits=8, protocol=protocol)
+    student, _ = quantize_network(teacher, Quantization("w8a8", protocol=protocol))
     images = torch.randn(4, 3, 9, 7)
     with torch.no_grad(), observe_ranges(student):
         student(images)
@@ -142,7 +143,7 @@ def test_student_and_teacher_show_the_same_places(protocol):
 
 
 def test_the_features_of_a_student_reach_its_weights():
-    student, _ = quantize_network(SmallResNet(), weight_bits=4, activation_bits=4)
+    student, _ = quantize_network(SmallResNet(), Quantization("w4a4"))
     with torch.no_grad(), observe_ranges(student):
         student(torch.randn(4, 3, 9, 7))
     with_features(student)(torch.randn(4, 3, 9, 7))[1][0].sum().backward()
@@ -209,7 +210,7 @@ def test_a_large_update_is_left_alone_and_none_at_all_too():
 
 def test_inundation_turns_over_the_share_of_every_weight_that_is_quantized():
     torch.manual_seed(0)
-    student, _ = quantize_network(SmallResNet(), weight_bits=4, activation_bits=4)
+    student, _ = quantize_network(SmallResNet(), Quantization("w4a4"))
     weights = {n: p for n, p in student.named_parameters() if n.endswith("weight.original")}
     before = {name: (codes_of(weight), weight.clone()) for name, weight in weights.items()}
     norm = student.get_parameter("stem.1.weight")
@@ -230,7 +231,7 @@ def test_inundation_turns_over_the_share_of_every_weight_that_is_quantized():
 @pytest.mark.parametrize("rate", [1e-3, 1e-7, 1e-12])
 def test_inundation_loses_nothing_of_a_step_that_is_small_beside_its_weight(rate):
     torch.manual_seed(0)
-    student, _ = quantize_network(SmallResNet(), weight_bits=4, activation_bits=4)
+    student, _ = quantize_network(SmallResNet(), Quantization("w4a4"))
     weight = student.get_parameter("stem.0.parametrizations.weight.original")
     old, gradient, decay, momentum = weight.detach().clone(), torch.randn(weight.shape), 0.3, 0.9
     optimizer = sgd(student.parameters(), rate, momentum=momentum, weight_decay=decay)

@@ -13,10 +13,10 @@ from torch import nn
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.data.digits import digits_data
 from nni_autorecon.errors import InputError
+from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.networks import resnet20
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher import digits
-from nni_autorecon.teacher.batchnorm import record_bn_statistics
 from nni_autorecon.teacher.device import resolve_device
 from nni_autorecon.teacher.loading import Teacher, configured_teacher, load_teacher
 from nni_autorecon.teacher.sources import IMAGENET_MEAN, IMAGENET_STD, architecture

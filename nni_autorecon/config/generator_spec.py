@@ -1,0 +1,53 @@
+"""What a generator's name means: one parsed value, from the setting to the table in a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+FORMS = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs]"
+HUMAN_DESIGNED = ("gdfq", "gdfq-conditional")
+SEARCH_SPACE = ("searched", "published", "random", "all")
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """A generator by its name; ``str`` gives the name back.
+
+    ``kind`` is one of ``SEARCH_SPACE``, and ``argument`` what stands behind its colon (a file, a name, a seed or an
+    operation; only ``searched`` may have none), or one of ``HUMAN_DESIGNED``, with ``equal_macs`` at the width at which
+    it costs as much as a genotype. Worked example: ``random:7`` is kind ``random`` with argument ``7``.
+    """
+
+    kind: str
+    argument: str = ""
+    equal_macs: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> GeneratorSpec:
+        """Read a name. Raises InputError for any that is none."""
+        design, at, modifier = text.partition("@")
+        if design in HUMAN_DESIGNED and modifier == ("equal-macs" if at else ""):
+            return cls(design, equal_macs=bool(at))
+        kind, _, argument = text.partition(":")
+        if kind not in SEARCH_SPACE or not (argument or text == "searched"):
+            raise InputError(f"generator {text!r} is not known; use one of {FORMS}")
+        return cls(kind, argument)
+
+    def __str__(self) -> str:
+        return self.kind + (f":{self.argument}" if self.argument else "") + ("@equal-macs" if self.equal_macs else "")
+
+    @property
+    def family(self) -> str:
+        """The name without its argument, under which reports list it: ``random``, ``gdfq@equal-macs``."""
+        return self.kind + ("@equal-macs" if self.equal_macs else "")
+
+    @property
+    def needs_genotype(self) -> bool:
+        """True if it refers to a genotype that is named elsewhere."""
+        return self.equal_macs or (self.kind == "searched" and not self.argument)
+
+    def uses_genotype(self, width: int | None) -> bool:
+        """Return True if a genotype that is named elsewhere has a say: a random one takes its width from it."""
+        return self.needs_genotype or (self.kind in ("random", "all") and width is None)

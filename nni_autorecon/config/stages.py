@@ -1,0 +1,83 @@
+"""What a stage is: its name, its settings, what it measures and which files it leaves. One table for all."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .common import Config
+from .compress import CompressConfig
+from .distill import DistillConfig
+from .search import SearchConfig
+
+COSTS = ("generator_macs", "generator_parameters", "seconds")
+ACCURACIES = ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, whose command and whose trial script have its name."""
+
+    name: str
+    config: type[Config]
+    default: str
+    """The metric that NNI's ``default`` stands for."""
+    symbol: str
+    """What a person calls that metric."""
+    metrics: tuple[str, ...]
+    """What it measures, under the names in result.json."""
+    files: tuple[str, ...]
+    """What it leaves in its folder beside the files of every run."""
+
+    @property
+    def makes_student(self) -> bool:
+        """True if its result is a student."""
+        return self.default == "agreement"
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "search",
+            SearchConfig,
+            "loss",
+            "L_r",
+            ("loss", "class_loss", "bns_loss", "updates", *COSTS),
+            ("genotype.json", "probabilities.json", "loss.png", "probabilities.png", "genotype.png", "images.png"),
+        ),
+        Stage(
+            "compress",
+            CompressConfig,
+            "agreement",
+            "agreement",
+            (*ACCURACIES, *COSTS),
+            ("student.safetensors", "loss.png", "agreement.png", "images.png"),
+        ),
+        Stage(
+            "distill",
+            DistillConfig,
+            "agreement",
+            "agreement",
+            (*ACCURACIES, *COSTS),
+            ("student.pt", "loss.png", "agreement.png", "images.png"),
+        ),
+    )
+}
+
+
+def stage_of_settings(settings: Mapping[str, Any]) -> Stage:
+    """Return the stage that ``settings`` are of: the one with most names in common."""
+    return max(STAGES.values(), key=lambda stage: len(settings.keys() & stage.config.__dataclass_fields__.keys()))
+
+
+def stage_of_command(command: str) -> Stage | None:
+    """Return the stage that a ``trialCommand`` runs, by the name of its script; None if there is none such.
+
+    Raises ValueError if the command cannot be read.
+    """
+    names = {Path(word).name for word in shlex.split(command)}
+    return next((stage for stage in STAGES.values() if f"{stage.name}.py" in names), None)

@@ -1,0 +1,94 @@
+"""What is to be quantized and how: bit widths, protocol and ranges, as one value from the flag to the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, shown
+from .ranges import RANGES
+
+PROTOCOLS = {
+    "activations": "the outputs of activation functions, as GDFQ does",
+    "integer": "all that an integer engine stores",
+}
+"""What is quantized beside weights, by the name of the protocol (see :mod:`.insertion`)."""
+FORMER_NAMES = {"gdfq": "activations"}
+"""Names that protocols had in earlier files and settings; they are still read."""
+INPUT_BITS = 8
+"""Bits of the network input in protocol ``integer`` unless others are asked for."""
+
+
+class Bits(str):
+    """Bit widths of weights and activations, from 2 to 8 each, written as in ``w4a8``; a string in files and tables.
+
+    Raises InputError for any other text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Bits:
+        if not isinstance(text, str) or not re.fullmatch(r"w[2-8]a[2-8]", text):
+            raise InputError(f"bits {shown(text)} are not understood; write them as w4a8, with 2 to 8 bits each")
+        return super().__new__(cls, text)
+
+    @property
+    def weights(self) -> int:
+        """Bits of a weight."""
+        return int(self[1])
+
+    @property
+    def activations(self) -> int:
+        """Bits of an activation."""
+        return int(self[3])
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How :func:`~.insertion.quantize_network` quantizes a network.
+
+    ``first_bits`` and ``last_bits`` are those of the first and of the last layer's weights and, in protocol
+    ``integer``, of the last layer's input; None means as all others. ``input_bits`` are those of the network input in
+    protocol ``integer``; None means 8. ``weight_ranges`` and ``activation_ranges`` name functions of
+    :data:`~.ranges.RANGES`. With ``allow_partial`` parts that cannot be quantized are listed and left as they are.
+
+    Raises InputError for an unknown protocol or range, and for input bits in protocol ``activations``.
+    """
+
+    bits: Bits
+    protocol: str = "activations"
+    input_bits: int | None = None
+    first_bits: int | None = None
+    last_bits: int | None = None
+    weight_ranges: str = "minmax"
+    activation_ranges: str = "minmax"
+    allow_partial: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", Bits(self.bits))
+        object.__setattr__(self, "protocol", FORMER_NAMES.get(self.protocol, self.protocol))
+        if self.protocol not in PROTOCOLS:
+            raise InputError(f"protocol {self.protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+        for ranges in (self.weight_ranges, self.activation_ranges):
+            if ranges not in RANGES:
+                raise InputError(f"ranges {ranges!r} are unknown; choose one of {', '.join(RANGES)}")
+        if self.protocol == "activations" and self.input_bits is not None:
+            raise InputError("protocol activations leaves the network input as it is; leave out input_bits")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the names and values, as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Quantization:
+        """Read what :meth:`to_dict` gave, or the keyword arguments that files of format 1 hold.
+
+        Raises InputError, TypeError or KeyError for anything else.
+        """
+        values = dict(values)
+        if "weight_bits" in values:
+            values["bits"] = f"w{values.pop('weight_bits')}a{values.pop('activation_bits')}"
+        return cls(**values)
