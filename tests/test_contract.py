@@ -1,8 +1,9 @@
-"""What holds across the package: one order of sub-packages, optional imports."""
+"""What holds across the package: one order of sub-packages, optional imports; and of tests, what they share."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,26 +27,29 @@ def place(path: Path) -> str:
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
+
+
+def imported(path: Path, top: Path) -> Iterator[list[str]]:
+    """The parts of every name that a module below the package ``top`` imports, anywhere in its code."""
+    here = (top.name, *path.relative_to(top).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level + 1]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from ([*base, alias.name] for alias in node.names)
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
     """Places in this package, and other packages, that a module imports anywhere in its code."""
     own, others = set(), set()
-    here = ("nni_autorecon", *path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = [*here[: len(here) - node.level + 1]] if node.level else []
-            base += node.module.split(".") if node.module else []
-            found = [".".join([*base, alias.name]) for alias in node.names]
+    for parts in imported(path, PACKAGE):
+        if parts[0] == "nni_autorecon":
+            own.add(parts[1] if len(parts) > 1 else "__init__")
         else:
-            continue
-        for parts in (name.split(".") for name in found):
-            if parts[0] == "nni_autorecon":
-                own.add(parts[1] if len(parts) > 1 else "__init__")
-            else:
-                others.add(parts[0])
+            others.add(parts[0])
     return own, others
 
 
@@ -62,6 +66,12 @@ def test_a_module_imports_from_what_comes_before_it(path):
 @pytest.mark.parametrize("path", [path for path in MODULES if place(path) not in ON_NNI], ids=str)
 def test_nni_stays_at_the_rim(path):
     assert not imports(path)[1] & {"nni", "pytorch_lightning"}
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=str)
+def test_what_test_modules_share_stands_in_helpers(path):
+    names = [parts for parts in imported(path, TESTS) if parts[0] != PACKAGE.name]
+    assert not [".".join(parts) for parts in names if any(part.startswith("test_") for part in parts)]
 
 
 def _modules_after(statement):

@@ -24,11 +24,8 @@ from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.runs.snapshots import load_snapshot
 from nni_autorecon.teacher.sources import architecture
+from tests.helpers.command_line import SEARCH, heed_ctrl_c
 
-SEARCH = (
-    "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
-    "--validation-steps 1 --final-steps 2"
-).split()
 COMPRESS = "--batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
 GDFQ = ["--generator", "gdfq", "--width", "4"]
 
@@ -210,11 +207,6 @@ def test_test_data_of_ones_own_are_measured(digits_teacher, tmp_path):
     assert result["accuracy"] * 40 == pytest.approx(round(result["accuracy"] * 40))
 
 
-def _heed_ctrl_c():
-    """A shell starts what runs in the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
     ("stage", "number", "code"),
     [
@@ -237,7 +229,7 @@ def test_a_stopped_run_says_so_and_fails_within_4_seconds(stage, number, code, d
         "-o",
         str(tmp_path / "run"),
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as process:
         try:
             while not (tmp_path / "run" / "snapshot.bin").exists():
                 assert process.poll() is None

@@ -19,9 +19,8 @@ from nni_autorecon.figures import curves as plots
 from nni_autorecon.runs.folder import SNAPSHOT
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import Teacher
-from tests.cli.test_cli import _heed_ctrl_c
-from tests.runs.test_faults import STAGES, assert_whole
-from tests.runs.test_resume import _results
+from tests.helpers.command_line import heed_ctrl_c
+from tests.helpers.interrupted_runs import STAGES, assert_whole, results_of
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -58,7 +57,7 @@ SLOW = pytest.mark.slow
 def test_a_signal_during_the_imports(stage: str, module: str, number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), *STAGES[stage], "-o", "run"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c,
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as process:  # fmt: skip
         assert process.stdout
@@ -124,8 +123,8 @@ def test_a_signal_while_something_is_written(
     monkeypatch.setattr(sys.modules[f"nni_autorecon.{MODULES[stage]}"], "_draw", lambda *arguments: None)
     assert cli.main([*argv, "--resume"]) == 0
     assert cli.main([*argv[:-1], str(tmp_path / "whole")]) == 0
-    expected = _results(tmp_path / "whole")
-    assert {name: content for name, content in _results(folder).items() if name in expected} == expected
+    expected = results_of(tmp_path / "whole")
+    assert {name: content for name, content in results_of(folder).items() if name in expected} == expected
 
 
 MODULES = {"search": "nas.search", "compress": "student.compression", "distill": "student.distillation"}

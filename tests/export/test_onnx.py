@@ -24,7 +24,7 @@ from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, activation_quantizers
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.quantization.specification import Quantization
-from tests.export.test_student_file import student_of
+from tests.helpers.students import student_of
 from tests.helpers.toys import CLASSES, IMAGE
 
 onnx = pytest.importorskip("onnx")

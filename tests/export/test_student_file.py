@@ -34,26 +34,9 @@ from nni_autorecon.quantization.quantizers import (
 )
 from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.shapes import ImageShape
-from nni_autorecon.teacher.sources import architecture
-from tests.helpers.toys import CLASSES, IMAGE
+from tests.helpers.students import student_of
 
 TOY = "tests.helpers.toys:toy_teacher"
-
-
-def student_of(spec, weight_bits, activation_bits, image=IMAGE, num_classes=CLASSES, **more):
-    """A student with ranges from noise, its norms unlike their initial values, and its description."""
-    torch.manual_seed(0)
-    network = architecture(spec, num_classes)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 2)
-    bits = Quantization(f"w{weight_bits}a{activation_bits}", **more)
-    student, _ = quantize_network(network, bits)
-    with torch.no_grad(), observe_ranges(student):
-        student(torch.randn(7, *image))
-    zeros, ones = (0.0,) * image.channels, (1.0,) * image.channels
-    return student, Description(spec, num_classes, image, zeros, ones, bits, details={"generator": "noise"})
 
 
 @pytest.fixture

@@ -19,13 +19,11 @@ import yaml
 from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.experiment import loopback
 from nni_autorecon.experiment.loopback import TUNER_PATIENCE, node_options
+from tests.helpers.command_line import SEARCH
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
-FLAGS = (
-    "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 --validation-steps 1 "
-    "--final-steps 2"
-)
+FLAGS = " ".join(SEARCH)
 STUDENT = "--width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
 """Of a compression that is over at once."""
 SECONDS = 240

@@ -3,16 +3,14 @@
 import pytest
 import torch
 from nni.nas.evaluator.pytorch import Lightning, Trainer
-from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nni_autorecon.accel.cuda_graphs import Recorded
-from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, SearchConfig
+from nni_autorecon.config.search import FINAL_VALIDATION_STEPS
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator.costs import generator_macs
 from nni_autorecon.generator.genotype import check_choices
-from nni_autorecon.generator.latent import LatentLoader
 from nni_autorecon.generator.operations import Features, mixture, node_sum
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NONE
@@ -23,31 +21,8 @@ from nni_autorecon.nas.search import search
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
 from nni_autorecon.runs.folder import RunFolder
+from tests.helpers.searches import CONFIG, run_search
 from tests.helpers.toys import GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
-
-CONFIG = SearchConfig(
-    width=3, latent_dim=7, batch_size=6, epochs=3, weight_steps=3, architecture_steps=2, validation_steps=1,
-    architecture_lr=0.1, temperature_start=4.0, temperature_end=1.0,
-)  # fmt: skip
-
-
-def _run(config=CONFIG, *, seed=0, on_epoch=lambda metrics: None, objective=None, kind=AutoReConStrategy):
-    """A whole search on NNI's sequential engine."""
-    torch.manual_seed(seed)
-    strategy = kind(config, on_epoch=on_epoch)
-    trainer = Trainer(
-        max_epochs=config.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    source = toy_source(seed)
-    steps = config.weight_steps + config.architecture_steps
-    evaluator = Lightning(
-        ReconstructionModule(config, objective or toy_objective()), trainer,
-        LatentLoader(source, "search", steps, lambda: trainer.current_epoch),
-        LatentLoader(source, "validation", config.validation_steps, lambda: 0),
-    )  # fmt: skip
-    strategy(RawFormatModelSpace(GeneratorSpace(**GENERATOR), evaluator), SequentialExecutionEngine())
-    return strategy
 
 
 def _module(config=CONFIG):
@@ -77,7 +52,7 @@ def phases(monkeypatch):
 
 
 def test_each_phase_changes_only_its_own_parameters_and_in_order(phases):
-    _run()
+    run_search()
     assert phases == ([{False}] * 3 + [{True}] * 2) * 3  # T1 updates of W, then V1 of alpha, every epoch
 
 
@@ -91,7 +66,7 @@ def test_gradients_reach_every_alpha_and_weight_and_none_the_teacher():
     for name, parameter in supernet.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0 or name.endswith(".bias"), name  # a norm may cancel a bias
-    _run(objective=toy_objective(teacher))
+    run_search(objective=toy_objective(teacher))
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert not any(module._forward_pre_hooks for module in teacher.modules())
@@ -99,7 +74,7 @@ def test_gradients_reach_every_alpha_and_weight_and_none_the_teacher():
 
 def test_each_epoch_reports_what_the_web_ui_shows():
     rows = []
-    _run(on_epoch=rows.append)
+    run_search(on_epoch=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for epoch, row in enumerate(rows):
         assert set(row) == {
@@ -113,7 +88,7 @@ def test_each_epoch_reports_what_the_web_ui_shows():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_temperature_follows_the_schedule_that_was_chosen(schedule):
     rows = []
-    _run(CONFIG.override({"temperature_schedule": schedule}), on_epoch=rows.append)
+    run_search(CONFIG.override({"temperature_schedule": schedule}), on_epoch=rows.append)
     expected = [temperature_at(epoch, 3, start=4.0, end=1.0, schedule=schedule) for epoch in range(3)]
     assert [row["temperature"] for row in rows] == expected
 
@@ -127,7 +102,7 @@ def test_the_temperature_reaches_every_edge(monkeypatch):
         step(self, batch, batch_idx)
 
     monkeypatch.setattr(AutoReConModule, "training_step", recorded)
-    _run()
+    run_search()
     assert seen == {(4.0,) * 33, (2.0,) * 33, (1.0,) * 33}
 
 
@@ -153,13 +128,13 @@ def test_a_recorded_sample_sees_the_temperature_change(hard):
 def test_steps_are_recorded_anew_only_where_an_epoch_is_another_number(monkeypatch, settings, kept):
     forgotten = []
     monkeypatch.setattr(Recorded, "forget", lambda step: forgotten.append(step.what))
-    _run(CONFIG.override(settings))
+    run_search(CONFIG.override(settings))
     steps = ["the update of W", "the update of α"]
     assert forgotten == steps * (1 if kept else 4)  # at the end, or at the start of each of three epochs, too
 
 
 def test_the_search_is_reproducible_from_its_seed():
-    first, second, other = _run(seed=1), _run(seed=1), _run(seed=2)
+    first, second, other = run_search(seed=1), run_search(seed=1), run_search(seed=2)
     assert first.probabilities() == second.probabilities()
     assert first.probabilities() != other.probabilities()
     weights = zip(first.supernet.parameters(), second.supernet.parameters(), strict=True)
@@ -169,7 +144,7 @@ def test_the_search_is_reproducible_from_its_seed():
 @pytest.mark.parametrize("sampling", ["soft", "hard"])
 @pytest.mark.parametrize("relaxation", ["paper", "logits"])
 def test_every_form_of_sampling_searches(sampling, relaxation):
-    strategy = _run(CONFIG.override({"sampling": sampling, "relaxation": relaxation}))
+    strategy = run_search(CONFIG.override({"sampling": sampling, "relaxation": relaxation}))
     choices, _ = strategy.derive()
     check_choices(choices)
     start = AutoReConStrategy(CONFIG)
@@ -181,7 +156,7 @@ def test_every_form_of_sampling_searches(sampling, relaxation):
 
 
 def test_probabilities_are_softmax_alpha_and_the_argmax_is_derived():
-    strategy = _run()
+    strategy = run_search()
     probabilities = strategy.probabilities()
     for edge in strategy.oneshot_module.mixed_edges():
         p = edge.alpha.detach().softmax(-1)
@@ -207,7 +182,7 @@ def test_dead_nodes_are_repaired_at_derivation():
 
 
 def test_export_freeze_and_list_models_work_as_in_nni():
-    strategy = _run()
+    strategy = run_search()
     sample = strategy.oneshot_module.export()
     frozen = strategy.supernet.freeze(sample)
     (listed,) = strategy.list_models()
@@ -219,7 +194,7 @@ def test_export_freeze_and_list_models_work_as_in_nni():
 
 
 def test_a_frozen_supernet_shares_no_storage_with_it():
-    strategy = _run()
+    strategy = run_search()
     frozen = strategy.supernet.freeze(sample_of(strategy.derive()[0]))
     before = snapshot(strategy.supernet)
     with torch.no_grad():
@@ -293,7 +268,7 @@ def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
 
     monkeypatch.setattr(AutoReConModule, "manual_backward", failing)
     monkeypatch.setattr(AutoReConModule, "_update", again)
-    _run()
+    run_search()
     assert next(failures, "all were asked for") == "all were asked for"
 
 
@@ -327,7 +302,7 @@ def test_the_mac_penalty_has_a_gradient_and_makes_generators_cheaper():
     macs = []
     for penalty in (0.0, 100.0):
         rows = []
-        _run(CONFIG.override({"mac_penalty": penalty}), on_epoch=rows.append)
+        run_search(CONFIG.override({"mac_penalty": penalty}), on_epoch=rows.append)
         macs.append(rows[-1]["expected_macs"])
     assert macs[1] < 0.9 * macs[0]
 
@@ -349,14 +324,14 @@ def test_the_entropy_penalty_decides_edges():
     confidences = []
     for penalty in (0.0, 100.0):
         rows = []
-        _run(CONFIG.override({"entropy_penalty": penalty, "architecture_init": 0.1}), on_epoch=rows.append)
+        run_search(CONFIG.override({"entropy_penalty": penalty, "architecture_init": 0.1}), on_epoch=rows.append)
         confidences.append(rows[-1]["confidence"])
     assert confidences[1] > confidences[0] + 0.02
 
 
 def test_alpha_that_is_no_number_is_divergence():
     with pytest.raises(DivergenceError):
-        _run(CONFIG.override({"entropy_penalty": 1.0, "architecture_steps": 3}), objective=_never_finite)
+        run_search(CONFIG.override({"entropy_penalty": 1.0, "architecture_steps": 3}), objective=_never_finite)
 
 
 def _never_finite(images, labels):
@@ -388,4 +363,4 @@ def test_nan_stops_the_search_with_a_clear_error():
         return loss._replace(total=loss.total * float("nan"))
 
     with pytest.raises(DivergenceError, match="training L_r in epoch 1 became nan; lower the learning rate"):
-        _run(objective=objective)
+        run_search(objective=objective)

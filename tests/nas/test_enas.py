@@ -14,8 +14,8 @@ from nni_autorecon.losses.reconstruction import ReconstructionLoss
 from nni_autorecon.nas.enas import DRAWN, EnasModule, EnasStrategy
 from nni_autorecon.nas.space import GeneratorSpace, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
+from tests.helpers.searches import run_search
 from tests.helpers.toys import GENERATOR, IMAGE, toy_objective, toy_source
-from tests.nas.test_autorecon import _run
 
 CONFIG = SearchConfig(
     strategy="enas", width=3, latent_dim=7, batch_size=6, epochs=2, weight_steps=3, architecture_steps=2,
@@ -24,7 +24,7 @@ CONFIG = SearchConfig(
 
 
 def _search(config=CONFIG, **rest):
-    return _run(config, kind=EnasStrategy, **rest)
+    return run_search(config, kind=EnasStrategy, **rest)
 
 
 def _module(config=CONFIG):

@@ -13,8 +13,8 @@ from nni_autorecon.nas.opponent import Opponent
 from nni_autorecon.nas.search import search
 from nni_autorecon.quantization.quantizers import ActivationQuantizer
 from nni_autorecon.runs.folder import RunFolder
+from tests.helpers.searches import CONFIG, run_search
 from tests.helpers.toys import snapshot
-from tests.nas.test_autorecon import CONFIG, _run
 
 GAME = SearchConfig(adaptability_weight=1.0, student_bits="w2a2", epochs=8)
 
@@ -109,7 +109,7 @@ def _playing(opponent, **changes):
         )
 
     config = {**CONFIG.to_dict(), "adaptability_weight": 1.0, "weight_lr": 0.02, "weight_steps": 8, **changes}
-    _run(SearchConfig(**config), objective=indifferent, kind=kind)
+    run_search(SearchConfig(**config), objective=indifferent, kind=kind)
     return confidences
 
 

@@ -11,7 +11,7 @@ from nni_autorecon.generator.genotype import Genotype, dead_nodes, uniform_choic
 from nni_autorecon.generator.topology import EDGES
 from nni_autorecon.nas import search
 from nni_autorecon.nas.search import _drawn
-from tests.cli.test_cli import SEARCH
+from tests.helpers.command_line import SEARCH
 
 UNIFORM = {edge.label: dict.fromkeys(edge.candidates, 1 / len(edge.candidates)) for edge in EDGES}
 

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from nni_autorecon.reports.figure import comparison_info, plot_report
 from nni_autorecon.reports.report import make_report
 from nni_autorecon.runs.records import FAILED
-from tests.reports.test_report import SEARCHES, TABLE_2, found, run
+from tests.helpers.report_runs import SEARCHES, TABLE_2, found, run
 
 NAN = np.nan
 

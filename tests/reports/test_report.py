@@ -11,28 +11,13 @@ import pytest
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.common import Config
 from nni_autorecon.config.compress import CompressConfig
-from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.config.stages import stage_of_settings
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import sealed, write_json
 from nni_autorecon.reports.report import make_report, table_markdown
 from nni_autorecon.runs import records
-from nni_autorecon.runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, WAITING, Run
-
-VERSIONS = {"nni-autorecon": "0.1.0", "torch": "2.15.0"}
-_number = itertools.count()
-
-
-def run(accuracy=None, *, status=None, name=None, metrics=(), command="compress", versions=VERSIONS, **settings):
-    """A finished run if it has an accuracy in %; settings that CompressConfig lacks are taken as they are."""
-    status = status or (INCOMPLETE if accuracy is None and not metrics else FINISHED)
-    measured = {"teacher_accuracy": 0.991, "generator_macs": 28.7e6, "generator_parameters": 430_000, "seconds": 5.0}
-    measured |= {} if accuracy is None else {"accuracy": accuracy / 100, "agreement": 0.9}
-    settings = {**CompressConfig().to_dict(), "generator": "gdfq", **settings}
-    return Run(
-        name or f"run-{next(_number)}", command, settings, status,
-        {**measured, **dict(metrics)} if status == FINISHED else {}, versions,
-    )  # fmt: skip
+from nni_autorecon.runs.records import CANCELED, FAILED, INCOMPLETE, RUNNING, WAITING, Run
+from tests.helpers.report_runs import SEARCHES, TABLE_2, VERSIONS, found, run
 
 
 def table(runs):
@@ -44,15 +29,6 @@ def table(runs):
 def cells(runs):
     return {row[0]: row[1:-2] for row in table(runs)[2:]}
 
-
-TABLE_2 = [
-    *(run(a, bits="w4a4", seed=i, generator="gdfq") for i, a in enumerate((91.0, 91.5, 91.1))),
-    *(run(a, bits="w4a4", seed=i, generator=f"searched:a-{i}.json") for i, a in enumerate((92.1, 92.5, 92.33))),
-    *(run(a, bits="w3a3", seed=i, generator="gdfq") for i, a in enumerate((78.4, 77.8))),
-    run(status=FAILED, name="lost", bits="w3a3", seed=2, generator="gdfq"),
-    run(70.0, bits="w3a3", seed=0, generator="searched:a-0.json", metrics={"generator_macs": 9e6}),
-    run(status=RUNNING, name="now", bits="w3a3", seed=1, generator="searched:a-1.json"),
-]
 
 EXPECTED = """\
 Teacher digits, accuracy 99.10 %. Test accuracy, in %, last of 14 epochs: mean ± standard deviation over \
@@ -302,22 +278,6 @@ def test_searches_are_left_out_and_counted():
 
 # Searches
 
-
-def found(loss=None, *, status=None, name=None, metrics=(), **settings):
-    """A search, finished if it has an L_r."""
-    config, status = SearchConfig(**settings), status or (INCOMPLETE if loss is None else FINISHED)
-    measured = {"loss": loss, "class_loss": 0.25, "bns_loss": 0.0035, "updates": config.updates, "seconds": 5.0}
-    measured |= {"generator_macs": 7.1e6, **dict(metrics)}
-    name = name or f"search-{next(_number)}"
-    return Run(name, "search", config.to_dict(), status, measured if status == FINISHED else {}, VERSIONS)
-
-
-SEARCHES = [
-    *(found(loss, strategy="tpe", seed=seed) for seed, loss in enumerate((0.7, 0.74))),
-    found(strategy="tpe", seed=2, status=FAILED, name="lost"),
-    *(found(loss, seed=seed, metrics={"seconds": 30 + seed}) for seed, loss in enumerate((0.52, 0.55, 0.5))),
-    Run("trial w", None, {"strategy": "random", "seed": 0}, WAITING),
-]
 
 EXPECTED_OF_SEARCHES = """\
 Teacher digits. L_r = class_loss + 100 bns_loss (eq. 1) of the generator found: trained by 150 batches of 32 \

@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import exits as endings
@@ -33,13 +32,7 @@ from nni_autorecon.student import compression, distillation
 from nni_autorecon.student import training as student_training
 from nni_autorecon.teacher.digits import load_digits_teacher
 from nni_autorecon.teacher.loading import Teacher
-from tests.runs.test_resume import RUNS, _results
-
-STAGES = {
-    "search": RUNS["search"],
-    "compress": RUNS["gdfq"],
-    "distill": [*RUNS["distill"][:-1], "nni_autorecon.networks:digits_student"],
-}
+from tests.helpers.interrupted_runs import STAGES, assert_whole, results_of
 
 
 def refused(argv: list[str], capsys: Any, *parts: str, code: int = 2) -> None:
@@ -71,27 +64,6 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-def assert_whole(folder: Path) -> None:
-    """Every file in the folder is what its name says, and no part of another."""
-    for path in folder.iterdir():
-        content = path.read_bytes()
-        match path.suffix:
-            case ".json":
-                json.loads(content)
-            case ".csv":
-                assert not pd.read_csv(path).empty
-            case ".png":
-                assert content.endswith(b"IEND\xaeB`\x82")
-            case ".safetensors":
-                load_file(path)
-            case ".pt":
-                torch.load(path, weights_only=True)
-            case ".bin":
-                assert load_snapshot(path)
-            case _:
-                assert path.name == ".lock"
 
 
 # Full disks
@@ -128,7 +100,7 @@ def test_a_run_that_fills_the_disk_keeps_what_it_has(
         assert_whole(folder)
         if (folder / SNAPSHOT).exists():
             assert cli.main([*argv, "-o", str(folder), "--resume"]) == 0
-            assert _results(folder) == _results(tmp_path / "whole")
+            assert results_of(folder) == results_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kilobytes", [4, 40, 120, 200])
@@ -204,7 +176,7 @@ def test_a_clock_that_jumps_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours * next(jumps))
     assert cli.main([*argv, "-o", str(tmp_path / "run")]) == 0
     assert next(jumps) > 1  # somebody asked
-    assert _results(tmp_path / "run") == _results(tmp_path / "whole")
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "whole")
     assert 0 < json.loads((tmp_path / "run" / "result.json").read_text())["seconds"] < 600
 
 
@@ -271,7 +243,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(
         if (folder / SNAPSHOT).exists():
             assert pd.read_csv(folder / "metrics.csv").filter(like="loss").iloc[:, :3].notna().all(axis=None)
             assert cli.main([*argv, "-o", str(folder), "--resume"]) == 0
-            assert _results(folder) == _results(tmp_path / "whole")
+            assert results_of(folder) == results_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stage", ["compress", "distill"])

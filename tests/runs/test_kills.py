@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.runs.test_resume import RUNS, _results
+from tests.helpers.interrupted_runs import RUNS, results_of
 
 KILLS = 20
 PROGRAM = """
@@ -67,4 +67,4 @@ def test_twenty_kills_change_nothing(stage, epochs, digits_teacher, tmp_path):
 
     run(tmp_path / "whole", 0)
     assert run(tmp_path / "killed", KILLS) > KILLS / 2  # most came after a first epoch
-    assert _results(tmp_path / "killed") == _results(tmp_path / "whole")
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")

@@ -13,7 +13,6 @@ import torch
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.files import SEAL
 from nni_autorecon.generator.gdfq import GDFQGenerator
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
 from nni_autorecon.nas import enas, search
@@ -26,28 +25,17 @@ from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import compression, distillation
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.teacher.loading import Teacher
+from tests.helpers.interrupted_runs import (
+    PHASES,
+    RUNS,
+    SMALL,
+    STUDENT,
+    KilledError,
+    kill_after_two_epochs,
+    results_of,
+    run_until_killed,
+)
 
-SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
-STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps", "1", "--final-steps", "2"]
-STUDENT = ["--steps", "2", "--agreement-steps", "1", "--width", "3"]
-PHASES = ["--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
-IMAGES = ["--image-count", "12", "--image-steps", "2"]
-RUNS = {
-    "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
-    "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard",
-                    "--tournament", "2", "--tournament-steps", "2"],
-    "opponent": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--adaptability-weight", "1"],
-    "enas": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--strategy", "enas",
-             "--architecture-steps", "2", "--inherit-weights"],
-    **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
-       for name in ("random", "evolution", "tpe")},
-    "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
-    "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
-                "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1", "--range-lr", "0.01"],
-    "zeroq-kd": ["compress", "--batch-size", "6", *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method",
-                 "zeroq-kd"],
-    "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
-}  # fmt: skip
 DROPOUT = """
 from torch import nn
 
@@ -70,15 +58,6 @@ def no_figures():
         yield
 
 
-class KilledError(BaseException):
-    """As sudden as a signal."""
-
-
-def _killed(*arguments):
-    with pytest.raises(KilledError):
-        cli.main([*arguments])
-
-
 @pytest.fixture(scope="module", params=RUNS)
 def undisturbed(request, digits_teacher, tmp_path_factory):
     """(arguments, folder) of a run to its end."""
@@ -87,16 +66,6 @@ def undisturbed(request, digits_teacher, tmp_path_factory):
     arguments = [part.format(student=f"{folder}/small.py:make") for part in RUNS[request.param]]
     assert cli.main([*arguments, "-o", str(folder / "run")]) == 0
     return arguments, folder / "run"
-
-
-def _results(folder):
-    """All that a run leaves, but for the time it took and pictures."""
-    results = {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".json", ".safetensors")
-    }
-    if "result.json" in results:
-        results["result.json"] = {**json.loads(results["result.json"]), "seconds": None, SEAL: None}
-    return results
 
 
 @pytest.mark.parametrize("moment", ["between the epochs", "within an epoch", "after the last epoch"])
@@ -121,30 +90,17 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(undisturbed, moment, tmp_
             patch.setattr(RunFolder, "log", log_and_die)
         else:
             patch.setattr(RunFolder, "save", save_and_die)
-        _killed(*arguments, "-o", str(tmp_path / "killed"))
+        run_until_killed(*arguments, "-o", str(tmp_path / "killed"))
     torch.manual_seed(7)  # another process would have other random numbers
     assert cli.main([*arguments, "-o", str(tmp_path / "killed"), "--resume"]) == 0
-    assert _results(tmp_path / "killed") == _results(whole)
+    assert results_of(tmp_path / "killed") == results_of(whole)
     assert not (tmp_path / "killed" / SNAPSHOT).exists()
-
-
-def _killed_after_two_epochs(monkeypatch, *arguments):
-    save = RunFolder.save
-
-    def save_and_die(run, *rest):
-        save(run, *rest)
-        if len(run.rows) == 2:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", save_and_die)
-        _killed(*arguments)
 
 
 @pytest.fixture
 def unfinished(tmp_path, digits_teacher, monkeypatch):
     """The folder of a compression that was killed after its second epoch."""
-    _killed_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"))
+    kill_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -155,7 +111,7 @@ def test_what_was_killed_in_its_first_epoch_begins_again(tmp_path, digits_teache
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", die)
-        _killed(*RUNS["gdfq"], "-o", str(folder))
+        run_until_killed(*RUNS["gdfq"], "-o", str(folder))
     assert cli.main([*RUNS["gdfq"], "--seed", "9", "-o", str(folder), "--resume"]) == 2  # which is another run
     assert "holds no unfinished run" in capsys.readouterr().err
     assert cli.main([*RUNS["gdfq"], "-o", str(folder), "--resume"]) == 0
@@ -221,7 +177,7 @@ def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monke
         "--teacher", "nni_autorecon.networks:digits_resnet", "--checkpoint", f"{tmp_path}/checkpoint",
         "-o", f"{tmp_path}/run",
     ]  # fmt: skip
-    _killed_after_two_epochs(monkeypatch, *arguments)
+    kill_after_two_epochs(monkeypatch, *arguments)
     if changed == "checkpoint":
         torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
     elif changed == "genotype":
@@ -243,7 +199,7 @@ def test_code_that_was_changed_is_not_gone_on_with(name, digits_teacher, tmp_pat
     if name == "teacher":
         torch.save(runpy.run_path(str(code))["make"](10).state_dict(), tmp_path / "weights")
         arguments += ["--checkpoint", str(tmp_path / "weights"), "--num-classes", "10", "--image-size", "16"]
-    _killed_after_two_epochs(monkeypatch, *arguments, "-o", str(tmp_path / "run"))
+    kill_after_two_epochs(monkeypatch, *arguments, "-o", str(tmp_path / "run"))
     code.write_text(DROPOUT.replace("Dropout(0.5)", "Dropout(0.4)"))
     assert cli.main([*arguments, "-o", str(tmp_path / "run"), "--resume"]) == 2
     assert f"was started with other contents of {name} {code}; leave out --resume" in capsys.readouterr().err
@@ -258,7 +214,7 @@ def test_a_run_that_was_killed_while_images_were_distilled_begins_again(tmp_path
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(image_sources, "distil_images", die)
-        _killed(*RUNS["zeroq-kd"], "-o", str(folder))
+        run_until_killed(*RUNS["zeroq-kd"], "-o", str(folder))
     assert (folder / "config.json").exists()
     assert cli.main([*RUNS["zeroq-kd"], "-o", str(folder), "--resume"]) == 0
     assert (folder / "result.json").exists()

@@ -14,7 +14,7 @@ from nni_autorecon.experiment.trial import Trial
 from nni_autorecon.nas import search
 from nni_autorecon.runs.folder import RunFolder
 from nni_autorecon.student import compression
-from tests.runs.test_resume import RUNS, KilledError, _killed, _killed_after_two_epochs
+from tests.helpers.interrupted_runs import RUNS, KilledError, kill_after_two_epochs, run_until_killed
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +59,14 @@ def test_a_run_that_goes_on_has_every_row_once(moment, digits_teacher, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, moment, and_die)
-        _killed(*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard")
+        run_until_killed(*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard")
     assert set(_scalars(tmp_path / "run")["loss"]) == {1, 2, 3}
     assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard", "--resume"]) == 0
     assert _scalars(tmp_path / "run") == _numbers(tmp_path / "run")
 
 
 def test_a_run_that_goes_on_without_it_leaves_what_is_there(digits_teacher, tmp_path, monkeypatch):
-    _killed_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard")
+    kill_after_two_epochs(monkeypatch, *RUNS["gdfq"], "-o", str(tmp_path / "run"), "--tensorboard")
     assert cli.main([*RUNS["gdfq"], "-o", str(tmp_path / "run"), "--resume"]) == 0
     assert set(_scalars(tmp_path / "run")["loss"]) == {1, 2}
 

@@ -14,8 +14,8 @@ from nni_autorecon.networks import digits_resnet, digits_student
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.distillation import LOSSES, Distillation, distill, student_for
 from nni_autorecon.teacher.loading import Teacher
+from tests.helpers.checkpoints import equal_states
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
-from tests.teacher.test_loading import equal_states
 
 CONFIG = DistillConfig(
     student="tests.helpers.toys:toy_student", generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=3, steps=2,

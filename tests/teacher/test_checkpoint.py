@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher.checkpoint import load_checkpoint
+from tests.helpers.checkpoints import save
 from tests.helpers.toys import snapshot, toy_teacher
 
 State = dict[str, Tensor]
-
-
-def save(content: object, folder: Path) -> Path:
-    torch.save(content, folder / "weights.pt")
-    return folder / "weights.pt"
 
 
 def blank() -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.device import resolve_device
 from nni_autorecon.teacher.loading import Teacher, configured_teacher, load_teacher
 from nni_autorecon.teacher.sources import IMAGENET_MEAN, IMAGENET_STD, architecture
+from tests.helpers.checkpoints import equal_states, refusal, save
 
 NETWORK_FILE = """
 from __future__ import annotations
@@ -91,24 +91,6 @@ def toy(file: Path) -> nn.Module:
 @pytest.fixture
 def checkpoint(toy: nn.Module, tmp_path: Path) -> Path:
     return save(toy.state_dict(), tmp_path)
-
-
-def save(content: object, folder: Path) -> Path:
-    torch.save(content, folder / "weights.pt")
-    return folder / "weights.pt"
-
-
-def refusal(*arguments: Any, **settings: Any) -> str:
-    """The one line with which load_teacher refuses."""
-    with pytest.raises(InputError) as caught:
-        load_teacher(*arguments, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def equal_states(one: nn.Module, other: nn.Module) -> bool:
-    state = other.state_dict()
-    return all(torch.equal(tensor, state[key]) for key, tensor in one.state_dict().items())
 
 
 # What comes out

@@ -18,7 +18,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import load_teacher
 from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, architecture
-from tests.teacher.test_loading import equal_states, refusal, save
+from tests.helpers.checkpoints import equal_states, refusal, save
 
 
 def net(num_classes: int, **attributes: Any) -> nn.Module:
