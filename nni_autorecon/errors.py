@@ -13,6 +13,10 @@ class InputError(AutoReConError, ValueError):
     """Something the person gave (a setting, a file, a network) cannot be used. Exit code 2."""
 
 
+class MachineError(AutoReConError, RuntimeError):
+    """The machine cannot do what is asked: its disk is full, a download failed, there is no GPU. Exit code 3."""
+
+
 class DivergenceError(AutoReConError, RuntimeError):
     """Training produced NaN or infinity. Exit code 1."""
 

@@ -58,7 +58,7 @@ def _train_supernet(
     trainer = Trainer(
         max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=run.path,
+        num_sanity_val_steps=0, default_root_dir=run.path if run.keeps else None,
     )  # fmt: skip
     epoch = lambda: first + trainer.current_epoch  # noqa: E731
     evaluator = Lightning(

@@ -34,8 +34,9 @@ from ..generator.training import (
     train_generator,
 )
 from ..networks import parameter_count
+from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
-from ..teacher.loading import Teacher, configured_teacher
+from ..teacher.loading import Teacher
 from .autorecon import AutoReConStrategy
 from .engine import run_strategy
 from .multi_trial import CandidateSearch
@@ -59,27 +60,34 @@ class SearchResult:
     """Batches of the search: they updated W or α, or rewarded a controller."""
     seconds: float
     """The final training included."""
+    device: str = ""
+    """Where it ran."""
 
     def to_dict(self) -> dict[str, Any]:
         details = self.genotype.details
         costs = {"generator_macs": details["macs"], "generator_parameters": details["parameters"]}
-        return {**self.loss, **costs, "updates": self.updates, "seconds": self.seconds}
+        return {**self.loss, **costs, "updates": self.updates, "seconds": self.seconds, "device": self.device}
 
     def metrics(self) -> dict[str, Any]:
         """What a trial reports as its final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
         values = self.to_dict()
-        return {"default": values.pop("loss"), **values, "genotype": self.genotype.to_json(indent=None)}
+        return {
+            "default": values.pop("loss"),
+            **{name: value for name, value in values.items() if name != "device"},
+            "genotype": self.genotype.to_json(indent=None),
+        }
 
 
-def search(
+def run_search(
     config: SearchConfig,
     run: RunFolder,
+    teacher: Teacher | None = None,
     *,
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
     progress: bool = False,
 ) -> SearchResult:
-    """Search a generator for the configured teacher, or go on with it, and leave everything in ``run``.
+    """Search a generator for ``teacher``, or for the configured one, or go on with it; leave everything in ``run``.
 
     ``on_epoch`` receives each epoch's metrics, ``on_step`` is called with every batch. Raises InputError for what the
     person can mend, DivergenceError if a loss is no longer finite.
@@ -87,8 +95,7 @@ def search(
     config.require_consistent()
     if config.strategy == "enas":
         _enas_strategy()  # refused before a teacher is loaded
-    state = run.earlier("search", config)
-    teacher = configured_teacher(config)
+    teacher, state = taken_up(run, "search", config, teacher)
     objective = objective_for(teacher.observed, config)
     source = LatentSource(
         config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device, on_batch=on_step
@@ -129,12 +136,13 @@ def search(
 
     details = _details(config, teacher, generator, choices, loss, repaired)
     genotype = Genotype(choices, config.width, config.latent_dim, details)
-    result = SearchResult(genotype, loss, probabilities, config.updates, time.perf_counter() - started)
-    genotype.save(run / "genotype.json")
-    run.write_result(result.to_dict())
-    if result.probabilities:
-        write_json(run / "probabilities.json", result.probabilities)
-    _draw(run, result, generator, source)
+    result = SearchResult(genotype, loss, probabilities, config.updates, time.perf_counter() - started, run.device)
+    if run.keeps:
+        genotype.save(run / "genotype.json")
+        run.write_result(result.to_dict())
+        if result.probabilities:
+            write_json(run / "probabilities.json", result.probabilities)
+        _draw(run, result, generator, source)
     return result
 
 

@@ -7,123 +7,117 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config.common import Config
+from ..config.stages import STAGES
 from ..errors import InputError
-from ..files import digest, parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
+from ..files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
 from .provenance import versions
+from .resuming import changes, contents, why_not
 from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
 from .tensorboard import EventFile, remove_events
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
 
-SNAPSHOT, LOCK, RESULT = "snapshot.bin", ".lock", "result.json"
-
-
+SNAPSHOT, LOCK, RESULT, METRICS = "snapshot.bin", ".lock", "result.json", "metrics.csv"
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
-
-
-RESULTS = (
-    SNAPSHOT, "metrics.csv", "genotype.json", "probabilities.json", RESULT, "student.safetensors", "student.pt",
-    "loss.png", "agreement.png", "probabilities.png", "genotype.png", "images.png",
-)  # fmt: skip
+RESULTS = (SNAPSHOT, METRICS, RESULT, *sorted({name for stage in STAGES.values() for name in stage.files}))
+Mode = Literal["new", "replace", "resume", "trial"]
+"""What is done with a folder that holds something: refuse it, replace what is there, go on with an unfinished run; an
+NNI trial goes on if it can, waits for an earlier attempt of its own, and replaces what else is there."""
 
 
 class RunFolder:
-    """``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row, the rest by the caller.
+    """The folder of a run: ``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row.
 
-    With ``resume`` an unfinished run in the folder goes on; with ``force``, too, another begins where there is none.
-    As a context it leaves the folder to others at the end, which it kept from them while the run was under way.
-    With ``tensorboard`` its rows are there for TensorBoard, too.
-    Raises InputError if the folder holds something already, unless ``force`` or ``resume``, or is a file.
+    As a context it keeps the folder from other processes while the run is under way. When its block ends well after
+    :meth:`write_result`, there is nothing left to go on with, and the snapshot goes. With ``tensorboard`` the rows are
+    there for TensorBoard, too. ``inputs`` are digests of what a run reads beside the files that its settings name.
+
+    Raises InputError if the folder holds something and ``mode`` is new, or if it is a file.
     """
 
-    def __init__(
-        self, path: str | Path, *, force: bool = False, resume: bool = False, tensorboard: bool = False
-    ) -> None:
-        self.path, self.force, self.resume = Path(path), force, resume
+    keeps = True
+    """False if nothing is written."""
+
+    def __init__(self, path: str | Path, mode: Mode = "new", *, tensorboard: bool = False) -> None:
+        self.path, self.mode = Path(path), mode
         self._events = EventFile(self / EVENTS) if tensorboard else None
-        require_absent(self.path, force=force or resume)
+        require_absent(self.path, force=mode != "new")
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
         self.rows: list[dict[str, Any]] = []
         self.device = ""
-        self._contents: dict[str, str | None] = {}
-        self._going_on = False
-        self._waits = force and resume  # a trial, which may find an earlier attempt of its own at work
+        self.inputs: dict[str, str | None] = {}
+        self._replaces = mode in ("replace", "trial")
+        self._going_on = self._has_result = False
         self._lock = FileLock(self / LOCK)
 
     def earlier(self, command: str, config: Config) -> State | None:
-        """What :meth:`save` left of an unfinished run of the same command and settings, its rows read; None without.
+        """Return what :meth:`save` left of an unfinished run of the same command and settings, its rows read, or None.
 
-        One that was killed within its first epoch begins again. Raises InputError, unless ``force``, if it is to be
-        resumed and cannot.
+        One that was killed within its first epoch begins again. Raises InputError if it is to be resumed and cannot;
+        a trial then begins anew.
         """
-        if not self.resume:
+        self.inputs |= contents(config)
+        if self.mode not in ("resume", "trial"):
             return None
         if (self / SNAPSHOT).exists() or ((self / "config.json").exists() and not (self / RESULT).exists()):
             self._take()
         snapshot = load_snapshot(self / SNAPSHOT)
         if snapshot is None and self._only_begun(command, config):
-            self.force = True
+            self._replaces = True
             return None
-        if snapshot is None:
-            fault = f"{self.path} holds no unfinished run"
-        elif snapshot.get("layout") != LAYOUT:
-            fault = f"{self.path} holds a run of another version of nni-autorecon"
-        elif snapshot["command"] != command:
-            fault = f"{self.path} holds a run of {snapshot['command']}, not of {command}"
-        elif changed := _changes(snapshot["config"], config.to_dict()):
-            fault = f"{self.path} was started with other settings ({', '.join(changed)})"
-        elif changed := [name for name, now in _contents(config).items() if now not in (None, snapshot["files"][name])]:
-            named = ", ".join(f"{name} {config.files[name]}" for name in changed)
-            fault = f"{self.path} was started with other contents of {named}"
-        else:
-            self.rows, self._going_on = snapshot["rows"], True
-            return cast(State, snapshot["state"])
-        if self.force:
+        fault = why_not(snapshot, command, config, self.inputs)
+        if fault is None:
+            known = cast(dict[str, Any], snapshot)
+            self.rows, self._going_on = known["rows"], True
+            return cast(State, known["state"])
+        if self.mode == "trial":
             return None
-        raise InputError(f"{fault}; leave out --resume and choose another folder")
+        raise InputError(f"{self.path} {fault}; leave out --resume and choose another folder")
 
     def _only_begun(self, command: str, config: Config) -> bool:
-        """Whether the folder holds a run of the same command and settings that has left no snapshot and no result."""
+        """Return True if the folder holds a run of the same settings that has left no snapshot and no result."""
         earlier = self._earlier()
-        same = earlier.get("command") == command and not _changes(dict(earlier.get("config", {})), config.to_dict())
+        same = earlier.get("command") == command and not changes(dict(earlier.get("config", {})), config.to_dict())
         return same and not any((self / name).exists() for name in (SNAPSHOT, RESULT))
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Remember where the run stands, after the row of the epoch was logged."""
-        here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "files": self._contents}
+        here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "files": self.inputs}
         save_snapshot(self / SNAPSHOT, {**here, "rows": self.rows, "state": state})
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write ``result.json``, with a checksum."""
         write_json(self / RESULT, sealed(values))
+        self._has_result = True
 
-    def finish(self) -> None:
-        """Forget it: all results are written."""
-        (self / SNAPSHOT).unlink(missing_ok=True)
-        (self / LOCK).unlink(missing_ok=True)
-
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._has_result:
+            (self / SNAPSHOT).unlink(missing_ok=True)
+            (self / LOCK).unlink(missing_ok=True)
         self._lock.release(force=True)  # however often it was taken
 
     def _take(self) -> None:
-        """Be the only process that works in the folder. A trial waits for what may be an earlier attempt of its own."""
+        """Take the folder for this process alone. A trial waits for what may be an earlier attempt of its own."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            if not self._waits:
+            if self.mode != "trial":
                 fault = f"another process works in {self.path}"
                 raise InputError(f"{fault}; wait for it, or choose another folder") from None
             log.warning("another process works in %s; waiting for it to end", self.path)
@@ -136,16 +130,17 @@ class RunFolder:
     def start(self, command: str, config: Config, *, device: str) -> None:
         """Write the resolved settings and the device: what was asked for has proved usable, and work begins.
 
-        With ``force``, results of an earlier run of the same command go. Raises InputError if the folder holds those
-        of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps its rows.
+        Results of an earlier run of the same command go, if they are to be replaced. Raises InputError if the folder
+        holds those of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps
+        its rows.
         """
-        self.device, self._contents = device, _contents(config)
+        self.device = device
         if self._going_on:
             self._write_rows()
             self._note_device()
             self._begin_events()
             return
-        require_absent(self.path, force=self.force)
+        require_absent(self.path, force=self._replaces)
         earlier_run = (self / "config.json").exists()
         if earlier_run and (earlier := self._earlier().get("command", "something else")) != command:
             raise InputError(f"{self.path} holds results of {earlier}, not of {command}; choose another folder")
@@ -171,14 +166,14 @@ class RunFolder:
             self._events.begin(self.rows)
 
     def _earlier(self) -> dict[str, Any]:
-        """What config.json says; nothing if it is missing or damaged."""
+        """Return what config.json says; nothing if it is missing or damaged."""
         try:
             return dict(parse_json(read_text(self / "config.json", "settings of an earlier run")))
         except (ValueError, TypeError):
             return {}
 
     def _note_device(self) -> None:
-        """A run that goes on elsewhere says so: ``cpu, then cuda:0 NVIDIA A100``."""
+        """Say where a run goes on if it is elsewhere: ``cpu, then cuda:0 NVIDIA A100``."""
         earlier = self._earlier()
         if earlier and str(earlier.get("device", self.device)).split(", then ")[-1] != self.device:
             self.device = f"{earlier['device']}, then {self.device}"
@@ -195,23 +190,40 @@ class RunFolder:
             self._events.add(row)
 
     def _write_rows(self) -> None:
-        write_text(self / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+        write_text(self / METRICS, pd.DataFrame(self.rows).to_csv(index=False))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of settings that differ, but for those on which no result depends."""
-    return sorted(
-        name for name in {*before, *now} - {"threads", "device", "download"} if before.get(name) != now.get(name)
-    )
+class NoFolder(RunFolder):
+    """A run that leaves nothing behind: its rows and its device are known while it lasts."""
 
+    keeps = False
 
-def _contents(config: Config) -> dict[str, str | None]:
-    """Digests of the files that the settings name; None of one that cannot be read, as its reader will say."""
-    return {name: digest(path) for name, path in config.files.items()}
+    def __init__(self) -> None:
+        self.rows, self.device, self.inputs = [], "", {}
+
+    def earlier(self, command: str, config: Config) -> None:
+        """Return None: there is nothing to go on with."""
+
+    def save(self, command: str, config: Config, state: State) -> None:
+        """Do nothing."""
+
+    def write_result(self, values: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def start(self, command: str, config: Config, *, device: str) -> None:
+        """Note the device."""
+        self.device = device
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Keep a row of metrics for as long as the run lasts."""
+        self.rows.append(dict(row))
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
 
 
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
-    """A folder name for a run that was given none: stage, time and process, e.g. ``runs/search-20210819-143000-77``."""
+    """Return a name for the folder of a run, from stage, time and process: ``runs/search-20210819-143000-77``."""
     name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     names = (name, *(f"{name}-{number}" for number in range(2, 1000)))  # as a second one of the same second and process
     return next(path for each in names if not (path := root / each).exists())

@@ -17,7 +17,7 @@ from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
-from ..export.student_file import Description, float_size, save_network
+from ..export.student_file import Description, Student, float_size, save_network
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
@@ -28,9 +28,10 @@ from ..quantization.coverage import Coverage
 from ..quantization.dfq import dfq
 from ..quantization.insertion import quantize_network
 from ..quantization.quantizers import observe_ranges
+from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.snapshots import State
-from ..teacher.loading import Teacher, configured_teacher
+from ..teacher.loading import Teacher
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
 from .results import CompressionResult, agreement, evaluation_data
@@ -204,18 +205,18 @@ def compress(
 def run_compression(
     config: CompressConfig,
     run: RunFolder,
+    teacher: Teacher | None = None,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
     progress: bool = False,
 ) -> CompressionResult:
-    """Stage 2 for the configured teacher, or what an earlier run left of it; result, student and figures in ``run``.
+    """Compress ``teacher``, or the configured one, or go on with it; leave result, student and figures in ``run``.
 
     The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
     """
     config.require_consistent()
-    state = run.earlier("compress", config)
-    teacher = configured_teacher(config)
+    teacher, state = taken_up(run, "compress", config, teacher)
     data = evaluation_data(config, teacher)
     teacher_accuracy = teacher.accuracy(
         teacher.network, data
@@ -238,22 +239,33 @@ def run_compression(
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
         result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
-    run.write_result(result.to_dict())  # before anything else can fail
-    result = _save(run, compression, result)
-    run.write_result(result.to_dict())
-    _draw(run, compression)
+    result = replace(result, student=_student(compression, result), device=run.device)
+    if run.keeps:
+        run.write_result(result.to_dict())  # before anything else can fail
+        result = _save(run, compression, result)
+        run.write_result(result.to_dict())
+        _draw(run, compression)
     return result
 
 
-def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
-    """Write the student as a file; the result with its size."""
-    config, teacher, path = compression.config, compression.teacher, run / "student.safetensors"
+def _student(compression: Compression, result: CompressionResult) -> Student:
+    """Return the student with what its file says of it."""
+    config, teacher = compression.config, compression.teacher
     details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
     details |= {"generator": result.generator, "accuracy": result.accuracy}
     folded = config.method == "dfq"
-    save_network(path, compression.student, Description.of(teacher, config.quantization, folded=folded, **details))
+    description = Description.of(teacher, config.quantization, folded=folded, **details)
+    return Student(compression.student, description, teacher.network)
+
+
+def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
+    """Write the student as a file; return the result with its size."""
+    path = run / "student.safetensors"
+    save_network(path, result.student.network, result.student.description)
     file_bytes = path.stat().st_size
-    return replace(result, file_bytes=file_bytes, compression_ratio=float_size(teacher.network) / file_bytes)
+    return replace(
+        result, file_bytes=file_bytes, compression_ratio=float_size(compression.teacher.network) / file_bytes
+    )
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:

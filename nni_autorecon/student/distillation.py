@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -19,10 +19,10 @@ from ..config.common import SCHEDULES
 from ..config.distill import DistillConfig
 from ..data.images import EvaluationData
 from ..errors import InputError
+from ..export.distilled_file import save_distilled
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
-from ..files import tensor_bytes, write_atomically
 from ..generator.gdfq import GDFQGenerator
 from ..generator.latent import LatentSource
 from ..generator.searched import Generator
@@ -30,9 +30,10 @@ from ..generator.training import Objective, images_per_class, objective_for, wei
 from ..losses.reconstruction import MeanLoss, require_finite, require_finite_weights
 from ..losses.student import GeneratorLoss, generator_loss, l1_loss
 from ..networks import parameter_count
+from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.snapshots import State, random_state, set_random_state
-from ..teacher.loading import Teacher, configured_teacher, images_to_try
+from ..teacher.loading import Teacher, images_to_try
 from ..teacher.sources import architecture
 from .images import OnStep, configured_generator
 from .results import DistillationResult, agreement, evaluation_data
@@ -245,6 +246,7 @@ LOSSES = ("loss", "class_loss", "bns_loss", "adversarial_loss", "balance_loss", 
 def run_distillation(
     config: DistillConfig,
     run: RunFolder,
+    teacher: Teacher | None = None,
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
@@ -255,8 +257,8 @@ def run_distillation(
     The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. An
     unfinished run goes on.
     """
-    state = run.earlier("distill", config)
-    teacher = configured_teacher(config)
+    config.require_consistent()
+    teacher, state = taken_up(run, "distill", config, teacher)
     distillation = Distillation.start(config, teacher, state)
     data = evaluation_data(config, teacher)
     teacher_accuracy = teacher.accuracy(
@@ -277,10 +279,11 @@ def run_distillation(
             bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
 
         result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
-    run.write_result(result.to_dict())
-    content = tensor_bytes({name: value.cpu() for name, value in distillation.student.state_dict().items()})
-    write_atomically(run / "student.pt", lambda file: file.write(content))
-    _draw(run, distillation)
+    result = replace(result, network=distillation.student, device=run.device)
+    if run.keeps:
+        run.write_result(result.to_dict())
+        save_distilled(run / "student.pt", distillation.student, config.student, teacher)
+        _draw(run, distillation)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..config.student import StudentConfig
 from ..data.images import EvaluationData
 from ..data.test_sets import load_evaluation_data
 from ..errors import InputError
+from ..export.student_file import Student
 from ..quantization.coverage import Coverage
 from ..teacher.loading import Teacher
 
@@ -44,9 +45,14 @@ class CompressionResult:
     """Of the student as a file, once it is one."""
     compression_ratio: float | None = None
     """The teacher's size in float32 over that of the file."""
+    device: str = ""
+    """Where it ran."""
+    student: Student | None = field(default=None, repr=False, compare=False)
+    """The student itself, once its training is over."""
 
     def to_dict(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return what result.json holds."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
         return {**values, "coverage": self.coverage.to_dict()}
 
     def summary(self) -> str:
@@ -98,9 +104,14 @@ class DistillationResult:
     generator_macs: int
     generator_parameters: int
     seconds: float
+    device: str = ""
+    """Where it ran."""
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
+    """The student itself, once its training is over."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return what result.json holds."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "network"}
 
     def summary(self) -> str:
         """What a person reads at the end."""

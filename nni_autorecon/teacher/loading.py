@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +25,20 @@ from ..shapes import ImageShape
 from .device import resolve_device
 from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
 
+IN_MEMORY = "in memory: "
+"""What the name of a network begins with that was handed over in Python: nothing else says where it comes from."""
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """A pre-trained classifier M_p, frozen in eval mode, and what it expects: (images / 255 − mean) / std."""
+    """A pre-trained classifier M_p, frozen in eval mode, and what it expects: (images / 255 − mean) / std.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        >>> teacher = Teacher.of(network, (1, 8, 8), mean=(0.5,), std=(0.25,))
+        >>> teacher.num_classes, teacher.name
+        (10, 'in memory: Sequential')
+    """
 
     name: str
     network: nn.Module
@@ -34,15 +48,73 @@ class Teacher:
     std: tuple[float, ...]
     resize: int = 0
     """Short side of a picture before the centre crop to ``image``; 0 as the crop itself."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings by which it can be loaded again; none for a network in memory."""
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        image: Sequence[int] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str | None = None,
+        resize: int | None = None,
+        device: str | torch.device | None = None,
+        need_batchnorm: bool = True,
+    ) -> Teacher:
+        """Take a copy of a live network as the frozen teacher, after a look at how it behaves.
+
+        Args:
+            network: The classifier, which maps normalized images [N, C, H, W] to logits [N, K]. It stays as it is.
+            image: Channels, height and width of its images. None is what its attribute ``image_size`` or
+                ``input_size`` says, and the channels of its first convolution.
+            mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None is its attribute of that
+                name, a tuple or list, else ImageNet's for three channels and 0 for others.
+            std: Their standard deviation, likewise.
+            name: What errors and results call it. None is ``in memory:`` and its class.
+            resize: Short side of a picture before the centre crop to ``image``, when test data are measured.
+            device: Where to compute: ``cpu``, ``cuda`` or ``auto``. None is where the network is.
+            need_batchnorm: Whether BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
+
+        Returns:
+            The teacher.
+
+        Raises:
+            InputError: If the network does not take such images, returns anything but finite logits, changes its
+                images in place, calls no BatchNorm2d although they are needed, or mean or std do not fit.
+            MachineError: If ``device`` is cuda and PyTorch sees no GPU.
+        """
+        name = name or f"{IN_MEMORY}{type(network).__name__}"
+        where = resolve_device(device) if isinstance(device, str) else device
+        own = copy.deepcopy(network).requires_grad_(False).eval()
+        own = own if where is None else own.to(where)
+        channels, *size = image or (_input_channels(own, name), *_image_size(own, Expected(), name))
+        shape = ImageShape(channels, *size)
+        return _examined(own, shape, _normalization(own, Expected(), mean, std, channels, name), name, resize,
+                         need_batchnorm)  # fmt: skip
 
     @property
     def device(self) -> torch.device:
+        """The device of its parameters."""
         return next(self.network.parameters()).device
 
     @property
     def device_name(self) -> str:
         """``cpu``, or which GPU, as in ``cuda:0 NVIDIA A100``."""
         return "cpu" if self.device.type == "cpu" else f"{self.device} {torch.cuda.get_device_name(self.device)}"
+
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """A digest of the weights of a network in memory, by which a run knows it again; nothing for others."""
+        if self.settings:
+            return {}
+        digest = hashlib.sha256()
+        for key, tensor in self.network.state_dict().items():
+            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {"teacher": digest.hexdigest()}
 
     @property
     def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -52,7 +124,7 @@ class Teacher:
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """The fastest that the network, and whatever is made of it, can be brought into."""
+        """The fastest layout that the network, and whatever is made of it, can be brought into."""
         return memory_format(self.network, self.image)
 
     @cached_property
@@ -61,9 +133,9 @@ class Teacher:
         return observed(self.network).to(memory_format=self.memory_format)
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
-        """The fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right; None without.
+        """Return the fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right.
 
-        Measured, never acted upon. Raises InputError if they do not fit.
+        It is measured, never acted upon. Returns None without data. Raises InputError if they do not fit.
         """
         if data is None:
             return None
@@ -81,41 +153,78 @@ def load_teacher(
     device: str | torch.device = "cpu",
     need_batchnorm: bool = True,
 ) -> Teacher:
-    """The network that ``spec`` names: ``digits``, ``LIBRARY:NAME`` or ``module-or-file.py:factory``.
+    """Load the network that ``spec`` names as the frozen teacher.
 
-    ``checkpoint`` is a state_dict, possibly wrapped; a factory needs one, a network of torchvision, timm or
-    pytorchcv then leaves its pre-trained weights. The factory is called without arguments, or with
-    ``num_classes`` if it takes it. ``mean`` and ``std`` (of pixels from 0 to 1, a number per channel) are those
-    given here, else tuples or lists under these names in the network, else what the weights came with, else
-    ImageNet's for three channels and 0 and 1 for others.
+    Args:
+        spec: ``digits``, ``LIBRARY:NAME`` (torchvision, timm or pytorchcv) or ``module-or-file.py:factory``. A factory
+            is called without arguments, or with ``num_classes`` if it takes it.
+        checkpoint: A state_dict, possibly wrapped. A factory needs one; a library's network then leaves its
+            pre-trained weights.
+        num_classes: The number of classes, if the network cannot tell.
+        image_size: Height and width of its images, if it cannot tell.
+        mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None is a tuple or list of that
+            name in the network, else what the weights came with, else ImageNet's for three channels and 0 for others.
+        std: Their standard deviation, likewise.
+        device: Where to compute: ``cpu``, ``cuda`` or ``auto``.
+        need_batchnorm: Whether BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
 
-    Raises InputError if anything is missing, does not fit, or (unless ``need_batchnorm`` is False) if the
-    network calls no BatchNorm2d with running statistics.
+    Returns:
+        The teacher.
+
+    Raises:
+        InputError: If anything is missing or does not fit.
+        MachineError: If weights cannot be downloaded, or ``device`` is cuda and PyTorch sees no GPU.
+
+    Example:
+        >>> load_teacher("digits").image
+        ImageShape(channels=1, height=16, width=16)
     """
-    device = resolve_device(device) if isinstance(device, str) else device
+    where = resolve_device(device) if isinstance(device, str) else device
     network, expected = find_network(spec, checkpoint=checkpoint, num_classes=num_classes)
-    network = network.requires_grad_(False).eval().to(device)
+    network = network.requires_grad_(False).eval().to(where)
     channels = _input_channels(network, spec)
-    height, width = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
-    image = ImageShape(channels, height, width)
-    mean, std = _normalization(network, expected, mean, std, channels, spec)
+    size = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
+    normalization = _normalization(network, expected, mean, std, channels, spec)
+    resize = expected.resize if size == expected.image_size else None
+    teacher = _examined(network, ImageShape(channels, *size), normalization, spec, resize, need_batchnorm)
+    if num_classes not in (None, teacher.num_classes):
+        raise InputError(f"teacher {spec} has {teacher.num_classes} classes, not {num_classes}; correct --num-classes")
+    given = {"checkpoint": None if checkpoint is None else str(checkpoint), "num_classes": num_classes,
+             "image_size": image_size, "mean": _text(mean), "std": _text(std)}  # fmt: skip
+    known = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(teacher, settings={"teacher": spec, **known})
+
+
+def _examined(
+    network: nn.Module,
+    image: ImageShape,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    name: str,
+    resize: int | None,
+    need_batchnorm: bool,
+) -> Teacher:
+    """Return the teacher that a frozen network is, after it has classified an image. Raises InputError if it fails."""
+    device = next((parameter.device for parameter in network.parameters()), None)
+    if device is None:
+        raise InputError(f"teacher {name} has no parameters, so there is nothing to quantize; give a trained network")
     with record_bn_statistics(network) as statistics:
-        found_classes = _count_classes(network, image, device, spec)
+        num_classes = _count_classes(network, image, device, name)
     if need_batchnorm and not statistics:
         raise InputError(
-            f"teacher {spec} has no BatchNorm2d with running statistics to match; "
+            f"teacher {name} has no BatchNorm2d with running statistics to match; "
             "set --bns-weight 0 or choose another teacher"
         )
-    if num_classes not in (None, found_classes):
-        raise InputError(f"teacher {spec} has {found_classes} classes, not {num_classes}; correct --num-classes")
-    resize = expected.resize if (height, width) == expected.image_size else None
-    return Teacher(spec, network, found_classes, image, mean, std, resize or _usual_resize(min(height, width)))
+    return Teacher(name, network, num_classes, image, *normalization, resize or _usual_resize(min(image[1:])))
+
+
+def _text(numbers: Sequence[float] | None) -> str | None:
+    """Return numbers as the settings ``mean`` and ``std`` have them."""
+    return None if numbers is None else ",".join(map(repr, map(float, numbers)))
 
 
 def configured_teacher(config: Config) -> Teacher:
-    """The teacher that a configuration names, on its device; also sets torch's number of CPU threads."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Load the teacher that a configuration names, on its device; also set torch's number of CPU threads."""
+    use_threads(config)
     return load_teacher(
         config.teacher,
         checkpoint=config.checkpoint,
@@ -126,6 +235,12 @@ def configured_teacher(config: Config) -> Teacher:
         device=config.device,
         need_batchnorm=config.bns_weight > 0,
     )
+
+
+def use_threads(config: Config) -> None:
+    """Set torch's number of CPU threads, if the configuration gives one."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
 
 
 def _input_channels(network: nn.Module, spec: str) -> int:
