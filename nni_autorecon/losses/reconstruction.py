@@ -45,7 +45,9 @@ def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
 def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
     """Return the divergence KL(N(batch) ‖ N(running)) of each channel, [C], as DFC does (Haroush et al., 2020).
 
-        log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2,   σ² = var + ``eps``
+        log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2
+
+    σ² is var + ``eps``.
     """
     var, running_var = s.var + eps, s.running_var + eps
     return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1) / 2
