@@ -1,4 +1,4 @@
-"""The device on which a run computes."""
+"""A run computes on the device that is chosen here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+    """Return the device for ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
 
-    Raises InputError for any other, and if ``cuda``, or ``auto`` in a trial to which NNI gave a GPU, finds none.
+    Raises InputError for any other name, for ``cuda`` if PyTorch sees no GPU, and for ``auto`` if NNI gave this trial a
+    GPU but PyTorch sees none.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {name!r} is unknown; choose auto, cpu or cuda")
@@ -28,6 +29,6 @@ def resolve_device(name: str) -> torch.device:
 
 
 def promised_gpus() -> str | None:
-    """The indices of the GPUs that NNI gave this trial, as in ``"0,2"``; None if none, and outside a trial."""
+    """Return the indices of the GPUs that NNI gave this trial, such as ``"0,2"``; None if none, or outside a trial."""
     indices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return indices if "NNI_PLATFORM" in os.environ and indices and not indices.startswith("-") else None
