@@ -1,4 +1,4 @@
-"""What a person sees when something is wrong: one line that names the thing and the remedy."""
+"""Errors show a person one line that names what is wrong and the remedy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import reprlib
 
 
 class AutoReConError(Exception):
-    """Any error this package raises on purpose; the command line prints it as one line."""
+    """The base of all errors that this package raises on purpose; the command line prints them as one line."""
 
 
 class InputError(AutoReConError, ValueError):
-    """Something the person gave (a setting, a file, a network) cannot be used. Exit code 2."""
+    """Something that the person gave (a setting, a file, a network) cannot be used. Exit code 2."""
 
 
 class MachineError(AutoReConError, RuntimeError):
@@ -18,21 +18,21 @@ class MachineError(AutoReConError, RuntimeError):
 
 
 class DivergenceError(AutoReConError, RuntimeError):
-    """Training produced NaN or infinity. Exit code 1."""
+    """An error for training that produced NaN or infinity. Exit code 1."""
 
 
 def one_line(error: BaseException) -> str:
-    """The message of any error, on one line."""
+    """Return the message of any error on one line."""
     return " ".join(str(error).split())
 
 
 def named(error: BaseException) -> str:
-    """The type and message of any error, on one line."""
+    """Return the type and the message of any error on one line."""
     return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
 
 
 def shown(value: object) -> str:
-    """``repr(value)``, short whatever it is: nested, endless, or a number of a million digits."""
+    """Return a short form of ``repr(value)``, even if the value is nested, endless, or a number of a million digits."""
     return _SHORT.repr(value)
 
 

@@ -1,12 +1,13 @@
-"""Networks for small images: MobileNetV2, and ResNets after He et al., "Deep Residual Learning" (2015); any one's size.
+"""This module has networks for small images: MobileNetV2, and ResNets after He et al., "Deep Residual Learning" (2015).
 
-The residual networks' state_dicts have the names that public checkpoints of the CIFAR kind use (``layer1.0.conv1``).
+Images may have any size. The residual networks' state_dicts have the names that public checkpoints of ResNets for CIFAR
+use (``layer1.0.conv1``). Saved students name networks by this module, so its path must stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ Shortcut = Literal["pad", "conv"]
 
 
 class BasicBlock(nn.Module):
-    """relu(x' + bn(conv(relu(bn(conv(x)))))) with 3×3 convolutions, x' being the shortcut of x."""
+    """A residual block of two 3×3 convolutions: relu(x' + bn(conv(relu(bn(conv(x)))))), where x' is the shortcut of x.
+
+    It maps [N, in_channels, H, W] to [N, out_channels, H / stride, W / stride].
+    """
 
     expansion = 1
 
@@ -26,7 +30,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.relu2 = nn.ReLU(inplace=True)  # not relu1 again: each has an activation range of its own once quantized
+        self.relu2 = nn.ReLU(inplace=True)  # not relu1 again, as each needs its own activation range when quantized
         self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +39,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """As BasicBlock, with three convolutions: 1×1 to ``width`` channels, 3×3, and 1×1 to four times as many."""
+    """A residual block of three convolutions: 1×1 to ``width`` channels, 3×3, and 1×1 to four times ``width`` channels.
+
+    It maps [N, in_channels, H, W] to [N, 4 · width, H / stride, W / stride].
+    """
 
     expansion = 4
 
@@ -60,7 +67,10 @@ class Bottleneck(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Every ``stride``-th pixel, with zero channels added half before and half after (option A)."""
+    """A shortcut that takes every ``stride``-th pixel and adds zero channels, half before and half after (option A).
+
+    Raises ValueError if there are fewer channels after it than before.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
@@ -76,6 +86,7 @@ class PadShortcut(nn.Module):
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Module:
+    """Return the identity, or the named shortcut if the block changes the shape. Raises ValueError for other names."""
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
     if shortcut == "pad":
@@ -87,13 +98,14 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortc
 
 
 class CifarResNet(nn.Module):
-    """3×3 stem, stages of residual blocks, global average pool, linear classifier (He et al., section 4.2).
+    """A 3×3 stem, stages of residual blocks, a global average pool and a linear classifier (He et al., section 4.2).
 
-    ``depths`` is the number of blocks of each stage and ``widths`` their inner channels; every stage but the first
-    halves the image. Where a block changes the shape, its shortcut is parameter-free (``"pad"``, option A of
-    the paper) or a 1×1 convolution with BatchNorm (``"conv"``, option B).
+    ``depths`` is the number of blocks of each stage, and ``widths`` is the number of inner channels of these blocks.
+    Every stage but the first halves height and width. Where a block changes the shape, its shortcut is parameter-free
+    (``"pad"``, option A of the paper) or a 1×1 convolution with BatchNorm (``"conv"``, option B).
 
-    images: [N, in_channels, H, W] of any size; returns logits [N, num_classes].
+    The network maps images [N, in_channels, H, W] of any size to logits [N, num_classes].
+    Raises ValueError unless there is one depth and one width for each of at least one stage.
     """
 
     def __init__(
@@ -132,67 +144,71 @@ class CifarResNet(nn.Module):
 
 
 def digits_resnet() -> CifarResNet:
-    """One block a stage for one-channel images of ten classes: 78 thousand parameters."""
+    """Return a network with one block per stage, for grey images of ten classes: 78 thousand parameters."""
     return CifarResNet((1, 1, 1), (16, 32, 64), in_channels=1, num_classes=10)
 
 
 def digits_student() -> CifarResNet:
-    """The digits network at half its width: 20 thousand parameters."""
+    """Return the digits network at half its width: 20 thousand parameters."""
     return CifarResNet((1, 1, 1), (8, 16, 32), in_channels=1, num_classes=10)
 
 
 def resnet20(num_classes: int = 10) -> CifarResNet:
-    """ResNet-20 for CIFAR with parameter-free shortcuts, as in the paper: 0.27 million parameters."""
+    """Return ResNet-20 for CIFAR with parameter-free shortcuts, as in the paper: 0.27 million parameters."""
     return _thin_resnet(3, num_classes)
 
 
 def resnet32(num_classes: int = 10) -> CifarResNet:
-    """ResNet-32 for CIFAR, as ResNet-20: 0.46 million parameters."""
+    """Return ResNet-32 for CIFAR, built like ResNet-20: 0.46 million parameters."""
     return _thin_resnet(5, num_classes)
 
 
 def resnet44(num_classes: int = 10) -> CifarResNet:
-    """ResNet-44 for CIFAR, as ResNet-20: 0.66 million parameters."""
+    """Return ResNet-44 for CIFAR, built like ResNet-20: 0.66 million parameters."""
     return _thin_resnet(7, num_classes)
 
 
 def resnet56(num_classes: int = 10) -> CifarResNet:
-    """ResNet-56 for CIFAR, as ResNet-20: 0.85 million parameters."""
+    """Return ResNet-56 for CIFAR, built like ResNet-20: 0.85 million parameters."""
     return _thin_resnet(9, num_classes)
 
 
 def resnet18(num_classes: int = 10) -> CifarResNet:
-    """ResNet-18 of ImageNet's width with a stem for 32×32 images: 11.17 million parameters."""
+    """Return ResNet-18 with the width for ImageNet and a stem for 32×32 images: 11.17 million parameters."""
     return _wide_resnet((2, 2, 2, 2), BasicBlock, num_classes)
 
 
 def resnet34(num_classes: int = 10) -> CifarResNet:
-    """ResNet-34, as ResNet-18: 21.28 million parameters."""
+    """Return ResNet-34, built like ResNet-18: 21.28 million parameters."""
     return _wide_resnet((3, 4, 6, 3), BasicBlock, num_classes)
 
 
 def resnet50(num_classes: int = 10) -> CifarResNet:
-    """ResNet-50, as ResNet-18 with bottlenecks: 23.52 million parameters."""
+    """Return ResNet-50, built like ResNet-18 but with bottleneck blocks: 23.52 million parameters."""
     return _wide_resnet((3, 4, 6, 3), Bottleneck, num_classes)
 
 
 def mobilenetv2(num_classes: int = 10) -> nn.Module:
-    """torchvision's MobileNetV2 with the first two strides at 1, for 32×32 images: 2.24 million parameters.
+    """Return torchvision's MobileNetV2 with the first two strides at 1, for 32×32 images: 2.24 million parameters.
 
-    Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2.
+    The network is that of Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2.
     """
     from torchvision.models import mobilenet_v2  # slow to import, and the other networks do without
 
     network: nn.Module = mobilenet_v2(num_classes=num_classes, inverted_residual_setting=MOBILENETV2_STAGES)
-    stem = network.get_submodule("features.0.0")
-    assert isinstance(stem, nn.Conv2d)
-    stem.stride = (1, 1)
+    cast(nn.Conv2d, network.get_submodule("features.0.0")).stride = (1, 1)
     return network
 
 
-MOBILENETV2_STAGES = [  # expansion, channels, blocks, stride of the first
-    [1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1],
-]  # fmt: skip
+MOBILENETV2_STAGES = [  # expansion, channels, blocks, stride of the first block
+    [1, 16, 1, 1],
+    [6, 24, 2, 1],
+    [6, 32, 3, 2],
+    [6, 64, 4, 2],
+    [6, 96, 3, 1],
+    [6, 160, 3, 2],
+    [6, 320, 1, 1],
+]
 
 
 def _thin_resnet(depth: int, num_classes: int) -> CifarResNet:
@@ -204,5 +220,5 @@ def _wide_resnet(depths: Sequence[int], block: type[BasicBlock | Bottleneck], nu
 
 
 def parameter_count(network: nn.Module) -> int:
-    """How many numbers ``network`` learns."""
+    """Count the numbers that ``network`` learns."""
     return sum(parameter.numel() for parameter in network.parameters())

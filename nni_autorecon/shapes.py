@@ -1,11 +1,11 @@
-"""Sizes that everything shares: of an image, and what no size exceeds."""
+"""All sub-packages share the shape of an image and the largest size."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 LARGEST_SIZE = 2**16
-"""Of channels of a node and of dimensions of a latent vector: more is a slip of the pen."""
+"""A node may have so many channels, and a latent vector so many dimensions; larger numbers are typing errors."""
 
 
 class ImageShape(NamedTuple):

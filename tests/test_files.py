@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import os
+import secrets
 import stat
 
 import pytest
@@ -38,6 +39,23 @@ def test_parents_are_made_and_the_mode_is_the_usual_one(tmp_path):
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_the_umask_is_never_touched(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "umask")  # other threads would make files under it meanwhile
+    write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "a.txt").read_text() == "x"
+
+
+def test_a_random_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch):
+    taken = tmp_path / ".a.txt.taken"
+    taken.write_text("theirs")
+    names = iter(["taken", "free"])
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(names))
+    write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "a.txt").read_text() == "x"
+    assert taken.read_text() == "theirs"
+    assert sorted(tmp_path.iterdir()) == [taken, tmp_path / "a.txt"]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):

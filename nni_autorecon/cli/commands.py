@@ -12,42 +12,46 @@ if TYPE_CHECKING:
 
 
 def start(arguments: argparse.Namespace) -> None:
+    """Start an experiment."""
     from ..experiment.launch import start_experiment
 
     start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
-def resume(arguments: argparse.Namespace) -> None:
+def continue_experiment(arguments: argparse.Namespace) -> None:
+    """Go on with an experiment."""
     from ..experiment.launch import resume_experiment
 
     resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
 def doctor(arguments: argparse.Namespace) -> None:
+    """Check the machine."""
     from ..experiment.doctor import doctor
 
     doctor(arguments.file)
 
 
-def export(arguments: argparse.Namespace) -> None:
-    from ..experiment.database import best_genotype
+def best_genotype(arguments: argparse.Namespace) -> None:
+    """Write the best genotype of an experiment."""
+    from ..experiment import database
     from ..files import require_absent
 
     require_absent(arguments.output, force=arguments.force)
-    genotype, trial_id = best_genotype(arguments.experiment, arguments.trial)
+    genotype, trial_id, loss = database.best_genotype(arguments.experiment, arguments.trial)
     genotype.save(arguments.output)
-    loss = genotype.details["loss"]["loss"]
     print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
 
 
 def status(arguments: argparse.Namespace) -> None:
+    """Print how the trials of an experiment stand."""
     from ..experiment.status import experiment_status
 
     print(experiment_status(arguments.experiment).to_text())
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; the Markdown is printed."""
+    """Write tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; print the Markdown."""
     if bool(arguments.folders) == bool(arguments.experiment):
         raise InputError("report takes either folders or --experiment ID; give one of them")
     from ..figures.canvas import save_figure
@@ -74,7 +78,8 @@ def report(arguments: argparse.Namespace) -> None:
     print(report.to_markdown(), end="")
 
 
-def export_model(arguments: argparse.Namespace) -> None:
+def to_onnx(arguments: argparse.Namespace) -> None:
+    """Write a saved student as ONNX."""
     from ..export.onnx import export_onnx
     from ..export.onnx_runtime import load_onnx
     from ..export.student_file import load_network
@@ -90,17 +95,15 @@ def export_model(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a saved student again, from its file alone."""
+    from ..api import load_student
     from ..data.images import accuracy
     from ..data.test_sets import load_evaluation_data
-    from ..export.onnx_runtime import load_onnx
-    from ..export.student_file import load_network
+    from ..teacher.device import resolve_device
 
-    if arguments.file.suffix == ".onnx":
-        if arguments.teacher:
-            raise InputError("an ONNX file holds its own structure; leave out --teacher")
-        saved = load_onnx(arguments.file)
-    else:
-        saved = load_network(arguments.file, teacher=arguments.teacher)
+    device = resolve_device(arguments.device)
+    saved = load_student(arguments.file, teacher=arguments.teacher)
+    if arguments.file.suffix == ".onnx" and device.type != "cpu":
+        raise InputError("an ONNX file is measured in onnxruntime, on the CPU; leave out --device")
     known = saved.description
     spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
     if spec is None:
@@ -108,13 +111,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     data = load_evaluation_data(
         spec, num_classes=known.num_classes, image=known.image, resize=known.resize, download=arguments.download
     )
-    right = accuracy(saved.network, data, mean=known.mean, std=known.std, device="cpu")
+    right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
     count = len(data)  # type: ignore[arg-type] # every data set here has a length
     print(f"test accuracy {right:.2%} on {count} images\n{arguments.file}: {saved.size()}")
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """A genotype as a sum for each node, and as a figure where one is asked for."""
+    """Print a genotype as a sum for each node, and draw it if a file is named."""
     from ..files import require_absent
 
     genotype = _genotype(arguments.file)
@@ -129,8 +132,8 @@ def show(arguments: argparse.Namespace) -> None:
         print(f"drawn: {arguments.output}")
 
 
-def compare(arguments: argparse.Namespace) -> None:
-    """Where two genotypes have different operations."""
+def diff(arguments: argparse.Namespace) -> None:
+    """Print where two genotypes have different operations."""
     first, second = (_genotype(file) for file in arguments.files)
     different = [label for label in first.choices if first.choices[label] != second.choices[label]]
     for file, genotype in zip(arguments.files, (first, second), strict=True):
@@ -148,7 +151,7 @@ def _genotype(name: str) -> Genotype:
 
 
 def _summary(genotype: Genotype) -> str:
-    """In a line: what is known of it."""
+    """Return what is known of a genotype, in a line."""
     details = genotype.details
     loss, macs = details.get("loss"), details.get("macs")
     parts = [

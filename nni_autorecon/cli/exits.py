@@ -6,22 +6,26 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from ..errors import AutoReConError, InputError
+from ..errors import AutoReConError, InputError, MachineError
 
 PROGRAM = "nni-autorecon"
 INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of Ctrl-C and of SIGTERM
+CODES = ((InputError, 2), (MachineError, 3))
+"""Exit codes of errors that the person can mend, and of what lies with the machine; that of other errors is 1."""
 
 
 def report_errors(run: Callable[[], object]) -> int:
-    """Exit code of ``run``; errors that are meant for a person become one line on stderr."""
+    """Call ``run`` and return its exit code; errors that are meant for a person become one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, _terminated)
+    heeds_signals = threading.current_thread() is threading.main_thread()  # Python lets no other set a handler
+    before = signal.signal(signal.SIGTERM, _terminated) if heeds_signals else None
     try:
         run()
         sys.stdout.flush()
@@ -30,7 +34,7 @@ def report_errors(run: Callable[[], object]) -> int:
         return 1
     except AutoReConError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return next((code for kind, code in CODES if isinstance(error, kind)), 1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -43,12 +47,13 @@ def report_errors(run: Callable[[], object]) -> int:
         print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
         return INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if heeds_signals:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
 class Terminated(BaseException):  # no Exception: what handles errors must not handle it
-    """SIGTERM."""
+    """SIGTERM has come."""
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -56,7 +61,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that there is no memory: PyTorch has no class for it on the CPU."""
+    """Return True if an error says that there is no memory: PyTorch has no class for it on the CPU."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
@@ -16,100 +17,125 @@ from .arguments import Parser, add_stage
 from .exits import PROGRAM, leave, report_errors
 from .stages import run_compress, run_distill, run_search
 
+FORMER_NAMES = {"export": "best-genotype", "export-model": "to-onnx", "compare": "diff", "resume": "continue"}
+"""What commands were once called, and what they are called now; the former names keep working."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for a run that failed, 2 for something to mend, 130 for Ctrl-C,
-    143 for SIGTERM."""
+    """Run one command and return its exit code.
+
+    It is 0, 1 for a run that failed, 2 for something that the person can mend, 3 for something about the machine, 130
+    for Ctrl-C, or 143 for SIGTERM.
+    """
 
     def run() -> None:
-        arguments = build_parser().parse_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words and words[0] in FORMER_NAMES:
+            print(f"{PROGRAM}: {words[0]} is called {FORMER_NAMES[words[0]]} now", file=sys.stderr)
+            words[0] = FORMER_NAMES[words[0]]
+        arguments = build_parser().parse_args(words)
         arguments.run(arguments)
 
     return report_errors(run)
 
 
 def console() -> NoReturn:
-    """``nni-autorecon``."""
+    """Run ``nni-autorecon`` and end the process."""
     leave(main())
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = Parser(
         prog=PROGRAM, description="Search a generator for a frozen classifier, then quantize it without data."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    add_stage(kinds.add_parser("search", help="search a generator architecture (stage 1)"), SearchConfig, run_search)
+    def command(name: str, help: str, run: Callable[[argparse.Namespace], object]) -> argparse.ArgumentParser:
+        added = kinds.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        added.set_defaults(run=run)
+        return added
 
-    compress = kinds.add_parser("compress", help="quantize and distil the teacher (stage 2)")
-    add_stage(compress, CompressConfig, run_compress)
+    add_stage(command("search", "search a generator architecture (stage 1)", run_search), SearchConfig)
+    add_stage(command("compress", "quantize and distil the teacher (stage 2)", run_compress), CompressConfig)
+    add_stage(command("distill", "distil the teacher into another, smaller network", run_distill), DistillConfig)
+    _add_experiments(command)
+    _add_genotypes(command)
+    _add_students(command)
+    return parser
 
-    distill = kinds.add_parser("distill", help="distil the teacher into another, smaller network")
-    add_stage(distill, DistillConfig, run_distill)
 
-    start = kinds.add_parser(
-        "start", help="start an NNI experiment that only this machine can reach, and see that it runs"
+AddCommand = Callable[[str, str, Callable[[argparse.Namespace], object]], argparse.ArgumentParser]
+
+
+def _add_experiments(command: AddCommand) -> None:
+    """Add the commands around NNI experiments and their results."""
+    start = command(
+        "start", "start an NNI experiment that only this machine can reach, and see that it runs", commands.start
     )
     start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
-    start.set_defaults(run=commands.start)
-
-    resume = kinds.add_parser("resume", help="go on with a stopped or killed NNI experiment, in the same way")
-    resume.add_argument("experiment", metavar="ID", help="experiment id")
-    resume.set_defaults(run=commands.resume)
-    for command in (start, resume):
-        command.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
-        command.add_argument(
+    going_on = command(
+        "continue", "go on with a stopped or killed NNI experiment, in the same way", commands.continue_experiment
+    )
+    going_on.add_argument("experiment", metavar="ID", help="experiment id")
+    for each in (start, going_on):
+        each.add_argument("--port", type=int, default=8080, help="port of the web UI (default: 8080)")
+        each.add_argument(
             "--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does"
         )
 
-    doctor = kinds.add_parser("doctor", help="say what is wrong with this machine, or with an experiment file")
+    status = command("status", "say how the trials of an NNI experiment stand", commands.status)
+    status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
+
+    doctor = command("doctor", "say what is wrong with this machine, or with an experiment file", commands.doctor)
     doctor.add_argument(
         "file", type=Path, nargs="?", metavar="FILE", help="an experiment, to check its GPU request too"
     )
-    doctor.set_defaults(run=commands.doctor)
 
-    export = kinds.add_parser("export", help="write the best genotype of an NNI experiment")
-    export.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
-    export.add_argument("--trial", metavar="ID", help="that trial's (default: the one with the least L_r)")
-    export.add_argument(
-        "-o", "--output", type=Path, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s"
-    )
-    export.add_argument("--force", action="store_true", help="replace the file if it exists")
-    export.set_defaults(run=commands.export)
-
-    status = kinds.add_parser("status", help="how the trials of an NNI experiment stand")
-    status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
-    status.set_defaults(run=commands.status)
-
-    report = kinds.add_parser("report", help="tables and a figure from an experiment or folders of results")
+    report = command("report", "write tables and a figure of an experiment or of folders of results", commands.report)
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
     report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv and .png")
-    report.add_argument("--force", action="store_true", help="replace them if they exist")
-    report.set_defaults(run=commands.report)
+    _add_force(report)
 
-    show = kinds.add_parser("show", help="print a genotype, node by node, or draw it")
+
+def _add_genotypes(command: AddCommand) -> None:
+    """Add the commands around genotypes."""
+    best = command("best-genotype", "write the best genotype of an NNI experiment", commands.best_genotype)
+    best.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
+    best.add_argument("--trial", metavar="ID", help="that trial's (default: the one with the least L_r)")
+    _add_output(best, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s")
+    _add_force(best)
+
+    show = command("show", "print a genotype, node by node, or draw it", commands.show)
     show.add_argument("file", metavar="GENOTYPE", help="a file, or published:NAME")
-    show.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="draw it into this file")
-    show.add_argument("--force", action="store_true", help="replace the file if it exists")
-    show.set_defaults(run=commands.show)
+    _add_output(show, metavar="FILE.png", help="draw it into this file")
+    _add_force(show)
 
-    compare = kinds.add_parser("compare", help="print where two genotypes differ")
-    compare.add_argument("files", metavar="GENOTYPE", nargs=2, help="a file, or published:NAME")
-    compare.set_defaults(run=commands.compare)
+    diff = command("diff", "print where two genotypes differ", commands.diff)
+    diff.add_argument("files", metavar="GENOTYPE", nargs=2, help="a file, or published:NAME")
 
-    model = kinds.add_parser("export-model", help="write a saved student as ONNX, checked in onnxruntime")
-    model.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
-    model.add_argument("-o", "--output", type=Path, metavar="FILE.onnx", help="default: beside it")
-    model.add_argument("--force", action="store_true", help="replace the file if it exists")
-    model.set_defaults(run=commands.export_model)
 
-    evaluate = kinds.add_parser("evaluate", help="measure a saved student, .safetensors or .onnx")
+def _add_students(command: AddCommand) -> None:
+    """Add the commands around saved students."""
+    onnx = command("to-onnx", "write a saved student as ONNX, checked in onnxruntime", commands.to_onnx)
+    onnx.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
+    _add_output(onnx, metavar="FILE.onnx", help="default: beside it")
+    _add_force(onnx)
+
+    evaluate = command("evaluate", "measure a saved student, .safetensors, .onnx or .pt", commands.evaluate)
     evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
     evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
     evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
-    evaluate.set_defaults(run=commands.evaluate)
-    for command in (model, evaluate):
-        command.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
-    return parser
+    evaluate.add_argument("--device", metavar="auto|cpu|cuda", default="cpu", help="where to compute (default: cpu)")
+    for each in (onnx, evaluate):
+        each.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace what is there already")
+
+
+def _add_output(parser: argparse.ArgumentParser, **named: Any) -> None:
+    parser.add_argument("-o", "--output", type=Path, **named)

@@ -8,97 +8,120 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config.common import Config
-from ..config.compress import CompressConfig
+from ..config.compress import WARM_UP, CompressConfig
 from ..config.distill import DistillConfig
 from ..config.search import SearchConfig
+from ..config.stages import STAGES
 from ..errors import InputError
 from .arguments import Parser, add_stage
-from .exits import INTERRUPTED, report_errors
+from .exits import INTERRUPTED, leave, report_errors
 
 if TYPE_CHECKING:
     from ..experiment.trial import Trial
-    from ..runs.folder import RunFolder
+    from ..nas.search import SearchResult
+    from ..student.results import CompressionResult, DistillationResult
 
 
 def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
-    """Stage 1 on its own, or as an NNI trial."""
-    from ..nas.search import search
+    """Run stage 1 on its own, or as an NNI trial."""
+    from .. import api
 
     config = _configure(SearchConfig, arguments, trial)
-    with _run_folder("search", arguments, trial) as run:
 
-        def on_epoch(row: dict[str, float]) -> None:
-            if trial:
-                trial.report_intermediate(_for_nni(row, default="loss"), len(run.rows) - 1)
+    def on_epoch(row: Mapping[str, Any]) -> None:
+        if trial:
+            trial.report_intermediate(_for_nni(row, default="loss"), row.get("epoch", row.get("candidate")) - 1)
 
-        result = search(config, run, on_epoch=on_epoch, **_at_every_step(trial))
+    def on_result(result: SearchResult) -> None:
         loss, details = result.loss, result.genotype.details
         print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
         print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
-        print(f"genotype: {run / 'genotype.json'}\ndevice: {run.device}")
-        if trial:
-            trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
-        run.finish()
+        _conclude(result, place["folder"] / "genotype.json", "genotype", config, trial)
+
+    place = _place("search", arguments, trial)
+    api.search(config=config, on_epoch=on_epoch, on_result=on_result, **place, **_at_every_step(trial))
 
 
 def run_compress(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
-    """Stage 2 on its own, or as an NNI trial."""
-    from ..student.compression import run_compression
+    """Run stage 2 on its own, or as an NNI trial."""
+    from .. import api
 
-    _run_student("compress", _configure(CompressConfig, arguments, trial), run_compression, arguments, trial)
+    _run_student("compress", _configure(CompressConfig, arguments, trial), api.compress, arguments, trial)
 
 
 def run_distill(arguments: argparse.Namespace, trial: Trial | None = None) -> None:
-    """Distillation on its own, or as an NNI trial."""
-    from ..student.distillation import run_distillation
+    """Run a distillation on its own, or as an NNI trial."""
+    from .. import api
 
-    _run_student("distill", _configure(DistillConfig, arguments, trial), run_distillation, arguments, trial)
+    _run_student("distill", _configure(DistillConfig, arguments, trial), api.distill, arguments, trial)
 
 
 def _run_student(
-    stage: str, config: Config, run_stage: Callable[..., Any], arguments: argparse.Namespace, trial: Trial | None
+    stage: str,
+    config: CompressConfig | DistillConfig,
+    run_stage: Callable[..., Any],
+    arguments: argparse.Namespace,
+    trial: Trial | None,
 ) -> None:
     """Train a student by ``run_stage``, print what came of it, report to NNI inside a trial."""
+    silent = config.phases.count(WARM_UP) if isinstance(config, CompressConfig) else 0
 
-    with _run_folder(stage, arguments, trial) as run:
+    def on_epoch(row: Mapping[str, Any]) -> None:
+        if trial and "agreement" in row:  # there is no student to speak of during the warm-up
+            trial.report_intermediate(_for_nni(row, default="agreement"), row["epoch"] - 1 - silent)
 
-        def on_epoch(row: dict[str, Any]) -> None:
-            if trial and "agreement" in row:  # there is no student to speak of during the warm-up
-                sequence = sum("agreement" in earlier for earlier in run.rows) - 1
-                trial.report_intermediate(_for_nni(row, default="agreement"), sequence)
-
-        result = run_stage(config, run, on_epoch=on_epoch, **_at_every_step(trial))
+    def on_result(result: CompressionResult | DistillationResult) -> None:
         print(result.summary())
-        print(f"result: {run / 'result.json'}\ndevice: {run.device}")
-        if trial:
-            trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
-        run.finish()
+        _conclude(result, place["folder"] / "result.json", "result", config, trial)
+
+    place = _place(stage, arguments, trial)
+    run_stage(config=config, on_epoch=on_epoch, on_result=on_result, **place, **_at_every_step(trial))
+
+
+def _conclude(result: Any, path: Path, what: str, config: Config, trial: Trial | None) -> None:
+    """Print where the result is and where it was computed; in a trial, report it."""
+    print(f"{what}: {path}\ndevice: {result.device}")
+    if trial:
+        trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
 
 
 def _at_every_step(trial: Trial | None) -> dict[str, Any]:
-    """What a stage does beside its work: a trial looks for its manager, a person sees a progress bar."""
-    return {"on_step": trial.require_manager} if trial else {"progress": sys.stderr.isatty()}
+    """Return what a stage does beside its work: a trial looks for its manager, a person sees a progress bar."""
+    if trial:
+        return {"on_step": trial.require_manager, "progress": False}
+    return {"progress": sys.stderr.isatty()}
 
 
-def run_as_trial(
-    config: type[Config], run: Callable[[argparse.Namespace, Trial | None], None], argv: Sequence[str] | None
-) -> int:
-    """The whole of a trial script: flags from ``trialCommand``, parameters from the tuner, results to NNI.
+RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}
 
-    Started by hand, outside an experiment, it is the stage's command. A trial that NNI stops by SIGINT ends by that
-    signal: an exit code, NNI takes for a failure.
+
+def trial(stage: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the whole of a trial script for the ``stage`` of this name, and end the process.
+
+    Flags come from ``trialCommand``, parameters from the tuner, and results go to NNI. Started by hand, outside an
+    experiment, it is the stage's command.
     """
-    arguments = add_stage(Parser(), config).parse_args(argv)
+    leave(run_as_trial(stage, argv))
+
+
+def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
+    """Run a stage as an NNI trial, or as a command outside an experiment, and return the exit code.
+
+    A trial that NNI stops by SIGINT ends by that signal: an exit code, NNI takes for a failure.
+    """
+    parser = Parser(description=f"NNI trial of the stage {stage}: flags fix settings, the tuner varies others.")
+    arguments = add_stage(parser, STAGES[stage].config).parse_args(argv)
 
     def start() -> None:
         if "NNI_PLATFORM" not in os.environ:
-            return run(arguments, None)
+            return RUNS[stage](arguments, None)
         from ..experiment.trial import Trial
 
-        return run(arguments, Trial())
+        return RUNS[stage](arguments, Trial())
 
     code = report_errors(start)
     if code == INTERRUPTED and "NNI_PLATFORM" in os.environ:
@@ -108,28 +131,26 @@ def run_as_trial(
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
-    """The stage's settings. Its process is about to compute, and is made ready for that."""
-    from ..accel.memory import keep_freed_memory
-
-    keep_freed_memory()
+    """Return the stage's settings: the file's, the flags', the tuner's."""
     config = kind.from_arguments(arguments)
     return config.as_shared().override(trial.parameters, source="tuner") if trial else config
 
 
-def _run_folder(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> RunFolder:
-    """The folder named by --output, or NNI's for the trial, which may hold an earlier attempt, or a new one."""
-    from ..runs.folder import EVENTS, RunFolder, new_folder
+def _place(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> dict[str, Any]:
+    """Return the folder and its mode: that of --output, NNI's for the trial, or a new one."""
+    from ..runs.folder import EVENTS, new_folder
 
-    show = arguments.tensorboard
-    if arguments.output or not (trial and trial.output):
-        if arguments.resume and not arguments.output:
-            raise InputError("--resume needs the folder of the unfinished run; give it with --output")
-        folder = arguments.output or new_folder(stage)
-        return RunFolder(folder, force=arguments.force, resume=arguments.resume, tensorboard=show)
-    run = RunFolder(trial.output, force=True, resume=True, tensorboard=show)
-    if show:
-        trial.show_events(run / EVENTS)
-    return run
+    if arguments.force and arguments.resume:
+        raise InputError("--resume goes on with a run and --force begins it again; give one of them")
+    mode = "replace" if arguments.force else "resume" if arguments.resume else "new"
+    folder = arguments.output
+    if folder is None and trial and trial.output:
+        folder, mode = trial.output, "trial"
+        if arguments.tensorboard:
+            trial.show_events(folder / EVENTS)
+    if folder is None and arguments.resume:
+        raise InputError("--resume needs the folder of the unfinished run; give it with --output")
+    return {"folder": folder or new_folder(stage), "mode": mode, "tensorboard": arguments.tensorboard}
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:

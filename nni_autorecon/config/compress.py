@@ -28,6 +28,30 @@ class CompressConfig(StudentConfig):
     PRESETS: ClassVar[Presets] = {"preset": COMPRESS_PRESETS, "losses": LOSSES}
     RULES: ClassVar[tuple[Rule, ...]] = COMPRESS_RULES
     IDLE_PRESETS: ClassVar[bool] = False
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "what most people set": (
+            "teacher", "checkpoint", "image_size", "mean", "std", "bits", "method", "genotype", "generator", "preset",
+            "test_data", "epochs", "seed", "device", "threads",
+        ),
+        "the network and the loss (eq. 1)": ("num_classes", "bns_weight", "bns_form", "batch_size", "download"),
+        "what is quantized": (
+            "protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges", "allow_partial",
+        ),
+        "epochs": ("steps", "warmup_epochs", "range_epochs", "agreement_steps"),
+        "the generator": (
+            "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr", "weight_schedule",
+            "weight_beta1", "weight_beta2", "weight_decay",
+        ),
+        "images without a generator": ("image_count", "image_steps", "image_lr"),
+        "the student": (
+            "student_lr", "student_schedule", "student_momentum", "student_decay", "student_clip", "range_lr",
+        ),
+        "its loss": ("losses", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction"),
+        "what others added": (
+            "feature_weight", "disagreement_weight", "class_weight", "adaptability_weight", "mixed_share",
+            "mixed_classes", "low_pass", "hard_step", "flip_share",
+        ),
+    }  # fmt: skip
     FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"protocol": FORMER_NAMES}
 
     preset: str | None = setting(

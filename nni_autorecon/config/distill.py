@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import InputError
 from .common import code_file
@@ -13,6 +15,21 @@ from .student import StudentConfig
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StudentConfig):
     """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "what most people set": (
+            "teacher", "checkpoint", "image_size", "mean", "std", "student", "genotype", "generator", "test_data",
+            "epochs", "seed", "device", "threads",
+        ),
+        "the network and the loss (eq. 1)": ("num_classes", "bns_weight", "bns_form", "batch_size", "download"),
+        "epochs": ("steps", "student_steps", "agreement_steps"),
+        "the generator": (
+            "generator_scale", "width", "latent_dim", "weight_lr", "weight_schedule", "weight_beta1", "weight_beta2",
+            "weight_decay",
+        ),
+        "its objective (Table 4)": ("reconstruction_weight", "adversarial_weight", "balance_weight"),
+        "the student": ("student_lr", "student_schedule", "student_momentum", "student_decay"),
+    }  # fmt: skip
 
     weight_lr: float = setting(5e-3, "Adam learning rate of the generator's weights W", low=0.0)
     student: str = setting(

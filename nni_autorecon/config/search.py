@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -43,6 +43,28 @@ class SearchConfig(Config):
 
     PRESETS: ClassVar[Presets] = {"preset": SEARCH_PRESETS}
     RULES: ClassVar[tuple[Rule, ...]] = SEARCH_RULES
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "what most people set": (
+            "teacher", "checkpoint", "image_size", "mean", "std", "preset", "seed", "epochs", "width", "mac_penalty",
+            "device", "threads",
+        ),
+        "the network and the loss (eq. 1)": ("num_classes", "bns_weight", "bns_form", "batch_size", "latent_dim"),
+        "the search": ("strategy", "weight_steps", "architecture_steps", "validation_steps", "candidate_steps"),
+        "the relaxation (eq. 4 and 7)": (
+            "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule",
+        ),
+        "weights W": (
+            "weight_lr", "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay", "inherit_weights",
+            "final_steps",
+        ),
+        "architecture parameters": (
+            "architecture_lr", "architecture_beta1", "architecture_beta2", "architecture_decay", "architecture_init",
+            "entropy_penalty",
+        ),
+        "a game against a student, and a tournament": (
+            "adaptability_weight", "student_bits", "student_lr", "tournament", "tournament_steps",
+        ),
+    }  # fmt: skip
 
     preset: str | None = setting(
         None, "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",

@@ -16,7 +16,8 @@ class StudentConfig(Config):
     """Settings of every stage that has a student."""
 
     genotype: str | None = setting(
-        None, "genotype file that `searched` and `@equal-macs` mean; {seed} in it stands for the seed"
+        None,
+        "genotype that `searched` and `@equal-macs` mean, a file or JSON; {seed} in a name stands for the seed",
     )
     generator: str | None = setting(
         None,
@@ -71,7 +72,7 @@ class StudentConfig(Config):
     def files(self) -> dict[str, str]:
         """The files on whose contents a run depends, by the setting that names them."""
         files, spec = dict(super().files), self.generator_spec
-        if spec and spec.uses_genotype(self.width) and self.genotype_file:
+        if spec and spec.uses_genotype(self.width) and self.genotype_file and not self.genotype_file.startswith("{"):
             files["genotype"] = self.genotype_file
         return {**files, "generator": spec.argument} if spec and spec.kind == "searched" and spec.argument else files
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as 16×16 images, split into training and test."""
+"""scikit-learn's handwritten digits are read here as 16×16 images, split into training and test."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from .images import LabelledImages
 IMAGE = ImageShape(1, 16, 16)
 
 
-MEAN = (0.3049,)  # of the training images / 255
+MEAN = (0.3049,)
+"""The mean of the training images' pixels, divided by 255."""
 
 
 STD = (0.3183,)
+"""The standard deviation of the training images' pixels, divided by 255."""
 
 
 def digits_data(split: Literal["train", "test"]) -> LabelledImages:
-    """The digits as [N, 1, 16, 16]: of each class every fourth image is held out for ``"test"``."""
+    """Return the digits of one split as images [N, 1, 16, 16] with labels [N].
+
+    Every fourth image of each class belongs to ``"test"``, the others to ``"train"``. Raises ValueError for any other
+    split.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}; choose 'train' or 'test'")
     table = torch.from_numpy(_table())  # [N, 65]
@@ -36,8 +42,8 @@ def digits_data(split: Literal["train", "test"]) -> LabelledImages:
 
 
 def _table() -> np.ndarray[Any, Any]:
-    """64 pixels from 0 to 16 and the label of each digit, float64."""
-    sklearn = importlib.util.find_spec("sklearn")  # importing it takes seconds
+    """Return a table [N, 65] in float64: the 64 pixels of each digit, from 0 to 16, and its label."""
+    sklearn = importlib.util.find_spec("sklearn")  # importing it would take seconds
     for folder in (sklearn and sklearn.submodule_search_locations) or ():
         file = Path(folder, "datasets", "data", "digits.csv.gz")
         if file.is_file():

@@ -1,4 +1,4 @@
-"""Labelled images, for measuring only: no label or image of a real data set reaches the method."""
+"""Labelled images serve to measure only: no label or image of a real data set reaches the method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError, one_line
 
 EvaluationData: TypeAlias = Dataset[tuple[Tensor, int]]
-"""Images to measure on, one at a time: uint8 [C, H, W], all of one shape, and the label, from 0."""
+"""A data set to measure on; each item is an image, uint8 [C, H, W], all of one shape, and its label, from 0."""
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
+@dataclass(frozen=True, eq=False)  # eq=False, because comparing tensors does not give one bool
 class LabelledImages(EvaluationData):
-    """images: uint8 [N, C, H, W]; labels: int64 [N], from 0. Raises InputError if they are anything else."""
+    """Images with their labels, held in memory.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N], from 0.  Raises InputError if they are anything else, or empty.
+    """
 
     images: Tensor
     labels: Tensor
@@ -46,7 +49,10 @@ class LabelledImages(EvaluationData):
 
 
 def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(images / 255 − mean) / std per channel, in float32. images: uint8 [N, C, H, W]; mean, std: C numbers."""
+    """Return (images / 255 − mean) / std per channel, float32 [N, C, H, W].
+
+    images: uint8 [N, C, H, W]; mean, std: C numbers.
+    """
     center, scale = (images.new_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     return (images / 255 - center) / scale  # [N, C, H, W]
 
@@ -61,10 +67,11 @@ def accuracy(
     batch_size: int = 256,
     device: str | torch.device,
 ) -> float:
-    """The fraction of ``data``, in [0, 1], to whose label ``network`` (on ``device``) gives its highest logit.
+    """Return the fraction of ``data``, in [0, 1], to whose label ``network`` gives its highest logit.
 
-    No more than a batch is held in memory, unless ``data`` does. Raises ValueError if any part of the network is
-    in training mode, InputError if the images or labels do not fit the network.
+    mean, std: one number per channel, for :func:`normalize`; device: the device on which the network is.
+    No more than one batch is held in memory, unless ``data`` itself holds more. Raises ValueError if any part of the
+    network is in training mode, InputError if the images or labels do not fit the network.
     """
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode; call network.eval() before measuring")
@@ -77,7 +84,7 @@ def accuracy(
 
     _check_fit(network, normalize(first.to(device), mean=mean, std=std))
     hits = total = 0
-    own_generator = torch.Generator()  # or the loader would draw from the global one, and measuring change training
+    own_generator = torch.Generator()  # without it the loader draws from the global one, and training would change
     for images, labels in DataLoader(data, batch_size, generator=own_generator):
         logits = network(normalize(images.to(device), mean=mean, std=std))  # [N, K]
         _check_labels(labels, logits.shape[1])
@@ -90,14 +97,14 @@ def _check_fit(network: nn.Module, image: Tensor) -> None:
     """Raise InputError unless ``network`` takes ``image`` [1, C, H, W]."""
     try:
         network(image)
-    except RuntimeError as error:  # how PyTorch reports shapes that do not fit
+    except RuntimeError as error:  # PyTorch raises it if shapes do not fit
         raise InputError(
             f"the network does not take images of {_shape(image)}: {one_line(error)}; give its size"
         ) from error
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise InputError unless there is a class for every label [N]."""
+    """Raise InputError unless every label [N] is below ``num_classes``."""
     if labels.max() >= num_classes:
         raise InputError(
             f"labels go up to {labels.max()}, the network has {num_classes} classes; "
@@ -114,9 +121,10 @@ def _shape(tensor: Tensor) -> str:
 
 
 def load_images(path: str | Path) -> LabelledImages:
-    """The arrays ``images`` (uint8 [N, C, H, W]) and ``labels`` (integers [N]) of an ``.npz`` file, read as data only.
+    """Read the arrays ``images`` (uint8 [N, C, H, W]) and ``labels`` (integers [N]) of an ``.npz`` file.
 
-    Raises InputError if the file is missing, damaged or holds anything else.
+    The file is read as data only: it cannot run code. Raises InputError if it is missing, damaged or holds anything
+    else.
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -126,6 +134,6 @@ def load_images(path: str | Path) -> LabelledImages:
         raise InputError(f"test data {path} does not exist; check the path") from error
     except InputError as error:
         raise InputError(f"test data {path}: {error}") from None
-    except Exception as error:  # whatever a reader makes of another file
+    except Exception as error:  # the reader may raise anything if the file is of another kind
         need = "an .npz with uint8 images [N, C, H, W] and integer labels [N]"
         raise InputError(f"cannot read test data {path} ({one_line(error)}); give {need}") from error

@@ -1,4 +1,4 @@
-"""Evaluation data found by name and fitted to a classifier. It measures, and nothing else."""
+"""Evaluation data are found by name and fitted to a classifier here. They serve to measure, and for nothing else."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..cache import cache_folder, cache_lock
-from ..errors import InputError, one_line
+from ..cache import lock
+from ..errors import InputError, MachineError, one_line
 from ..files import is_there
 from ..shapes import ImageShape
 from .digits import digits_data
@@ -28,13 +28,17 @@ ARCHIVES = "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
 def load_evaluation_data(
     spec: str, *, num_classes: int, image: ImageShape, resize: int = 0, download: bool = False
 ) -> EvaluationData:
-    """The images that ``spec`` names, as a classifier of ``num_classes`` for images of shape ``image`` takes them.
+    """Return the images that ``spec`` names, fitted to a classifier of ``num_classes`` and images of shape ``image``.
 
-    ``digits``, an ``.npz``, a folder of class folders (labels in the order of their names), ``cifar10:FOLDER``,
-    ``cifar100:FOLDER`` or ``imagenet:FOLDER`` (torchvision's data sets, test or validation split). Pictures of
-    another size are resized and cropped (see :func:`fit_image`), and converted between grey and RGB.
+    ``spec`` is ``digits``, an ``.npz``, a folder of class folders (labels follow the order of their names),
+    ``cifar10:FOLDER``, ``cifar100:FOLDER`` or ``imagenet:FOLDER`` (torchvision's data sets, test or validation split).
+    Pictures of another size are resized and cropped by :func:`fit_image`, and converted between grey and RGB.
 
-    Raises InputError if there are no such data or they do not fit; while reading them, if a file is no picture.
+    resize: pixels of the short side before the crop, for :func:`fit_image`.
+    download: fetch CIFAR-10 or CIFAR-100 into the folder if they are not there.
+
+    Raises InputError if there are no such data or if they do not fit. The data set raises it, too, when it reads a
+    file that is not a picture.
     """
     kind, _, folder = spec.partition(":")
     if download and kind not in DATA_SETS:
@@ -61,10 +65,10 @@ def load_evaluation_data(
 
 
 def fit_image(images: Tensor, *, image: ImageShape, resize: int = 0) -> Tensor:
-    """Pictures as a classifier takes them: uint8 [..., C', H', W'] to uint8 [..., *image].
+    """Fit pictures to the shape that a classifier takes: uint8 [..., C', H', W'] to uint8 [..., *image].
 
-    What is not of that height and width is resized (bilinear) and its centre cut out. The resize keeps the aspect
-    ratio; it gives a square crop's picture a short side of ``resize``, or of the crop itself if that is longer.
+    Pictures of another height or width are resized (bilinear), and their centre is cut out. The resize keeps the aspect
+    ratio. For a square crop it gives the picture a short side of ``resize``, or of the crop itself if that is longer.
     Worked example: for crops of 224 with ``resize`` 256, 640×480 becomes 341×256, then 224×224.
     """
     if tuple(images.shape[-3:]) == image:
@@ -79,14 +83,17 @@ def fit_image(images: Tensor, *, image: ImageShape, resize: int = 0) -> Tensor:
     margin = max(1.0, resize / min(image[1:]))
     scale = max(image.height / height, image.width / width) * margin
     short, long = round(min(height, width) * scale), max(height, width)
-    long = int(short * long / min(height, width))  # as torchvision does
+    long = int(short * long / min(height, width))  # torchvision rounds down here, too
     resized = (short, long) if height <= width else (long, short)
     images = tv.resize(images, [max(sides) for sides in zip(resized, image[1:], strict=True)], antialias=True)
     return tv.center_crop(images, list(image[1:]))  # [..., C, H, W]
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """A torchvision data set of (PIL image, label) as (``fit`` of uint8 [3, H, W], label), read when asked for."""
+    """A torchvision data set whose items (PIL image, label) are read when asked for and fitted to a classifier.
+
+    fit: a function of a picture, uint8 [3, H, W], that returns the image for the classifier.
+    """
 
     def __init__(self, pictures: Any, fit: Callable[[Tensor], Tensor]) -> None:
         self.pictures = pictures
@@ -101,7 +108,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.fit(rgb), label
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """What a DataLoader calls for a batch; decoding and resizing leave Python's lock, so threads pay."""
+        """Return the items of one batch, for a DataLoader; threads pay, as decoding and resizing release the GIL."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return list(pool.map(self.__getitem__, indices))
 
@@ -121,7 +128,7 @@ def _from_folder(folder: str) -> Any:
 
     try:
         return ImageFolder(folder, loader=_read)
-    except OSError as error:  # no class folder, or an empty one
+    except OSError as error:  # torchvision raises it if there is no class folder, or an empty one
         raise InputError(f"test data {folder}: {one_line(error)}; give a folder of pictures for every class") from error
 
 
@@ -140,14 +147,15 @@ def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
     try:
         if not download:
             return load()
-        with cache_lock(cache_folder() / kind):  # two at once would write the same archive
+        with lock(Path(folder) / kind, remedy="choose a writable folder"):  # two at once would write one archive
             return load()
-    except (OSError, RuntimeError) as error:  # RuntimeError: not there, or damaged
-        raise InputError(f"cannot read test data {kind} in {folder}: {one_line(error)}; {remedy}") from error
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError if files are missing or damaged
+        fault = MachineError if download else InputError
+        raise fault(f"cannot read test data {kind} in {folder}: {one_line(error)}; {remedy}") from error
 
 
 def _read(path: str) -> Any:
-    """A picture file, whole. Raises InputError naming it if it is none."""
+    """Read a picture file into memory, in RGB. Raises InputError, naming the file, if it is not a picture."""
     from PIL import Image
 
     try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from nni.tools.nnictl.config_utils import Experiments
@@ -104,8 +104,16 @@ def _run(trial: TrialRecord) -> Run:
     return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
 
 
-def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Genotype, str]:
-    """The genotype with the least L_r among the trials that have finished, and its trial's id; or that of one trial.
+class BestGenotype(NamedTuple):
+    """A genotype, the id of its trial and its L_r."""
+
+    genotype: Genotype
+    trial: str
+    loss: float
+
+
+def best_genotype(experiment_id: str, trial_id: str | None = None) -> BestGenotype:
+    """Return the genotype with the least L_r among the trials that have finished, or that of one trial.
 
     Raises InputError if no trial has reported one, the named one has not, or their L_r are of different losses.
     """
@@ -113,7 +121,7 @@ def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Geno
     finished = [
         (float(trial.final["default"]), trial.id, trial.final)
         for trial in trials
-        if trial.final and "genotype" in trial.final and math.isfinite(trial.final.get("default", math.nan))
+        if trial.final and "genotype" in trial.final and _is_finite(trial.final.get("default"))
     ]
     if not finished:
         counts = ", ".join(f"{n} {status}" for status, n in Counter(trial.status for trial in trials).items())
@@ -127,8 +135,13 @@ def best_genotype(experiment_id: str, trial_id: str | None = None) -> tuple[Geno
     if not chosen:
         known = ", ".join(name for _, name, _ in finished)
         raise InputError(f"trial {trial_id} of {experiment_id} has no genotype; those that have one: {known}")
-    _, name, final = min(chosen, key=lambda entry: entry[:2])
-    return Genotype.from_json(str(final["genotype"]), source=f"final metric of trial {name}"), name
+    loss, name, final = min(chosen, key=lambda entry: entry[:2])
+    genotype = Genotype.from_json(str(final["genotype"]), source=f"final metric of trial {name}")
+    return BestGenotype(genotype, name, loss)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _require_same_loss(settings: Mapping[str, Mapping[str, Any]]) -> None:

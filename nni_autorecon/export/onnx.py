@@ -1,9 +1,10 @@
-"""The quantized network as ONNX: integer weights, QuantizeLinear and DequantizeLinear, for onnxruntime alone.
+"""A quantized network is exported to ONNX here, with integer weights, QuantizeLinear and DequantizeLinear.
 
-The graph keeps clear of what onnxruntime 1.31 does to others. It rounds a bias between quantizers to int32 at the
-product of their scales, which is coarse at few bits: here, biases are Add nodes. It fails on narrow activations: here,
-their codes are UINT8 behind a Clip. It fuses a Gemm, or a convolution without bias, with the quantizers around it to an
-operator that cannot have 2-bit weights: here, only weights of convolutions with a bias (or folded norm) are UINT2.
+The graph is made for onnxruntime and avoids three faults of version 1.31. First, onnxruntime rounds a bias between
+quantizers to int32 at the product of their scales, which is coarse at few bits; biases are Add nodes here. Second, it
+fails on activations of fewer than 8 bits; their codes are UINT8 behind a Clip here. Third, it fuses a Gemm, or a
+convolution without bias, with the quantizers around it to an operator that cannot have 2-bit weights; only the weights
+of convolutions with a bias (or a folded norm) are UINT2 here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import InputError
+from ..errors import InputError, MachineError
 from ..files import write_atomically
 from ..quantization.folding import fold_norms
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
@@ -33,40 +34,43 @@ from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .student_file import SavedNetwork
 
 CLOSE = 1e-4
-"""Logits are alike if they differ by no more than this fraction of an image's largest."""
+"""Logits are close if they differ by no more than this fraction of the image's largest logit."""
 ALIKE = 0.85
-"""The fraction of images whose logits must be alike; rounding differs, and a code that flips moves others."""
+"""This fraction of the images must have logits within the tolerance; rounding differs, and one code moves others."""
 LARGEST_TOLERANCE = 0.2
-"""No rounding excuses logits that differ by more than this fraction of an image's largest.
+"""The tolerance is at most this fraction of an image's largest logit, however much rounding may change.
 
-It must be so large for a mean of few integers that keeps their scale, as DFQ has it: often it lies midway between two
-codes, and rounding alone decides.
+It must be so large because of means over few integers that keep the integers' scale, as in networks from DFQ. Such a
+mean often lies midway between two codes, and rounding alone decides.
 """
 DECISIONS = 0.99
-"""The fraction of decisions that must be equal, among images with a clear decision."""
+"""This fraction of the decisions must be equal, among images with a clear decision."""
 MARGIN = 0.01
-"""A decision is clear if the two largest logits differ by more than this fraction of the largest."""
+"""A decision is clear if the two largest logits differ by more than this fraction of the largest logit."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """ONNX in onnxruntime against the network in PyTorch. Differences are fractions of an image's largest logit."""
+    """The agreement of ONNX in onnxruntime with the network in PyTorch.
+
+    Differences between logits are fractions of the image's largest logit.
+    """
 
     images: int
     decisions: float
-    """Fraction of the images on which both decide alike."""
+    """Fraction of the images on which both decide for the same class."""
     clear_decisions: float
-    """The same among images whose two largest logits differ clearly."""
+    """Fraction of equal decisions among the images whose two largest logits differ clearly."""
     close: float
     """Fraction of the images whose logits differ by at most 1e-4."""
     alike: float
     """Fraction of the images whose logits differ by at most ``tolerance``."""
     tolerance: float
-    """1e-4, or 4 times what float64 changes in PyTorch for 85 % of the images, if that is more; at most 0.2."""
+    """4 times the change that float64 makes in PyTorch on 85 % of the images, but at least 1e-4 and at most 0.2."""
     largest_difference: float
 
     def summary(self) -> str:
-        """What a person reads."""
+        """Return one line for people."""
         return (
             f"onnxruntime and PyTorch decide alike on {self.decisions:.2%} of {self.images} images; "
             f"logits within {CLOSE:g} on {self.close:.2%}, largest difference {self.largest_difference:.1e}"
@@ -76,10 +80,11 @@ class Agreement:
 def export_onnx(
     saved: SavedNetwork, path: str | Path, *, images: Tensor | None = None, noise_images: int = 256, seed: int = 0
 ) -> Agreement:
-    """Write ``saved`` as ONNX, replacing ``path``, if onnxruntime then agrees with PyTorch.
+    """Write ``saved`` as ONNX, replacing ``path``, if onnxruntime then agrees with PyTorch; return how well it does.
 
     The model takes ``images`` (normalized, float32 [N, C, H, W], any N) and returns ``logits`` [N, K]. A BatchNorm
-    behind a convolution is folded into it. Compared on are ``noise_images`` of standard normal noise and ``images``.
+    after a convolution is folded into it. The two are compared on ``noise_images`` images of standard normal noise,
+    drawn with ``seed``, and on ``images`` [N, C, H, W].
 
     Raises InputError if the extra ``onnx`` is not installed, the network has a part that ONNX lacks, the runtimes
     disagree, or the file cannot be written.
@@ -103,7 +108,7 @@ def export_onnx(
         noise if images is None else torch.cat([noise, images.cpu()]),
     )
     if agreement.alike < ALIKE or agreement.clear_decisions < DECISIONS:
-        raise InputError(f"{path} is not written: {agreement.summary()}; use the .safetensors file, and report this")
+        raise MachineError(f"{path} is not written: {agreement.summary()}; use the .safetensors file, and report this")
     known = {
         "description": dataclasses.asdict(saved.description),
         "float_bytes": saved.float_bytes,
@@ -117,7 +122,7 @@ def export_onnx(
 
 @torch.no_grad()
 def compare(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: int = 64) -> Agreement:
-    """How well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W], both on the CPU."""
+    """Measure how well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W]; all are on the CPU."""
     precise = copy.deepcopy(network).double()
     batches = images.split(batch_size)
     logits = torch.cat([network(batch) for batch in batches])  # [N, K]
@@ -142,7 +147,10 @@ def compare(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: 
 
 
 def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]:
-    """The ``torch.onnx.ONNXProgram``, and what it is in onnxruntime. InputError if it cannot be made or is refused."""
+    """Return the network as ``torch.onnx.ONNXProgram``, and the same loaded into onnxruntime.
+
+    Raises InputError if the program cannot be made, or if onnxruntime refuses it.
+    """
     program = _translate(_onnx_form(saved, narrowest), torch.zeros(2, *saved.description.image))
     _narrow_weights(program.model.graph)
     _strip(program.model.graph)
@@ -151,9 +159,9 @@ def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]
 
 
 def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
-    """A copy of the network with its quantizers and weights, of 8, 4 or the ``narrowest`` bits, as ONNX operators.
+    """Return a copy of the network whose quantizers and weights are ONNX operators; it is only good for tracing.
 
-    For tracing only.
+    Weights have 8, 4 or ``narrowest`` bits.
     """
     form, weights = copy.deepcopy(saved.network), dict(saved.weights)
     fold_norms(form, weights)
@@ -171,13 +179,13 @@ def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
 
 
 class _Dequantize(nn.Module):
-    """Parametrization of a weight: DequantizeLinear of its codes."""
+    """A parametrization that makes a weight by DequantizeLinear from its codes."""
 
     def __init__(self, name: str, weight: IntegerWeight, layer: nn.Module, narrowest: int) -> None:
         super().__init__()
         has_bias = isinstance(layer, nn.Conv2d) and layer.bias is not None
         bits = 8 if weight.bits > 4 else 4 if weight.bits > 2 or not has_bias else narrowest
-        self.note = {"weight": f"{name}.weight", "type": f"UINT{bits}"}  # for _narrow_weights
+        self.note = {"weight": f"{name}.weight", "type": f"UINT{bits}"}  # _narrow_weights reads it in the graph
         for part in ("codes", "scale", "zero_point"):
             self.register_buffer(part, getattr(weight, part))
 
@@ -187,7 +195,7 @@ class _Dequantize(nn.Module):
 
 
 class _QuantizeDequantize(nn.Module):
-    """Clip to the range of the codes, QuantizeLinear and DequantizeLinear."""
+    """An activation quantizer as ONNX operators: Clip to the range of the codes, QuantizeLinear, DequantizeLinear."""
 
     def __init__(self, quantizer: FixedQuantizer) -> None:
         super().__init__()
@@ -203,6 +211,8 @@ class _QuantizeDequantize(nn.Module):
 
 
 class _Bias(nn.Module):
+    """A bias [C] as an addition of its own; ``is_map`` is True for activations [N, C, H, W]."""
+
     def __init__(self, bias: Tensor, *, is_map: bool) -> None:
         super().__init__()
         self.register_buffer("bias", bias.detach().view(-1, 1, 1) if is_map else bias.detach())
@@ -218,15 +228,22 @@ def _onnx_operator(name: str, *arguments: Any, **named: Any) -> Tensor:
 
 
 def _translate(form: nn.Module, images: Tensor) -> Any:
-    """The ``torch.onnx.ONNXProgram`` of ``form`` for any number of images. Raises InputError where it fails."""
+    """Translate ``form`` to a ``torch.onnx.ONNXProgram`` for any number of images.
+
+    images: two images [2, C, H, W] to trace with.  Raises InputError, naming the layer, if a part cannot be translated.
+    """
     types = {module.note["type"] for module in form.modules() if isinstance(module, _Dequantize)}
     try:
         with _silent():
             program = torch.export.export(form, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             return torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
-                opset_version=25 if "UINT2" in types else 21,  # the first that have UINT2, UINT4
-            )  # fmt: skip
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=25 if "UINT2" in types else 21,  # these are the first with UINT2 and with UINT4
+            )
     except Exception as error:  # tracing runs the network's own code, and translation fails in many ways
         causes = [error]
         while causes[-1].__cause__ is not None:
@@ -239,7 +256,7 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what PyTorch's exporter says to its developers off the screen: it prints whole graphs before an error."""
+    """Keep the messages of PyTorch's exporter off the screen: it prints whole graphs before an error."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -251,7 +268,7 @@ def _silent() -> Iterator[None]:
 
 
 def _layer(program: torch.export.ExportedProgram, node_name: str) -> str:
-    """The innermost module that computes a node, or the node where no module does."""
+    """Return the path and class of the innermost module that computes a node, or the node's name if no module does."""
     for node in program.graph.nodes:
         if node.name == node_name and (modules := list(node.meta.get("nn_module_stack", {}).values())):
             path, kind = modules[-1]
@@ -260,8 +277,8 @@ def _layer(program: torch.export.ExportedProgram, node_name: str) -> str:
 
 
 def _narrow_weights(graph: Any) -> None:
-    """Give the codes and zero points of weights their own ONNX type, and names that tell the layer."""
-    import ml_dtypes  # numpy's types of 2 and 4 bits; onnx brings it
+    """Give the codes and zero points of weights their own ONNX type, and names that contain the layer's name."""
+    import ml_dtypes  # it has numpy types of 2 and 4 bits, and onnx depends on it
     import onnx_ir as ir
 
     for node in graph:
@@ -281,7 +298,7 @@ def _narrow_weights(graph: Any) -> None:
 
 
 def _strip(graph: Any) -> None:
-    """Take off what the exporter notes about the Python code: half of a small file."""
+    """Remove the exporter's notes about the Python code, which are half of a small file."""
     for node in graph:
         for noted in (node, *node.outputs):
             noted.metadata_props.clear()

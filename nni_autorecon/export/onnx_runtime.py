@@ -1,4 +1,4 @@
-"""An ONNX file of ``export_onnx``, run by onnxruntime."""
+"""onnxruntime runs the ONNX files that ``export_onnx`` wrote."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .student_file import Description, SavedNetwork
 
 INPUT, OUTPUT = "images", "logits"
 METADATA = "nni-autorecon"
-"""The key of the model's metadata under which JSON says what it is."""
+"""The metadata of the model hold its description, as JSON, under this key."""
 
 
 class OnnxNetwork(nn.Module):
-    """ONNX ``content`` as a module on the CPU, with as many threads as PyTorch.
+    """A module that runs the bytes of an ONNX file on the CPU, with as many threads as PyTorch uses.
 
-    Raises InputError, naming it ``what`` and the ``remedy``, if onnxruntime is missing or does not take it.
+    what, remedy: the name of the network in errors, and the advice that they end with.
+    Raises InputError if onnxruntime is missing or refuses the content.
     """
 
     def __init__(self, content: bytes, what: str, remedy: str) -> None:
@@ -30,10 +31,10 @@ class OnnxNetwork(nn.Module):
             raise InputError("ONNX needs onnxruntime; pip install -e '.[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors, which it raises anyway
+        options.log_severity_level = 3  # log errors only, which it raises anyway
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no class of their own
+        except Exception as error:  # onnxruntime's errors have no class of their own
             reason = " ".join(str(error).split())
             fault = f"onnxruntime {onnxruntime.__version__} refuses {what}: {reason.rstrip('.')}"
             raise InputError(f"{fault}; {remedy}") from error
@@ -41,14 +42,14 @@ class OnnxNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: float32 [N, C, H, W], normalized; returns logits [N, K]."""
+        """Return logits [N, K]. images: float32 [N, C, H, W], normalized."""
         return torch.from_numpy(self.session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 def load_onnx(path: str | Path) -> SavedNetwork:
-    """The network that ``export_onnx`` wrote.
+    """Load the network that ``export_onnx`` wrote.
 
-    Raises InputError if the file is missing, damaged, or not written by ``export_onnx``.
+    Raises InputError if the file is missing, damaged, or not written by ``export_onnx``, or if onnxruntime is missing.
     """
     try:
         content = Path(path).read_bytes()

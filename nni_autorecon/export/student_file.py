@@ -1,7 +1,8 @@
-"""The quantized network as one safetensors file: codes packed at their own bit width, scales, and what they mean."""
+"""A quantized network is one safetensors file: codes packed at their bit width, scales, zero points, a description."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,36 +32,44 @@ from ..quantization.integers import (
 from ..quantization.specification import Quantization
 from ..quantization.tracing import QUANTIZED
 from ..shapes import ImageShape
-from ..teacher.loading import Teacher
+from ..teacher.loading import IN_MEMORY, Teacher
 from ..teacher.sources import architecture, names_code
 from ..version import __version__
+
+if TYPE_CHECKING:
+    from .onnx import Agreement
 
 FORMAT = 2
 """Counted up whenever an earlier version could no longer read the file."""
 READABLE = (1, FORMAT)
 """The formats that this version reads."""
 _METADATA = "nni-autorecon"
-"""The one key of the file's metadata; with more, safetensors would write them in any order."""
+"""The metadata of the file have this one key; safetensors would write several keys in any order."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a saved network is: where its structure comes from, and what goes in and out."""
+    """The description of a saved network: the source of its structure, and the form of its input and output.
+
+    Raises ValueError if a value has the wrong type or size.
+    """
 
     teacher: str
-    """The specification from which ``teacher.architecture`` builds the structure."""
+    """The specification from which ``teacher.sources.architecture`` builds the structure."""
     num_classes: int
     image: ImageShape
     mean: tuple[float, ...]
+    """The mean of each channel, of pixels from 0 to 1; the network takes normalized images."""
     std: tuple[float, ...]
-    quantization: Quantization
-    """What makes the student's structure of the teacher's."""
+    """The standard deviation of each channel, of pixels from 0 to 1."""
+    quantization: Quantization | None
+    """How the teacher was quantized to become the student; None for a network in floating point."""
     folded: bool = False
-    """Whether BatchNorms were folded and ReLU6 replaced beforehand, as method dfq does."""
+    """True if BatchNorms were folded and ReLU6 replaced before quantization, as method dfq does."""
     resize: int = 0
-    """Pixels of the shorter side before pictures are cropped to ``image``; 0 is the crop's own."""
+    """Pixels of the shorter side before pictures are cropped to ``image``; 0 means the size of the crop itself."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Anything JSON can hold: the generator, the accuracy."""
+    """Further facts that JSON can hold, such as the generator and the accuracy."""
 
     def __post_init__(self) -> None:
         sizes, numbers = (self.num_classes, *self.image), (*self.mean, *self.std)
@@ -76,24 +85,27 @@ class Description:
 
     @classmethod
     def of(cls, teacher: Teacher, quantization: Quantization, *, folded: bool = False, **details: Any) -> Description:
-        """Of a student of ``teacher``."""
+        """Describe a student of ``teacher``. The arguments are the fields of the same names."""
         known = (teacher.name, teacher.num_classes, teacher.image, teacher.mean, teacher.std)
         return cls(*known, quantization, folded, teacher.resize, details)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
-        """The inverse of ``dataclasses.asdict``, also after JSON."""
+        """Undo ``dataclasses.asdict``, even if the values went through JSON.
+
+        Raises TypeError, KeyError or ValueError if they are no description.
+        """
         image, mean, std = ImageShape(*values["image"]), tuple(values["mean"]), tuple(values["std"])
-        quantization = Quantization.from_dict(values["quantization"])
+        quantization = values["quantization"] and Quantization.from_dict(values["quantization"])
         return cls(**{**values, "image": image, "mean": mean, "std": std, "quantization": quantization})
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
+@dataclass(frozen=True, eq=False)  # eq=False, because comparing tensors does not give one bool
 class SavedNetwork:
-    """A quantized network for inference, and what its file says and weighs.
+    """A quantized network for inference, its description and the size of its file.
 
-    In ``network`` a quantized weight is the plain tensor of its dequantized codes and an activation quantizer a
-    ``FixedQuantizer``; it is in eval mode and nothing has a gradient.
+    In ``network`` a quantized weight is the plain tensor of its dequantized codes, and an activation quantizer is a
+    ``FixedQuantizer``. The network is in eval mode and takes no gradients.
     """
 
     network: nn.Module
@@ -101,32 +113,65 @@ class SavedNetwork:
     float_bytes: int
     """Size of the teacher's floating-point parameters and buffers in float32."""
     file_bytes: int
+    """Size of the whole file on disk."""
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
-    """By the name of the layer; none for an ONNX file, whose runtime keeps them to itself."""
+    """Quantized weights by the name of the layer; empty for an ONNX file, whose runtime does not give them away."""
 
     @property
     def compression_ratio(self) -> float:
-        """The teacher's size in float32 over that of the whole file on disk."""
+        """Return the teacher's size in float32 divided by the size of the whole file on disk."""
         return self.float_bytes / self.file_bytes
 
     def size(self) -> str:
-        """What a person reads."""
+        """Return the sizes and the compression ratio in one line for people."""
         return (
             f"{self.file_bytes / 1000:.1f} kB, teacher in float32 {self.float_bytes / 1000:.1f} kB: "
             f"compression ratio {self.compression_ratio:.2f}"
         )
 
 
+@dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool
+class Student:
+    """A quantized student after its training: the network, with quantizers in it, and what its file says of it."""
+
+    network: nn.Module
+    description: Description
+    teacher: nn.Module
+    """The network that it was made of, which gives the structure of what is exported."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one safetensors file, replacing ``path``. Raises InputError if the file cannot be written."""
+        save_network(path, self.network, self.description)
+
+    def to_onnx(self, path: str | Path) -> Agreement:
+        """Write it as ONNX, replacing ``path``, and return how well onnxruntime agrees with PyTorch on noise.
+
+        Raises InputError if the extra ``onnx`` is missing or the network has a part that ONNX lacks, MachineError if
+        the runtimes disagree.
+        """
+        from .onnx import export_onnx  # slow to import
+
+        content = student_bytes(self.network, self.description)
+        return export_onnx(_network_of(content, str(path), self.teacher), path)
+
+
 def save_network(path: str | Path, student: nn.Module, description: Description) -> None:
-    """Write ``student`` (of ``quantize_network``, its ranges observed) as one safetensors file, replacing ``path``.
+    """Write ``student``, as one safetensors file, replacing ``path``.
 
-    For each quantized weight there are ``NAME.weight.codes`` (packed, see ``integers.pack``), ``.scale`` (float32) and
-    ``.zero_point`` (uint8), per output channel; for each activation quantizer ``NAME.scale`` and ``NAME.zero_point``;
-    and every other parameter and buffer as it is, but for BatchNorm's counts of training batches. The rest is JSON in
-    the file's metadata.
+    The student is a result of ``quantize_network`` whose ranges have been observed. The file holds, for each quantized
+    weight, ``NAME.weight.codes`` (packed by ``integers.pack``), ``.scale`` (float32) and ``.zero_point`` (uint8), both
+    per output channel. It holds ``NAME.scale`` and ``NAME.zero_point`` for each activation quantizer, and every other
+    parameter and buffer as it is, except BatchNorm's counts of training batches. The rest is JSON in the metadata.
 
-    Raises InputError if the file cannot be written, RuntimeError if no activation quantizer has a range yet.
+    Raises InputError if the file cannot be written or a weight is not finite, RuntimeError if no activation quantizer
+    has a range yet.
     """
+    content = student_bytes(student, description)
+    write_atomically(Path(path), lambda file: file.write(content))
+
+
+def student_bytes(student: nn.Module, description: Description) -> bytes:
+    """Return the content of the file that :func:`save_network` writes."""
     weights = {name: IntegerWeight.of(layer) for name, layer in quantized_layers(student)}
     quantizers = dict(activation_quantizers(student))
     replaced = tuple([f"{name}.parametrizations.weight." for name in weights] + [f"{name}." for name in quantizers])
@@ -136,7 +181,7 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
         tensors[f"{name}.weight.scale"], tensors[f"{name}.weight.zero_point"] = weight.scale, weight.zero_point
     observed = any(quantizer.observations for quantizer in quantizers.values())
     for name, quantizer in quantizers.items():
-        never_called = observed and not quantizer.observations  # where tracing failed, a module need not be used
+        never_called = observed and not quantizer.observations  # an untraced network may have modules it does not use
         scale, zero_point = (torch.ones(()), torch.zeros(())) if never_called else quantizer.qparams()
         tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = scale, zero_point.byte()
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -146,35 +191,47 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
         "versions": {"nni-autorecon": __version__, **{name: metadata.version(name) for name in ("torch", "numpy")}},
     }
     known = {"format": FORMAT, "sha256": _digest(header, tensors), **header}
-    content = save(tensors, {_METADATA: json.dumps(known, allow_nan=False)})
-    write_atomically(Path(path), lambda file: file.write(content))
+    return save(tensors, {_METADATA: json.dumps(known, allow_nan=False)})
 
 
-def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwork:
-    """The network that ``save_network`` wrote, on the CPU; its logits are the student's, bit for bit.
+def load_network(path: str | Path, *, teacher: str | nn.Module | None = None) -> SavedNetwork:
+    """Return the network that ``save_network`` wrote, on the CPU; its logits are the student's, bit for bit.
 
     The structure is built anew from the teacher's specification in the file, without weights. Where that is
     ``module:factory``, code would be imported and run that a file has no business to name: ``teacher`` must name it.
+    A network that was handed over in Python must be handed over again as ``teacher``.
 
     Raises InputError if the file is missing, damaged, of another format, or does not fit the structure.
     """
-    size, header, tensors = _read(Path(path))
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
+    return _network_of(content, str(path), teacher)
+
+
+def _network_of(content: bytes, path: str, teacher: str | nn.Module | None) -> SavedNetwork:
+    """Return the network in a file's ``content``; ``path`` is what errors call it."""
+    header, tensors = _read(content, path)
     try:
         description = Description.from_dict(header["description"])
         stored = {str(name): (int(each["bits"]), tuple(each["shape"])) for name, each in header["weights"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise _other_version(path, header, error) from error
-    spec = teacher or description.teacher
-    if teacher is None and names_code(spec):
-        raise InputError(
-            f"{path} is a student of {spec}, code that loading would run; if it is yours, add --teacher {spec}"
-        )
-    with torch.random.fork_rng(devices=[]):  # the initial weights, soon overwritten, cost the caller no random numbers
-        structure = architecture(spec, description.num_classes)
+    spec = teacher if isinstance(teacher, str) else description.teacher
+    if teacher is None:
+        _require_trusted(description.teacher, path)
+    with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random numbers
+        if isinstance(teacher, nn.Module):
+            structure = copy.deepcopy(teacher).cpu()
+        else:
+            structure = architecture(spec, description.num_classes)
         float_bytes = float_size(structure)
         if description.folded:
             structure = folded(structure)[0]
         try:
+            if description.quantization is None:
+                raise ValueError("it does not say how it was quantized")
             network, _ = quantize_network(structure, description.quantization)
         except InputError:
             raise
@@ -187,19 +244,32 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
     for name, layer in network.named_modules():
         if not isinstance(layer, QUANTIZED):
             continue
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)  # layers may have shared one
-        if layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:  # of bias correction
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)  # two layers may share one
+        if layer.bias is None and (bias := tensors.get(f"{name}.bias")) is not None:  # bias correction has added it
             layer.bias = nn.Parameter(torch.empty_like(bias), requires_grad=False)
     try:
         weights = {name: _take_weight(tensors, f"{name}.weight", *each) for name, each in stored.items()}
         tensors |= {f"{name}.weight": weight.values() for name, weight in weights.items()}
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: shapes that do not fit
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError comes from shapes that do not fit
         raise _other_version(path, header, error) from error
     targets = _tensors(network)
     _require_equal(f"{path} does not fit {spec}: shape", _shapes(tensors), _shapes(targets))
     for name, target in targets.items():
         target.data.copy_(tensors[name])
-    return SavedNetwork(network, description, float_bytes, size, weights)
+    return SavedNetwork(network, description, float_bytes, len(content), weights)
+
+
+def _require_trusted(spec: str, path: str) -> None:
+    """Raise InputError if a teacher's specification in a file may not be followed, or leads nowhere."""
+    if spec.startswith(IN_MEMORY):
+        raise InputError(
+            f"{path} is a student of a network that was handed over in Python ({spec.removeprefix(IN_MEMORY)}); hand "
+            "it over again, load_student(path, teacher=network), or name it with --teacher models.py:make"
+        )
+    if names_code(spec):
+        raise InputError(
+            f"{path} is a student of {spec}, code that loading would run; if it is yours, add --teacher {spec}"
+        )
 
 
 def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
@@ -210,12 +280,12 @@ def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception
 
 
 def float_size(network: nn.Module) -> int:
-    """Bytes of the network's floating-point parameters and buffers in float32."""
+    """Return the number of bytes of the network's floating-point parameters and buffers in float32."""
     return sum(4 * tensor.numel() for tensor in _tensors(network).values() if tensor.is_floating_point())
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that a state_dict keeps, each once, but for BatchNorm's counts of training batches."""
+    """Return the parameters and buffers of a state_dict, each once, except BatchNorm's counts of training batches."""
     kept = network.state_dict().keys()
     each_once = dict(network.named_parameters()) | dict(network.named_buffers())
     return {name: tensor for name, tensor in each_once.items() if name in kept and "num_batches_tracked" not in name}
@@ -226,15 +296,12 @@ def _take_weight(tensors: dict[str, Tensor], name: str, bits: int, shape: Iterab
     return IntegerWeight(unpack(codes, bits, tuple(shape)), scale, zero_point, bits)
 
 
-def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    """Size in bytes, header and tensors of a file that is whole. Raises InputError for any other."""
+def _read(content: bytes, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return header and tensors of a file that is whole. Raises InputError for any other."""
     try:
-        content = path.read_bytes()
         tensors = load(content)
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
         known = parse_json(header.get("__metadata__", {}).get(_METADATA, "{}"))
-    except OSError as error:
-        raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(
             f"saved network {path} is damaged or no safetensors file; give the student.safetensors of a compression"
@@ -245,7 +312,7 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
     if known.pop("sha256") != _digest(known, tensors):
         raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")
-    return len(content), known, tensors
+    return known, tensors
 
 
 def _json(header: Mapping[str, Any]) -> str:
@@ -253,7 +320,7 @@ def _json(header: Mapping[str, Any]) -> str:
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the header and of all tensors with their names, types and shapes."""
+    """Return the SHA-256 of the header and of all tensors with their names, types and shapes."""
     digest = hashlib.sha256(_json(header).encode(errors="surrogatepass"))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -266,7 +333,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _require_equal(what: str, saved: Mapping[str, object], built: Mapping[str, object]) -> None:
-    """Raise InputError that names the first few keys whose values differ, and both values."""
+    """Raise InputError if values differ; it names the first few keys whose values differ, and both values."""
     wrong = [name for name in sorted({*saved, *built}) if saved.get(name) != built.get(name)]
     listed = ", ".join(f"{name} ({saved.get(name, 'none')} for {built.get(name, 'none')})" for name in wrong[:5])
     if wrong:

@@ -1,4 +1,4 @@
-"""Pictures of the generator: the genotype as a graph (Figure 2), softmax(α) as a heat map."""
+"""Pictures of the generator show the genotype as a graph (Figure 2) and softmax(α) as a heat map."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from ..errors import InputError
 from ..generator.topology import CANDIDATES, CROSS, EDGE_BY_LABEL, EDGES, NONE, NORMAL, NUM_BLOCKS, UP, Edge, Node
 from .canvas import INK, MARK, MUTED, SHADE, Floats, Point, new_canvas
 
-OPERATIONS = (*CANDIDATES[NORMAL][:-1], *CANDIDATES[UP], NONE)  # of any edge: the columns of the heat map
+OPERATIONS = (*CANDIDATES[NORMAL][:-1], *CANDIDATES[UP], NONE)
+"""All operations that an edge of any kind can have; they are the columns of the heat map."""
 
 
 FIXED = "not searched"
+"""Connections that every generator has are drawn and listed under this name."""
 
 
-STROKES: dict[str, tuple[str, float, str | tuple[float, tuple[float, ...]]]] = {  # colour, width, dashes
+STROKES: dict[str, tuple[str, float, str | tuple[float, tuple[float, ...]]]] = {  # operation: colour, width, dashes
     "conv_1x1": ("#56B4E9", 1.6, "solid"),
     "conv_3x3": ("#0072B2", 2.2, "solid"),
     "conv_5x5": ("#2B2170", 2.9, "solid"),
@@ -39,9 +41,10 @@ STROKES: dict[str, tuple[str, float, str | tuple[float, tuple[float, ...]]]] = {
 
 
 def probabilities_info(probabilities: Mapping[str, Mapping[str, float]]) -> Floats:
-    """softmax(α) as a table [33, 9]: rows are ``EDGES``, columns ``OPERATIONS``; NaN is no candidate of that edge.
+    """Return softmax(α) as a table [33, 9]; rows are ``EDGES``, columns are ``OPERATIONS``.
 
-    Raises InputError unless each of the 33 edges has a distribution over exactly its own candidates.
+    An operation that is no candidate of an edge has NaN there. Raises InputError unless each of the 33 edges has a
+    distribution over exactly its own candidates.
     """
     _require_every_edge(probabilities)
     table = np.full((len(EDGES), len(OPERATIONS)), np.nan)
@@ -49,14 +52,18 @@ def probabilities_info(probabilities: Mapping[str, Mapping[str, float]]) -> Floa
         given = probabilities[edge.label]
         if set(given) != set(edge.candidates):
             raise InputError(f"{edge.label} has {', '.join(given)}; its candidates are {', '.join(edge.candidates)}")
-        if not (min(given.values()) >= 0 and abs(sum(given.values()) - 1) < 0.01):  # so that NaN fails, rounding not
+        if not (min(given.values()) >= 0 and abs(sum(given.values()) - 1) < 0.01):  # NaN fails, rounding errors pass
             raise InputError(f"{edge.label}: {dict(given)} is no probability distribution; give softmax(α)")
         table[row, [OPERATIONS.index(operation) for operation in given]] = list(given.values())
     return table
 
 
 def plot_probabilities(probabilities: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
-    """A heat map of softmax(α): the likeliest operation of each edge is framed, what is no candidate hatched."""
+    """Draw softmax(α) as a heat map.
+
+    The most probable operation of each edge is framed. Operations that are no candidates of an edge are hatched.
+    probabilities: by edge label and operation.  Raises InputError as :func:`probabilities_info` does.
+    """
     table = probabilities_info(probabilities)
     best = np.nanargmax(table, axis=1)  # [33]
     figure, axes = new_canvas(7.4, 9.4, title)
@@ -84,17 +91,17 @@ def plot_probabilities(probabilities: Mapping[str, Mapping[str, float]], *, titl
 
 
 class GraphEdge(NamedTuple):
-    """A line of the graph, ``path`` its bends. ``active`` is False for ``none``: the edge carries nothing."""
+    """A line of the graph, with the names of its two ends."""
 
     source: str
     target: str
     operation: str
-    active: bool
-    path: tuple[Point, ...]
+    active: bool  # False if the operation is ``none``, so that the edge carries nothing
+    path: tuple[Point, ...]  # start, bends and end, in drawing units
 
 
-# Lines run along the axes and never share a stretch: each has ports of its own at both nodes, and each cross edge
-# a lane of its own above the blocks or below them. All in drawing units.
+# Lines run along the axes, and no two lines run on top of each other: each has ports of its own at both nodes, and
+# each cross edge has a lane of its own above or below the blocks. All numbers are in drawing units.
 _PITCH, _HALF_WIDTH, _HALF_HEIGHT, _ROUND = 5.3, 0.42, 0.25, "round,pad=0,rounding_size=0.15"
 
 
@@ -104,7 +111,7 @@ _OFFSETS = {1: (0.0, 0.0), 2: (1.1, 1.0), 3: (1.1, -1.0), 4: (2.3, 0.0), 5: (3.5
 _PLACES = {Node(1 + b, n): (b * _PITCH + x, y) for b in range(NUM_BLOCKS) for n, (x, y) in _OFFSETS.items()}
 
 
-# Cross edges by position of source and target: the lane, and the port's offset at the source and at the target.
+# The keys are the positions of source and target. The values are the lane and the ports' offsets at both nodes.
 _ABOVE = {(2, 5): (2, -0.14, 0.16), (2, 4): (1, 0.14, 0.12), (4, 4): (0, 0.32, -0.08)}
 
 
@@ -112,9 +119,9 @@ _BELOW = {(3, 5): (2, -0.14, 0.26), (3, 4): (1, 0.14, 0.0), (4, 5): (0, 0.32, 0.
 
 
 def genotype_graph_info(choices: Mapping[str, str]) -> tuple[dict[str, Point], list[GraphEdge]]:
-    """Positions of the 15 nodes, the latent chunks (``z1``) and the image; then the lines between them.
+    """Return the positions of the 15 nodes, the latent chunks (``z1``) and the image, and the lines between them.
 
-    The first 33 lines are ``topology.EDGES``; the operation of the others, which always exist, is ``FIXED``.
+    The first 33 lines are ``topology.EDGES``. The other lines always exist; their operation is ``FIXED``.
     Raises InputError unless each edge has one of its own candidates.
     """
     _require_every_edge(choices)
@@ -137,7 +144,10 @@ def genotype_graph_info(choices: Mapping[str, str]) -> tuple[dict[str, Point], l
 
 
 def plot_genotype(choices: Mapping[str, str], title: str = "") -> Figure:
-    """The generator from latent chunks to image (Figure 2), each edge in the colour of its operation."""
+    """Draw the generator from latent chunks to image (Figure 2), each edge in the colour of its operation.
+
+    choices: operations by edge label.  Raises InputError as :func:`genotype_graph_info` does.
+    """
     positions, lines = genotype_graph_info(choices)
     figure, axes = new_canvas(11.5, 5.7, title)
     axes.set(xlim=(-1.2, 16.0), ylim=(-3.5, 3.5), aspect="equal", xticks=[], yticks=[])
@@ -161,7 +171,7 @@ def plot_genotype(choices: Mapping[str, str], title: str = "") -> Figure:
 
 
 def _route(edge: Edge) -> tuple[Point, ...]:
-    """The bends of an edge's line, from the border of its source to the border of its target."""
+    """Return the points of an edge's line, from the border of its source to the border of its target."""
     (x0, y0), (x1, y1) = _PLACES[edge.source], _PLACES[edge.target]
     if edge.kind == CROSS:
         ends = edge.source.position, edge.target.position
@@ -179,10 +189,10 @@ def _route(edge: Edge) -> tuple[Point, ...]:
 
 
 def _draw_edge(axes: Axes, edge: GraphEdge) -> None:
-    """The edge with round corners, an arrowhead, and a white halo that parts it from the lines it crosses."""
+    """Draw an edge with round corners, an arrowhead, and a white halo that sets it off from the lines it crosses."""
     colour, width, dashes = STROKES[edge.operation]
     bends = np.array(edge.path)
-    ways = np.sign(np.diff(bends, axis=0))  # unit vectors, as every stretch lies along an axis
+    ways = np.sign(np.diff(bends, axis=0))  # unit vectors, as every piece of the line lies along an axis
     vertices, codes = [bends[0]], [Outline.MOVETO]
     for corner, into, out in zip(bends[1:-1], ways[:-1], ways[1:], strict=True):
         vertices += [corner - 0.2 * into, corner, corner + 0.2 * out]

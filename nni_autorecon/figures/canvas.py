@@ -1,7 +1,7 @@
-"""What all pictures share: colours, sizes, an empty canvas, and how a figure is written.
+"""All pictures share these colours, sizes, the empty canvas and the function that writes a figure.
 
-Figures are matplotlib's own objects, never pyplot's: nothing global is touched, no display is needed, any thread
-may draw. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
+Figures are made without pyplot: nothing global is changed, no display is needed, and any thread may draw. The colours
+are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write ``figure`` as a PNG of 200 dots per inch, whole or not at all; InputError if ``path`` is no .png."""
+    """Write ``figure`` as a PNG of 200 dots per inch, whole or not at all.
+
+    Raises InputError if the name does not end in .png, or if the file cannot be written.
+    """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"figures are written as PNG, not as {path.name}; give a name that ends in .png")
@@ -41,11 +44,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def literal(text: str) -> str:
-    """As matplotlib shows ``text`` as it stands: between two dollars it would look for mathematics."""
+    """Return ``text`` so that matplotlib shows it unchanged: it would read text between two dollars as mathematics."""
     return text.replace("$", r"\$")
 
 
 def new_canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of ``width`` × ``height`` inches with a title, and its axes without a frame."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.suptitle(textwrap.fill(literal(title), int(10 * width)), fontsize=11, color=INK)
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Pictures of metrics over epochs: an ``*_info`` function computes plain data, its ``plot_*`` function draws them."""
+"""Pictures of metrics over epochs: a function ``*_info`` computes plain data, and a function ``plot_*`` draws them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from ..errors import InputError
 from .canvas import SERIES_COLOURS, Floats, new_canvas
 
 History = Sequence[Mapping[str, float | None]]
+"""The rows of a table of metrics, each by the names of its columns."""
 
 
 def loss_curves_info(history: History, *, x: str, series: Sequence[str]) -> dict[str, tuple[Floats, Floats]]:
-    """Each series as (x, y), a point per row of ``history``. What a row lacks, or has as None, is NaN in y.
+    """Return each series as (x, y), both [rows], with one point per row of ``history``.
 
+    A value that a row lacks, or has as None, is NaN in y.
     Raises InputError if there is no row or no series, or if a row has no finite ``x``.
     """
     if not history or not series:
@@ -32,12 +34,15 @@ def loss_curves_info(history: History, *, x: str, series: Sequence[str]) -> dict
 def plot_loss_curves(
     history: History, *, x: str = "epoch", series: Sequence[str], title: str, log: bool = False
 ) -> Figure:
-    """A line per series over ``x``, with gaps where a value is missing (or, if ``log``, is not positive)."""
+    """Draw one line per series over ``x``; a line has gaps where a value is missing (or, if ``log``, not positive).
+
+    log: draw the vertical axis in logarithmic scale.  Raises InputError as :func:`loss_curves_info` does.
+    """
     curves = loss_curves_info(history, x=x, series=series)
     figure, axes = new_canvas(6.5, 3.8, title)
     for index, (name, (positions, values)) in enumerate(curves.items()):
         seen = np.isfinite(values) & ((values > 0) | (not log))
-        lonely = seen & ~np.pad(seen, 1)[:-2] & ~np.pad(seen, 1)[2:]  # no neighbour, hence no line: needs a marker
+        lonely = seen & ~np.pad(seen, 1)[:-2] & ~np.pad(seen, 1)[2:]  # a point without neighbours needs a marker
         (line,) = axes.plot(positions, np.where(seen, values, np.nan), linewidth=1.8)
         line.set(color=SERIES_COLOURS[index % 7], linestyle=("-", "--", "-.", ":")[index % 4])
         line.set(marker="osD^vPX"[index % 7], markersize=4, markevery=lonely | (len(values) <= 30))

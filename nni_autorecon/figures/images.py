@@ -1,4 +1,4 @@
-"""Pictures of synthetic images, class by class."""
+"""Synthetic images are drawn here, class by class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .canvas import Floats, new_canvas
 
 
 def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10) -> Floats:
-    """Images [N, C, H, W] by class: [classes, up to per_class, H, W, 1 or 3], each scaled to [0, 1] by min and max.
+    """Sort images [N, C, H, W] by class: return [classes, up to per_class, H, W, 1 or 3].
 
-    The classes are the first ``max_classes`` in ``labels`` [N]; where one has too few images, the grid holds NaN.
-    Channel counts other than 1 and 3 are averaged. Raises InputError if the shapes do not fit or nothing is there.
+    Each image is scaled to [0, 1] by its minimum and maximum. The classes are the first ``max_classes`` in ``labels``
+    [N]; where a class has too few images, the grid holds NaN. If there are neither 1 nor 3 channels, their mean is
+    shown. Raises InputError if the shapes do not fit or if there is nothing to show.
     """
     if images.ndim != 4 or labels.shape != images.shape[:1] or min(*images.shape, per_class, max_classes) < 1:
         shapes = f"images {list(images.shape)}, labels {list(labels.shape)}, {max_classes} x {per_class} cells"
@@ -34,7 +35,10 @@ def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_class
 
 
 def plot_images(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10, title: str = "") -> Figure:
-    """One row of images per class, named at the left; the title says so if not all classes are shown."""
+    """Draw one row of images per class, with the class at the left; the title says so if not all classes are shown.
+
+    images: [N, C, H, W]; labels: [N].  Raises InputError as :func:`image_grid_info` does.
+    """
     grid = image_grid_info(images, labels, per_class=per_class, max_classes=max_classes)
     rows, columns, height, width, channels = grid.shape
     classes = labels.unique().tolist()

@@ -90,6 +90,8 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
+        if str(path).startswith("{"):
+            return cls.from_json(str(path))
         return cls.from_json(read_text(Path(path), "genotype"), source=f"genotype {path}")
 
 

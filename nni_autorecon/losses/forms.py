@@ -12,19 +12,26 @@ if TYPE_CHECKING:
 
 
 def variance_gap(s: BatchNormStatistics) -> Tensor:
-    """(μ_b - μ_r)² + (σ_b² - σ_r²)² of each channel (Xu et al., 2020, eq. 4); [C]."""
+    """Return (μ_b - μ_r)² + (σ_b² - σ_r²)² of each channel, [C] (Xu et al., 2020, eq. 4)."""
     return (s.mean - s.running_mean).square() + (s.var - s.running_var).square()
 
 
 def deviation_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
-    """The same with standard deviations sqrt(var + ``eps``), as ZeroQ compares them (Cai et al., 2020)."""
+    """Return (μ_b - μ_r)² + (σ_b - σ_r)² of each channel, [C], as ZeroQ compares them (Cai et al., 2020).
+
+    σ is sqrt(var + ``eps``), whose gradient is finite even in a constant channel.
+    """
     deviations = (s.var + eps).sqrt() - (s.running_var + eps).sqrt()
     return (s.mean - s.running_mean).square() + deviations.square()
 
 
 def divergence_gap(s: BatchNormStatistics, *, eps: float = 1e-6) -> Tensor:
-    """KL(N(batch) ‖ N(running)), log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2, of each channel, [C], σ² being
-    var + ``eps``: the divergence of two normal distributions, as DFC compares them (Haroush et al., 2020)."""
+    """Return the divergence KL(N(batch) ‖ N(running)) of each channel, [C], as DFC does (Haroush et al., 2020).
+
+        log(σ_r / σ_b) + (σ_b² + (μ_b - μ_r)²) / 2σ_r² - 1/2
+
+    σ² is var + ``eps``.
+    """
     var, running_var = s.var + eps, s.running_var + eps
     return ((running_var / var).log() + (var + (s.mean - s.running_mean).square()) / running_var - 1) / 2
 
@@ -34,7 +41,7 @@ GAPS: dict[str, Callable[[BatchNormStatistics], Tensor]] = {
     "std": deviation_gap,
     "kl": divergence_gap,
 }
-"""What is between the statistics of a batch and those remembered, in each channel."""
+"""Each gap compares the statistics of a batch with the running ones, channel by channel."""
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda terms: terms.mean(),

@@ -1,4 +1,4 @@
-"""AdaDFQ's game between a generator and the student that learns from its images (Qian et al., CVPR 2023)."""
+"""AdaDFQ lets a generator play a game against the student that learns from its images (Qian et al., CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 def disagreement_entropy(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """H(softmax((t - s) / T)) of each image, in nats: log K where student and teacher agree, 0 where they differ most
-    (Qian et al., AdaDFQ, CVPR 2023). Logits [N, K]; returns [N].
+    """Return H(softmax((t - s) / T)) of each image, in nats (Qian et al., AdaDFQ, CVPR 2023).
+
+    It is log K where student and teacher agree, and 0 where they differ most.
+    student, teacher: logits [N, K]; the result: [N].
     """
     log_p = F.log_softmax((teacher - student) / temperature, dim=1)  # [N, K]
     return -(log_p.exp() * log_p).sum(1)
@@ -26,13 +28,13 @@ def adaptability_loss(
     disagreement_weight: float = 0.2,
     agreement_weight: float = 0.1,
 ) -> Tensor:
-    """What a generator minimizes against the student that learns from its images (AdaDFQ's game, CVPR 2023):
+    """Return the loss that a generator minimizes against the student that learns from its images (AdaDFQ, CVPR 2023):
 
-        [low - H']₊ + [H' - high]₊ + disagreement_weight · CE(t - s, y) + agreement_weight · CE(t + s, y),
+        [low - H']₊ + [H' - high]₊ + disagreement_weight · CE(t - s, y) + agreement_weight · CE(t + s, y)
 
-    H' being the disagreement's entropy over log K (their code takes it between a batch's least and log K): images on
-    which the two neither agree nor differ altogether.
-    Logits [N, K]; labels [N], or probabilities [N, K].
+    H' is :func:`disagreement_entropy` divided by log K. (The authors' code scales it from the least entropy of the
+    batch to log K instead.) The loss favours images on which the two neither agree nor differ completely.
+    student, teacher: logits [N, K]; labels: [N], or probabilities [N, K]; the result: [].
     """
     entropy = disagreement_entropy(student, teacher) / math.log(teacher.shape[1])
     margins = F.relu(low - entropy) + F.relu(entropy - high)  # [N]

@@ -1,4 +1,4 @@
-"""The reconstruction loss of eq. 1, ZeroQ's loss, and the mean of losses over batches."""
+"""This module has the reconstruction loss of eq. 1, ZeroQ's loss, and the mean of losses over batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .forms import GAPS, deviation_gap
 
 
 class ReconstructionLoss(NamedTuple):
-    """L_r of eq. 1 and its parts, scalars; ``logits`` [N, K] are the teacher's, for losses that need them too."""
+    """L_r of eq. 1 and its two parts, all scalars, and the teacher's ``logits`` [N, K], which other losses need."""
 
     total: Tensor
     class_: Tensor
@@ -25,15 +25,14 @@ class ReconstructionLoss(NamedTuple):
     logits: Tensor
 
     def detach(self) -> ReconstructionLoss:
-        """The same without their gradients."""
+        """Return the same values without gradients."""
         return ReconstructionLoss(*(part.detach() for part in self))
 
 
 def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str = "var") -> Tensor:
-    """L_bns of eq. 1: mean over layers of the mean over channels of the gap that ``form`` names, one of ``GAPS``;
-    ``var`` is GDFQ's.
+    """Return L_bns of eq. 1, []: the mean over layers of the mean over channels of a gap in statistics.
 
-    Raises ValueError if there are no layers.
+    form: a key of ``GAPS``; ``var`` is GDFQ's.  Raises ValueError if there are no layers, KeyError for other forms.
     """
     if not statistics:
         raise ValueError("no BatchNorm2d with running statistics was called; set the BNS weight to 0")
@@ -42,14 +41,17 @@ def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str =
 
 
 def _joined(statistics: Sequence[BatchNormStatistics]) -> BatchNormStatistics:
-    """Of the channels of all layers: what is done with them is done once, not once a layer."""
+    """Join the channels of all layers, so that each operation on them runs once and not once per layer."""
     return BatchNormStatistics(*map(torch.cat, zip(*statistics, strict=True)))
 
 
 @cache
 def _shares(channels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Of each channel of layers with so many in the mean over layers of their means, [ΣC]."""
-    with torch.inference_mode(False):  # it will be used outside of it, too
+    """Return the weight of each channel in the mean over layers of the means over channels, [ΣC].
+
+    channels: the number of channels of each layer.
+    """
+    with torch.inference_mode(False):  # the cached tensor is also used outside of inference mode
         shares = [torch.full((count,), 1 / (len(channels) * count), dtype=dtype, device=device) for count in channels]
         return torch.cat(shares)
 
@@ -57,9 +59,9 @@ def _shares(channels: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 def reconstruction_loss(
     teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight: float, bns_form: str = "var"
 ) -> ReconstructionLoss:
-    """Eq. 1: cross-entropy of the teacher on its own synthetic images, plus the gap in BatchNorm statistics.
+    """Return the loss of eq. 1: the teacher's cross-entropy on synthetic images, plus ``bns_weight`` times L_bns.
 
-    images: [N, C, H, W]; labels: [N], or probabilities [N, K]; ``bns_form``: of :func:`bn_statistics_loss`.
+    images: [N, C, H, W]; labels: [N], or probabilities [N, K]; bns_form: the form of :func:`bn_statistics_loss`.
     L_bns is 0 if ``bns_weight`` is 0 and the teacher calls no BatchNorm2d.
     Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d although ``bns_weight`` > 0.
     """
@@ -73,18 +75,20 @@ def reconstruction_loss(
 
 
 def statistics_distance(statistics: Sequence[BatchNormStatistics], *, eps: float = 1e-6) -> Tensor:
-    """ZeroQ's gap in statistics: sum over layers of ‖mean - running mean‖² + ‖std - running std‖² (Cai et al., 2020).
+    """Return ZeroQ's distance, []: the sum over layers of ‖mean - running mean‖² + ‖std - running std‖².
 
-    std is sqrt(var + ``eps``), whose gradient is finite in a constant channel, too.
+    std is sqrt(var + ``eps``), whose gradient is finite even in a constant channel (Cai et al., 2020).
     """
     return deviation_gap(_joined(statistics), eps=eps).sum()
 
 
 def zeroq_loss(teacher: nn.Module, images: Tensor) -> Tensor:
-    """What ZeroQ minimizes over images [N, C, H, W]: the distance of their BatchNorm statistics from the running ones,
-    and of the images' own from mean 0 and standard deviation 1 (Cai et al., CVPR 2020, section 3.1).
+    """Return the loss, [], that ZeroQ minimizes over its images (Cai et al., CVPR 2020, section 3.1).
 
-    Batch statistics, as in the paper; the release compares those of every single image.
+    It is the distance of their BatchNorm statistics from the running ones, plus the distance of the images' own
+    statistics from mean 0 and standard deviation 1. Statistics are those of the batch, as in the paper; the authors'
+    code compares those of every single image. images: [N, C, H, W].
+
     Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d with running statistics.
     """
     if teacher.training:
@@ -99,28 +103,32 @@ def zeroq_loss(teacher: nn.Module, images: Tensor) -> Tensor:
 
 
 class MeanLoss:
-    """The running mean of L_r and its parts over batches; nothing is read back until asked."""
+    """The mean of L_r and its parts over batches; nothing is read back from the device before :meth:`result`."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
     def add(self, loss: ReconstructionLoss) -> None:
+        """Add the loss of one batch."""
         self._parts.append(torch.stack([loss.total, loss.class_, loss.bns]).detach())
 
     def result(self, what: str) -> dict[str, float]:
-        """``loss``, ``class_loss`` and ``bns_loss``. Raises DivergenceError, naming ``what``, unless all are finite."""
+        """Return the means under the names ``loss``, ``class_loss`` and ``bns_loss``.
+
+        Raises DivergenceError, naming ``what``, if the total is not finite.
+        """
         mean = torch.stack(self._parts).mean(0).tolist()
         require_finite(mean[0], what)
         return dict(zip(("loss", "class_loss", "bns_loss"), mean, strict=True))
 
 
 def require_finite(value: float, what: str) -> None:
-    """Raise DivergenceError if training went to NaN or infinity."""
+    """Raise DivergenceError, naming ``what``, if ``value`` is NaN or infinite."""
     if not math.isfinite(value):
         raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
 
 
 def require_finite_weights(network: nn.Module, whose: str) -> None:
-    """Raise DivergenceError, naming ``whose`` they are, if weights of ``network`` are NaN or infinite."""
+    """Raise DivergenceError if weights of ``network`` are NaN or infinite; ``whose`` names the network."""
     norm = nn.utils.get_total_norm(parameter.detach() for parameter in network.parameters())
     require_finite(norm.item(), f"the norm of {whose} weights")

@@ -1,7 +1,7 @@
-"""Mean, variance and range of every activation of a network, from its BatchNorm parameters alone.
+"""Mean, variance and range of every activation of a network follow from its BatchNorm parameters alone.
 
-DFQ (Nagel et al., ICCV 2019, sections 4.2 and 5): the output of a BatchNorm is taken as normal, channel by channel,
-with mean beta and standard deviation gamma; what an activation function makes of it is a clipped normal.
+DFQ (Nagel et al., ICCV 2019, sections 4.2 and 5) assumes that the output of a BatchNorm is normally distributed in each
+channel, with mean beta and standard deviation gamma. An activation function turns it into a clipped normal.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from .quantizers import ActivationQuantizer
 from .tracing import BATCHNORMS, QUANTIZED, called
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-"""Activation functions that clip to a range, by the name of what is called."""
+"""Activation functions that clip to a range, by the name that :func:`.tracing.called` gives them."""
 
 
-_ON_EACH = re.compile(  # what may be applied to means, variances and bounds as it is to values
+_ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand|size"
     r"|contiguous|clone|detach|chunk|split|getitem|getattr|cat|pad|zeropad2d|mean|(adaptive)?(avg|max)pool2d"
 )
 
 
 def clipped_normal_moments(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance of min(max(X, low), high), X ~ N(mean, var) (Nagel et al., appendix C). Any one shape.
+    """Return mean and variance of min(max(X, low), high) for X ~ N(mean, var) (Nagel et al., appendix C).
 
-    With t = (X - mean) / std clipped to a .. b, and phi and Phi the standard normal density and distribution:
+    Let t be (X - mean) / std clipped to a .. b, and phi and Phi the standard normal density and distribution:
 
         E[t]  = a Phi(a) + b Phi(-b) + phi(a) - phi(b)
         E[t²] = a² Phi(a) + b² Phi(-b) + Phi(b) - Phi(a) + a phi(a) - b phi(b)
+
+    mean, var: tensors of any one shape; both results have that shape.
     """
     std = var.sqrt()
     scale = std.clamp(min=torch.finfo(std.dtype).tiny)
@@ -55,7 +57,7 @@ def clipped_normal_moments(mean: Tensor, var: Tensor, low: float, high: float) -
 
 @dataclass(frozen=True)
 class Moments:
-    """Of every element of an activation [1, ...] over the data: mean, variance, and a range that holds its values."""
+    """Mean and variance of each element of an activation [1, ...] over the data, and a range that holds its values."""
 
     mean: Tensor
     var: Tensor
@@ -64,16 +66,20 @@ class Moments:
 
     @classmethod
     def normal(cls, mean: Tensor, var: Tensor, deviations: float) -> Moments:
-        """With the range mean ± ``deviations`` standard deviations; mean, var: [1, ...]."""
+        """Return moments with the range mean ± ``deviations`` standard deviations. mean, var: [1, ...]."""
         reach = deviations * var.sqrt()
         return cls(mean, var, mean - reach, mean + reach)
 
     def clipped(self, low: float, high: float) -> Moments:
+        """Return the moments of the activation clipped to ``low`` .. ``high``, as if it were normal."""
         mean, var = clipped_normal_moments(self.mean, self.var, low, high)
         return Moments(mean, var, self.low.clamp(low, high), self.high.clamp(low, high))
 
     def plus(self, other: Moments, deviations: float) -> Moments:
-        """The sum of two independent activations: as if normal, but within the sum of their ranges."""
+        """Return the moments of the sum of two independent activations.
+
+        The range is mean ± ``deviations`` standard deviations, but no wider than the sum of the two ranges.
+        """
         total = Moments.normal(self.mean + other.mean, self.var + other.var, deviations)
         low, high = self.low + other.low, self.high + other.high
         return Moments(total.mean, total.var, torch.maximum(total.low, low), torch.minimum(total.high, high))
@@ -87,14 +93,19 @@ def input_moments(
     outputs: Mapping[str, Normal],
     deviations: float,
 ) -> dict[str, list[Moments]]:
-    """The moments entering each Conv2d, Linear and ActivationQuantizer of ``network``: a list by path, one a call.
+    """Return the moments that enter each Conv2d, Linear and ActivationQuantizer of ``network``.
 
-    ``float_network`` has the layers before quantization, under the same paths. ``outputs`` names the layers whose
-    output is known, because a BatchNorm was folded into them; of the others, mean and variance follow from those of
-    their input, taken as independent. ``images`` are those of one image [1, C, H, W].
+    The result maps the path of a module to a list with the moments of each of its calls.
 
-    Approximations: whatever is added is independent; a sum is normal; pooling leaves mean and variance as they are.
-    Raises InputError at anything but these, reshaping, padding, concatenation, BatchNorm, ReLU and ReLU6.
+    images: the moments of one image [1, C, H, W].
+    float_network: the network before quantization, with the same paths.
+    outputs: the outputs of layers, by path, that are known because a BatchNorm was folded into the layer. Mean and
+        variance of all other layers' outputs follow from those of their inputs, whose elements count as independent.
+    deviations: the half-width of the range of a normal distribution, in standard deviations.
+
+    Three approximations are made: the terms of an addition are independent, a sum is normal, and pooling leaves mean
+    and variance as they are. Raises InputError at any operation but layers, addition, pooling, reshaping, padding,
+    concatenation, BatchNorm, ReLU and ReLU6.
     """
     propagation = _Propagation(network, float_network, outputs, deviations)
     with torch.no_grad():
@@ -103,20 +114,20 @@ def input_moments(
 
 
 class _Propagation(fx.Interpreter):
-    """Runs a network on Moments instead of tensors."""
+    """An interpreter that runs a network on Moments instead of tensors."""
 
     def __init__(
         self, network: fx.GraphModule, float_network: nn.Module, outputs: Mapping[str, Normal], deviations: float
     ) -> None:
         super().__init__(network)
-        self.extra_traceback = False  # it would go into the message of an InputError
+        self.extra_traceback = False  # a traceback would become part of the message of an InputError
         self.float_network, self.outputs, self.deviations = float_network, outputs, deviations
         self.inputs: dict[str, list[Moments]] = defaultdict(list)
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         operands: list[Any] = []
-        fx.node.map_aggregate((args, kwargs), operands.append)  # also those within tuples
+        fx.node.map_aggregate((args, kwargs), operands.append)  # this finds those within tuples, too
         if n.op in ("placeholder", "get_attr", "output") or not any(isinstance(x, Moments) for x in operands):
             return super().run_node(n)
         module, kind = called(self.module, n)  # type: ignore[arg-type]
@@ -146,7 +157,7 @@ class _Propagation(fx.Interpreter):
         return Moments.normal(mean, var, self.deviations)
 
     def _normal(self, channels: Normal, *, like: Tensor) -> Moments:
-        """Spread over the shape of ``like``, [1, C, ...]."""
+        """Spread the distributions of C channels over the shape of ``like``, [1, C, ...]."""
         mean, std = (
             value.to(like).view(-1, *[1] * (like.ndim - 2)).expand_as(like) for value in (channels.mean, channels.std)
         )
@@ -164,4 +175,4 @@ class _Propagation(fx.Interpreter):
             return Moments(*results)
         if isinstance(results[0], (tuple, list)) and all(isinstance(part, Tensor) for part in results[0]):
             return tuple(Moments(*parts) for parts in zip(*results, strict=True))
-        return results[0]  # a size: the same for all
+        return results[0]  # a size is the same for all four

@@ -1,4 +1,4 @@
-"""What of a network is quantized and what is not, for people and for files."""
+"""A coverage report lists which parts of a network are quantized, for people and for files."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Quantized:
-    name: str  # of the layer, or of the call in the traced graph
-    kind: str  # the layer's type, or the function, method or module called
+    """A weight or an activation that is quantized."""
+
+    name: str  # the path of the layer, or the name of the call in the traced graph
+    kind: str  # the type of the layer, or the name of the function, method or module called
     bits: int
-    shape: tuple[int, ...] | None = None  # of a weight
+    shape: tuple[int, ...] | None = None  # the shape of a weight; None for an activation
 
 
 @dataclass(frozen=True)
 class Gap:
+    """A part of a network that is not quantized, and the reason."""
+
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a network is quantized and what is not."""
+    """The quantized weights and activations of a network, and the parts of it that stay in floating point."""
 
     weights: tuple[Quantized, ...]
     activations: tuple[Quantized, ...]
-    float_inputs: tuple[Gap, ...] | None  # layers whose input arrives unquantized; None: the graph is unknown
+    float_inputs: tuple[Gap, ...] | None  # layers whose input is not quantized; None if the graph is not known
     gaps: tuple[Gap, ...]  # parts that could not be quantized at all
 
     def summary(self) -> str:
-        """A line each for weights, activations and unquantized inputs, counted, and one for every gap."""
+        """Return one line each of counted weights, activations and unquantized inputs, and one line for every gap."""
         inputs = "unknown" if self.float_inputs is None else _count(gap.reason for gap in self.float_inputs)
         lines = [
             f"quantized weights: {_count(f'{each.kind} at {each.bits} bits' for each in self.weights)}",
@@ -43,6 +47,7 @@ class Coverage:
         return "\n".join(lines + [f"not quantized: {gap.name} ({gap.reason})" for gap in self.gaps])
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the same in dicts and tuples, for JSON."""
         return dataclasses.asdict(self)
 
 

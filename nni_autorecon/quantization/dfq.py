@@ -1,4 +1,4 @@
-"""Quantization from the weights alone: DFQ (Nagel et al., ICCV 2019)."""
+"""DFQ quantizes a network from its weights alone (Nagel et al., ICCV 2019)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ def dfq(
     pixel_range: tuple[Sequence[float], Sequence[float]] | None = None,
     deviations: float = 6.0,
 ) -> tuple[nn.Module, Coverage]:
-    """A quantized copy of ``network`` as ``quantize_network`` makes it, with all ranges set and no image used.
+    """Return a quantized copy of ``network`` and its coverage, as ``quantize_network`` does; all ranges are set.
 
-    BatchNorms are folded, every ReLU6 becomes a ReLU, the layers are equalized and high biases absorbed; activation
-    ranges are beta ± ``deviations`` gamma, clipped by the activation function; biases are corrected for the mean of
-    what weight quantization adds. ``image`` is the shape of the images that the network takes, standardized (mean 0
-    and variance 1), ``pixel_range`` the least and the largest value of each channel (default: ± ``deviations``).
+    No image is used. BatchNorms are folded, every ReLU6 becomes a ReLU, the layers are equalized and high biases are
+    absorbed. Activation ranges are beta ± ``deviations`` gamma, clipped by the activation function. Biases are
+    corrected for the mean error that weight quantization causes.
 
-    Where the paper quantizes weights per tensor, here they are quantized per output channel, as in all other methods.
+    The paper quantizes weights per tensor. Here they are quantized per output channel, as in all other methods.
 
-    Raises InputError if the network cannot be traced, has no BatchNorm, or computes anything ``input_moments`` cannot
-    follow, or cannot be quantized (``quantize_network``; ``allow_partial`` then skips that part).
+    image: the shape of the images that the network takes. They are assumed to be standardized (mean 0, variance 1).
+    pixel_range: the least and the largest value of each channel; None means ± ``deviations``.
+    quantization: what ``quantize_network`` takes.
+
+    Raises InputError if the network cannot be traced, has no BatchNorm, contains an operation that ``input_moments``
+    cannot follow, or has a part that cannot be quantized (with ``allow_partial`` that part is skipped).
     """
     if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
         raise InputError(
@@ -49,7 +52,8 @@ def dfq(
     outputs = absorb_high_biases(float_network, pairs, outputs)
     student, coverage = quantize_network(float_network, quantization)
     student = student.to(next(network.parameters()).device)
-    assert isinstance(student, fx.GraphModule)  # what could be traced once can be traced again
+    if not isinstance(student, fx.GraphModule):  # quantize_network could not trace the folded network
+        raise InputError(f"{type(network).__name__} cannot be traced twice; choose a method that uses images")
     device = next(student.parameters()).device
     mean = torch.zeros(1, *image, dtype=torch.float64, device=device)  # [1, C, H, W]
     images = Moments.normal(mean, mean + 1, deviations)
@@ -63,7 +67,7 @@ def dfq(
 
 
 def set_ranges(student: nn.Module, inputs: Mapping[str, Sequence[Moments]]) -> None:
-    """Give every ActivationQuantizer the widest range of what enters it."""
+    """Set the range of every ActivationQuantizer to the widest range over all its calls. inputs: lists by path."""
     for path, moments in inputs.items():
         quantizer = student.get_submodule(path)
         if isinstance(quantizer, ActivationQuantizer):
@@ -72,7 +76,7 @@ def set_ranges(student: nn.Module, inputs: Mapping[str, Sequence[Moments]]) -> N
 
 @torch.no_grad()
 def correct_biases(student: nn.Module, float_network: nn.Module, inputs: Mapping[str, Sequence[Moments]]) -> None:
-    """b <- b - (W_q - W) E[x], summed over the kernel, in every layer of ``student`` (section 4.2)."""
+    """Correct the bias of every layer of ``student``: b <- b - (W_q - W) E[x], summed over the kernel (section 4.2)."""
     for path, moments in inputs.items():
         layer = student.get_submodule(path)
         if isinstance(layer, QUANTIZED):
@@ -82,5 +86,5 @@ def correct_biases(student: nn.Module, float_network: nn.Module, inputs: Mapping
 
 
 def _channel_mean(layer: nn.Module, mean: Tensor) -> Tensor:
-    """[C], of [1, C, H, W] for a convolution or [1, ..., C] for a linear layer."""
+    """Average over all but the channels: [1, C, H, W] of a convolution, or [1, ..., C] of a linear layer, to [C]."""
     return mean.mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else mean.flatten(0, -2).mean(0)

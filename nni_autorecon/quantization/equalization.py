@@ -1,4 +1,4 @@
-"""Cross-layer equalization and bias absorption: the same function with weights that are easier to quantize.
+"""Cross-layer equalization and bias absorption keep the function of a network and make its weights easier to quantize.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), section 4.1.
 """
@@ -17,21 +17,21 @@ from .folding import Normal
 from .tracing import QUANTIZED, called
 
 _HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
-"""f(s x) = s f(x) for s > 0, channel by channel."""
+"""These operations satisfy f(s x) = s f(x) for s > 0 in each channel."""
 
 
 class Pair(NamedTuple):
-    """Two layers, by path, of which the second alone uses what the first puts out."""
+    """The paths of two layers; the second is the only user of the first one's output."""
 
     first: str
     second: str
-    relu: bool  # between them
+    relu: bool  # True if there is a ReLU between them
 
 
 def equalization_pairs(network: fx.GraphModule) -> list[Pair]:
-    """Conv2d and Conv2d, or Linear and Linear, with nothing between them but ReLU, pooling, dropout or identity.
+    """Return the pairs of two Conv2d or two Linear with only ReLU, pooling, dropout or identity between them.
 
-    Each tensor on the way has one use, and each layer is called once.
+    Each tensor between the two has one use, and each layer is called once.
     """
     pairs, calls = [], _calls(network)
     for node in network.graph.nodes:
@@ -60,13 +60,16 @@ def equalize(
     tolerance: float = 1e-3,
     rounds: int = 100,
 ) -> dict[str, Normal]:
-    """Cross-layer equalization, in place: the channels between the layers of a pair get the same range in both.
+    """Equalize each channel between the layers of a pair, in place: its weights get the same range in both layers.
 
         s_i = sqrt(r1_i r2_i) / r2_i,   W1_i <- W1_i / s_i,   b1_i <- b1_i / s_i,   W2_i <- W2_i s_i     (section 4.1)
 
-    with r1_i, r2_i the largest absolute weight that makes and that uses channel i; a channel without any keeps s_i = 1.
-    The pairs are passed through again and again until all |log s_i| < ``tolerance``, ``rounds`` times at most; what
-    the network computes stays the same throughout. Returns the ``outputs`` of ``fold_batchnorms`` in the new scale.
+    r1_i is the largest absolute weight that makes channel i, and r2_i the largest that uses it. If either is 0, s_i is
+    1. The pairs are equalized one after the other, again and again, until all |log s_i| < ``tolerance``, but at most
+    ``rounds`` times. The network computes the same function throughout.
+
+    outputs: the layers' outputs from ``fold_batchnorms``, by path; the result holds them in the new scale.
+    Raises TypeError if a pair names anything but Conv2d and Linear.
     """
     outputs = dict(outputs)
     for _ in range(rounds):
@@ -83,8 +86,10 @@ def equalize(
 
 
 def _equalize_pair(first: nn.Module, second: nn.Module) -> Tensor:
-    assert isinstance(first, QUANTIZED)
-    assert isinstance(second, QUANTIZED)
+    """Equalize one pair of layers, in place; return s, [C]."""
+    if not isinstance(first, QUANTIZED) or not isinstance(second, QUANTIZED):
+        kinds = f"{type(first).__name__} and {type(second).__name__}"
+        raise TypeError(f"{kinds} cannot be equalized; give pairs of Conv2d or of Linear layers")
     makes = first.weight.flatten(1)  # [C, fan-in]
     uses = _by_group(second.weight, len(makes))  # [G, out / G, C / G, kernel]
     r1, r2 = makes.abs().amax(1), uses.abs().amax((1, 3)).flatten()  # both [C]
@@ -100,13 +105,16 @@ def _equalize_pair(first: nn.Module, second: nn.Module) -> Tensor:
 def absorb_high_biases(
     network: nn.Module, pairs: Sequence[Pair], outputs: Mapping[str, Normal], *, deviations: float = 3.0
 ) -> dict[str, Normal]:
-    """Move what a channel has in excess from the first layer of a pair into the second one's bias, in place.
+    """Move a high bias of a pair's first layer into the bias of its second layer, in place.
 
         c = max(0, beta - 3 gamma),   b1 <- b1 - c,   b2 <- b2 + W2 c                                  (section 4.1)
 
-    for pairs with a ReLU between, whose first layer's output is known: relu(x) - c = relu(x - c) wherever x > c, in
-    99.87 % of all cases. At the border of a zero-padded convolution, where fewer weights see c, it does not hold.
-    Returns the ``outputs`` of ``fold_batchnorms`` after the move.
+    This is done in pairs that have a ReLU between the layers and whose first layer's output is known. There,
+    relu(x) - c = relu(x - c) wherever x > c, which is so in 99.87 % of all cases. The equation does not hold at the
+    border of a zero-padded convolution, where fewer weights see c.
+
+    outputs: the layers' outputs by path, from ``fold_batchnorms``; the result holds them after the move.
+    deviations: the number of standard deviations gamma, 3 in the formula.
     """
     outputs = dict(outputs)
     for pair in pairs:
@@ -122,9 +130,9 @@ def absorb_high_biases(
 
 
 def constant_response(weight: Tensor, constant: Tensor) -> Tensor:
-    """What a layer without bias answers, away from the border, to an input that is constant in each channel: [out].
+    """Return the output of a layer without bias, away from the border, for an input that is constant in each channel.
 
-    weight: [out, C / groups, ...]; constant: [C].
+    weight: [out, C / groups, ...]; constant: [C]; the result: [out].
     """
     summed = _by_group(weight, len(constant)).sum(3)  # [G, out / G, C / G]
     return (summed @ constant.view(len(summed), -1, 1)).flatten()
@@ -132,15 +140,15 @@ def constant_response(weight: Tensor, constant: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_to_bias(layer: nn.Module, change: Tensor) -> None:
-    """Give a layer the bias that it has, if any, plus ``change`` [out]."""
+    """Add ``change`` [out] to the bias of a layer; a layer without bias gets ``change`` as its bias."""
     layer.bias = nn.Parameter(change.clone() if layer.bias is None else layer.get_parameter("bias") + change)
 
 
 def _by_group(weight: Tensor, channels: int) -> Tensor:
-    """A weight [out, channels / G, ...] as [G, out / G, channels / G, kernel]."""
+    """Return a weight [out, channels / G, ...] as [G, out / G, channels / G, kernel]."""
     return weight.reshape(channels // weight.shape[1], -1, weight.shape[1], weight[0, 0].numel())
 
 
 def _calls(network: fx.GraphModule) -> Counter[object]:
-    """How often each module, function or method is called, by target."""
+    """Count the calls of each module, function or method, by target."""
     return Counter(node.target for node in network.graph.nodes)

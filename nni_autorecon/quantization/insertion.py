@@ -1,13 +1,14 @@
-"""Where fake quantizers go in a network, and what they leave out.
+"""Fake quantizers are put into a network here, and a report lists what they leave out.
 
-The weights of every Conv2d and Linear are quantized per output channel. Of the activations, per tensor, protocol
+The weights of every Conv2d and Linear are quantized per output channel. Activations are quantized per tensor. The
+protocol says which of them:
 
 * ``activations`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do.
-  Network input, residual branches, pooled features and linear bottlenecks stay in floating point;
-* ``integer`` quantizes everything that an integer engine keeps between two operations: the network input, too, and
-  every output of a layer, normalization, addition, concatenation, product or pooling that is not merged with the
-  operation after it (convolution with BatchNorm with activation, addition with activation). What the last layer puts
-  out stays as it is, with all that follows it.
+  Network input, residual branches, pooled features and linear bottlenecks stay in floating point.
+* ``integer`` quantizes everything that an integer engine stores between two operations. This includes the network
+  input, and every output of a layer, norm, addition, concatenation, product or pooling that is not merged with the
+  operation after it (convolution with BatchNorm with activation, addition with activation). The output of the last
+  layer, and all that follows it, stays in floating point.
 """
 
 from __future__ import annotations
@@ -47,15 +48,18 @@ def quantize_network(
     network: nn.Module,
     quantization: Quantization,
 ) -> tuple[nn.Module, Coverage]:
-    """Return a quantized deep copy of ``network``, in eval mode with every parameter trainable, and what it covers.
+    """Return a quantized deep copy of ``network``, and the coverage that lists what is quantized in it.
 
-    The copy is what ``torch.fx`` traces in eval mode; arguments that have a default keep it, except the first. Each
-    value that the protocol quantizes (see above) gets a quantizer of its own. The first and the last layer are those
-    that are called first and last (registered, if tracing fails).
+    The copy is in eval mode, and every parameter of it is trainable. It is what ``torch.fx`` traces in eval mode;
+    arguments of the network that have a default keep it, except the first. Each value that the protocol quantizes gets
+    a quantizer of its own.
 
-    Raises InputError if a part cannot be quantized, unless ``allow_partial``: then ``Coverage.gaps`` lists it, and in
-    a network that cannot be traced each activation module gets one quantizer for all its calls. Protocol ``integer``
-    needs a network that can be traced.
+    The first and the last layer are those that are called first and last; if tracing fails, those registered first and
+    last. With ``allow_partial``, parts that cannot be quantized stay in floating point, and ``Coverage.gaps`` lists
+    them; in a network that cannot be traced, each activation module then gets one quantizer for all its calls.
+
+    Raises InputError if a part cannot be quantized and ``allow_partial`` is False, if a layer's weight is not a
+    parameter of its own, or if the network cannot be traced and protocol ``integer`` needs that.
     """
     protocol = quantization.protocol
     name = type(network).__name__
@@ -81,8 +85,8 @@ def quantize_network(
     layers = {module: path for path, module in calls}
     for module, path in layers.items():
         if not parametrize.is_parametrized(module, "weight") and "weight" not in module._parameters:
-            made = f"{name}: the weight of {path} is no parameter of its own"
-            raise InputError(f"{made}; make it one, as torch.nn.utils.remove_weight_norm does")
+            problem = f"{name}: the weight of {path} is no parameter of its own"
+            raise InputError(f"{problem}; make it one, as torch.nn.utils.remove_weight_norm does")
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not quantization.allow_partial:
@@ -101,7 +105,7 @@ def quantize_network(
 
 
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
-    """The calls of Conv2d and Linear, in the order of execution."""
+    """Return the calls of Conv2d and Linear, in the order of execution."""
     calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
     return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
 
@@ -123,7 +127,7 @@ def _places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node,
 
 
 def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
-    """Sizes, and what is computed from nothing else."""
+    """Return the nodes that are sizes, or that are computed from sizes alone."""
     numbers: set[fx.Node] = set()
     for node in traced.graph.nodes:
         if called(traced, node)[1] in SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
@@ -132,7 +136,7 @@ def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
 
 
 def _logits(traced: fx.GraphModule) -> set[fx.Node]:
-    """The last layer, and what follows it."""
+    """Return the call of the last layer, and all nodes that depend on it."""
     logits = {node for node, _ in _layer_calls(traced)[-1:]}
     for node in traced.graph.nodes:
         if logits.intersection(node.all_input_nodes):
@@ -141,7 +145,7 @@ def _logits(traced: fx.GraphModule) -> set[fx.Node]:
 
 
 def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an integer engine keeps the node's result, rather than merge it into the operation that follows."""
+    """Return True if an integer engine stores the node's result; it may merge the node with the operation after it."""
     module, kind = called(traced, node)
     if ACTIVATION.fullmatch(kind):
         return True
@@ -158,7 +162,7 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The node that computed the values of ``node``."""
+    """Return the node that computed the values of ``node``: it goes back through operations that only move values."""
     while SAME_VALUES.fullmatch(called(traced, node)[1]):
         node = node.all_input_nodes[0]
     return node
@@ -167,7 +171,7 @@ def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
 def _insert_quantizers(
     traced: fx.GraphModule, make: Callable[[int], nn.Module], places: Mapping[fx.Node, int]
 ) -> list[Quantized]:
-    """Put a quantizer after each of ``places``; whoever used its result uses the quantizer's."""
+    """Put a quantizer after each of ``places``; the users of its result then use the quantizer's result."""
     found = []
     position = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node, bits in places.items():
@@ -188,8 +192,10 @@ def _insert_quantizers(
 
 
 def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
-    """The operations whose inputs no quantizer precedes, and what does: layers; if integer, also additions and
-    concatenations."""
+    """Yield the layers whose input is not quantized, each with the operation that the input comes from.
+
+    Protocol ``integer`` also asks this of additions and concatenations.
+    """
     left_out = _numbers(traced) | _logits(traced)
     for node in traced.graph.nodes:
         module, kind = called(traced, node)
@@ -206,7 +212,7 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
 
 
 def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
-    """The unquantized inputs that the protocol does not provide for."""
+    """Yield the unquantized inputs that the protocol does not provide for."""
     for gap in float_inputs:
         if protocol == "integer":
             yield Gap(gap.name, f"its input comes from {gap.reason} in floating point")
@@ -215,7 +221,7 @@ def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
 
 
 def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
-    """The modules with parameters of their own that no quantizer is for."""
+    """Yield the modules that have parameters of their own, although no quantizer is meant for their kind."""
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in network.named_parameters()):
         owner = network.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
         if not isinstance(owner, EXPECTED) and type(owner) is not nn.Module:
@@ -223,7 +229,7 @@ def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
 
 
 def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
-    """Calls that multiply outside of a layer, and those that tracing cannot look into (``torch.fx.wrap``)."""
+    """Yield the calls that multiply outside of a layer, and those that tracing cannot look into (``torch.fx.wrap``)."""
     for node in traced.graph.nodes:
         kind = called(traced, node)[1]
         origin = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
@@ -234,7 +240,7 @@ def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
 
 
 def _wrap_activations(network: nn.Module, make: Callable[[int], nn.Module], bits: int) -> list[Quantized]:
-    """Replace every activation module, under each of its names, by itself and a quantizer."""
+    """Replace every activation module, under each of its names, by a Sequential of itself and a quantizer."""
     found = {module: path for path, module in network.named_modules() if isinstance(module, ACTIVATIONS)}
     wrapped = {module: nn.Sequential(module, make(bits)) for module in found}
     for path, module in list(network.named_modules(remove_duplicate=False)):

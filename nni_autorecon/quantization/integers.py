@@ -1,4 +1,4 @@
-"""A quantized network in integers: the codes of its weights, packed bits, and the form in which it is used."""
+"""Integers of a quantized network: the codes of its weights, their packing into bytes, and the form for inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .quantizers import ActivationQuantizer, WeightQuantizer
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
 class IntegerWeight:
-    """A weight [out, ...] as (codes − zero point) · scale, per output channel."""
+    """A weight [out, ...] in integers; its value is (codes − zero_point) · scale, per output channel."""
 
     codes: Tensor  # uint8 [out, ...]
     scale: Tensor  # float32 [out]
@@ -26,13 +26,13 @@ class IntegerWeight:
     bits: int
 
     def values(self) -> Tensor:
-        """The weight in float32: bit for bit what fake quantization gives."""
+        """Return the weight in float32, [out, ...]; it equals the fake-quantized weight bit for bit."""
         steps = self.codes.int() - per_channel(self.zero_point.int(), self.codes)
         return steps.float() * per_channel(self.scale, self.codes)
 
     @classmethod
     def of(cls, layer: nn.Module) -> IntegerWeight:
-        """The weight of a layer that carries a ``WeightQuantizer``, on the CPU.
+        """Return the weight of a layer that carries a ``WeightQuantizer``, on the CPU.
 
         Raises InputError if its codes do not give the fake-quantized weight back bit for bit.
         """
@@ -49,7 +49,7 @@ class IntegerWeight:
 
 
 class FixedQuantizer(nn.Module):
-    """An activation quantizer whose range is settled: per-tensor asymmetric fake quantization."""
+    """An activation quantizer whose range no longer changes: per-tensor asymmetric fake quantization."""
 
     scale: Tensor  # float32 []
     zero_point: Tensor  # int32 []
@@ -60,18 +60,27 @@ class FixedQuantizer(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
+    def extra_repr(self) -> str:
+        return f"bits={self.largest_code.bit_length()}, ranges=fixed"
+
     def forward(self, activation: Tensor) -> Tensor:
         return fake_quantize(activation, self.scale, self.zero_point, self.largest_code)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (uint8, any shape, below 2**bits) without gaps, lowest bit first: uint8 [⌈numel · bits / 8⌉]."""
+    """Pack codes into bytes without gaps, the lowest bit first; return uint8 [⌈numel · bits / 8⌉].
+
+    codes: uint8 of any shape, on the CPU, each below 2**bits.
+    """
     each = np.unpackbits(codes.numpy().reshape(-1, 1), axis=1, count=bits, bitorder="little")  # [numel, bits]
     return torch.from_numpy(np.packbits(each, bitorder="little"))
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The codes that were packed, uint8 of ``shape``. Raises ValueError if ``packed`` has not the size for them."""
+    """Return the codes that :func:`pack` packed, uint8 of ``shape``.
+
+    Raises ValueError if ``packed`` does not have the size for that shape.
+    """
     count = int(np.prod(shape))
     if packed.shape != (-(-count * bits // 8),):
         raise ValueError(f"{count} codes of {bits} bits do not fill {packed.numel()} bytes")
@@ -80,7 +89,7 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers whose weight carries a ``WeightQuantizer``, and their names."""
+    """Yield the name and the module of each layer whose weight carries a ``WeightQuantizer``."""
     for name, module in network.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             quantizers: Any = module.parametrizations["weight"]
@@ -89,14 +98,17 @@ def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def activation_quantizers(network: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """The activation quantizers and their names."""
+    """Yield the name and the module of each activation quantizer."""
     for name, module in network.named_modules():
         if isinstance(module, ActivationQuantizer):
             yield name, module
 
 
 def to_inference_form(network: nn.Module) -> None:
-    """Make plain weights and ``FixedQuantizer`` of all quantizers, in place, still to be filled; eval, no gradients."""
+    """Replace all quantizers, in place: a plain weight and a ``FixedQuantizer`` take their places.
+
+    The new weights and quantizers still have to be filled. The network is in eval mode and takes no gradients.
+    """
     for _, layer in list(quantized_layers(network)):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
     fixed = {quantizer: FixedQuantizer(quantizer.bits) for _, quantizer in activation_quantizers(network)}
@@ -105,7 +117,7 @@ def to_inference_form(network: nn.Module) -> None:
 
 
 def replace_modules(network: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
-    """Put each replacement in its module's place, under every name that the module has."""
+    """Put each replacement in the place of its module, under every name that the module has."""
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in replacements:
             network.set_submodule(name, replacements[module])

@@ -1,4 +1,7 @@
-"""What the operations of a network are to quantization: layers, norms, activations, and what passes values on."""
+"""Tables sort the operations of a network for quantization: layers, norms, activations, and those that move values.
+
+The regular expressions match the whole name that :func:`.tracing.called` gives an operation.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ ACTIVATIONS = (
 
 
 EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
+"""A module of any other class that has parameters of its own computes in floating point."""
 
 
-# Classes, functions and methods meet under one name, see called: MaxPool2d and max_pool2d, ReLU and relu.
+# ``called`` gives classes, functions and methods one name: MaxPool2d and max_pool2d agree, as do ReLU and relu.
 ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation in ACTIVATIONS)})_?")
 
 
@@ -35,9 +39,10 @@ SAME_VALUES = re.compile(  # the result has the values of the first input, possi
 
 
 ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
+"""Reports give these operations another name; all others keep theirs."""
 
 
-FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product may be a squeeze-and-excitation gate
+FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
     "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
 )
 
@@ -45,28 +50,29 @@ FLOAT_BY_PROTOCOL = re.compile(  # what GDFQ leaves in floating point; a product
 ADDITION, CONCATENATION = re.compile("i?add"), re.compile("cat|concat")
 
 
-STORED = re.compile(  # what an integer engine keeps, beside activations, layers and normalizations
+STORED = re.compile(  # an integer engine stores these results, beside those of activations, layers and norms
     rf"placeholder|{ADDITION.pattern}|i?sub|i?mul|{CONCATENATION.pattern}|mean|(adaptive)?avgpool[123]d"
     "|interpolate|upsample.*"
 )
 
 
 SIZES = {"size", "dim", "numel", "getattr"}
+"""These calls return sizes, not values."""
 
 
-TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # modules whose functions fx shows as they are
+TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # a graph shows the functions of these modules as they are
 
 
 def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls an activation function."""
+    """Return True if the node calls an activation function."""
     return ACTIVATION.fullmatch(called(traced, node)[1]) is not None
 
 
 def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node adds one computed value to another."""
+    """Return True if the node adds one computed value to another."""
     return len(node.all_input_nodes) == 2 and ADDITION.fullmatch(called(traced, node)[1]) is not None
 
 
 def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an activation changes its input, so that whoever uses that from here on sees the activation, too."""
+    """Return True if an activation changes its input in place: later users of that input then see its output."""
     return is_activation(traced, node) and is_in_place(traced, node)

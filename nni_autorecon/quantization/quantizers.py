@@ -1,4 +1,4 @@
-"""Fake quantizers as modules: of a weight per output channel, of an activation per tensor."""
+"""Fake quantizers as modules: weights are quantized per output channel, activations per tensor."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from .ranges import affine_qparams, highest_code, minmax_range, range_estimator
 
 
 class WeightQuantizer(nn.Module):
-    """Parametrization of a weight [out, ...]: fake quantization to the range of each output channel.
+    """A parametrization that fake-quantizes a weight [out, ...] to the range of each output channel.
 
-    The range is taken anew at each forward. With min-max ranges the gradient passes unchanged, for nothing is clipped.
-    (By half a step at most, where both ends of a range lie exactly midway between codes, as in -1 to 1.) With the
-    others it is zero where a weight was clipped.
+    The range is taken anew at each forward pass. With min-max ranges the gradient passes unchanged, because nothing is
+    clipped by more than half a step. (That much is clipped where both ends of a range lie exactly midway between codes,
+    as in -1 to 1.) With the other estimators the gradient is zero where a weight was clipped.
 
-    ranges: one of ``RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8.
+    ranges: a key of ``ranges.RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass
+    raises DivergenceError if a weight is not finite and the ranges are not min-max.
     """
 
     def __init__(self, bits: int, *, ranges: str = "minmax") -> None:
         super().__init__()
         self.bits = bits
+        self.ranges = ranges
         self.estimate = range_estimator(ranges)
         self.largest_code = highest_code(bits)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, ranges={self.ranges}"
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.estimate is minmax_range:
@@ -39,30 +44,33 @@ class WeightQuantizer(nn.Module):
         return torch.fake_quantize_per_channel_affine(weight, *self.qparams(weight), 0, 0, self.largest_code)
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of each output channel, both [out]. weight: [out, ...]."""
+        """Return scale and zero point of each output channel, both [out]. weight: [out, ...]."""
         weight = weight.detach()
         if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.permute(0, 2, 3, 1)  # as it lies in memory; otherwise flatten would copy it
+            weight = weight.permute(0, 2, 3, 1)  # the order in memory, which flatten does not have to copy
         return affine_qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
 
 
 class ActivationQuantizer(nn.Module):
-    """Per-tensor asymmetric fake quantization; the gradient is zero where the input was clipped.
+    """Per-tensor asymmetric fake quantization of an activation; the gradient is zero where the input was clipped.
 
-    While ``observing``, each forward first moves an exponential average of the batch's range. The buffers hold the
-    raw averages, bias-corrected on reading only; in float64, so that constants come back unchanged. After
-    :meth:`learn_range` the range has a factor that is trained.
+    While ``observing`` is True, each forward pass first moves an exponential average of the batches' ranges. The
+    buffers hold the raw averages, and only a reader corrects their bias. They are float64, so that the average of a
+    constant is exactly that constant. After :meth:`learn_range` the range has a factor that is trained.
 
-    ranges: one of ``RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8.
+    ranges: a key of ``ranges.RANGES``; decay: the share of an average that stays when a batch is observed.
+    Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass raises DivergenceError if it observes
+    a value that is not finite, and RuntimeError if no range has been observed or set.
     """
 
-    averages: Tensor  # [2]: low, high
-    observations: Tensor  # []
-    log_factor: nn.Parameter | None  # []
+    averages: Tensor  # [2]: low and high
+    observations: Tensor  # []: the number of batches observed
+    log_factor: nn.Parameter | None  # []: None unless the range is learned
 
     def __init__(self, bits: int, *, ranges: str = "minmax", decay: float = 0.9) -> None:
         super().__init__()
         self.bits = bits
+        self.ranges = ranges
         self.estimate = range_estimator(ranges)
         self.largest_code = highest_code(bits)
         self.decay = decay
@@ -73,12 +81,15 @@ class ActivationQuantizer(nn.Module):
         self.register_parameter("log_factor", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None}  # a copy's averages count their versions anew
+        return {**self.__dict__, "_known": None}  # a copied tensor counts its versions from 0 again
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, ranges={self.ranges}, learned={self.log_factor is not None}"
 
     def learn_range(self) -> nn.Parameter:
-        """Give the range, and so the scale, a factor to be trained, 1 at first; returns its logarithm, a scalar.
+        """Multiply the range, and so the scale, by a factor to be trained; return its logarithm, a scalar.
 
-        The zero point stays. See :func:`fake_quantize`.
+        The factor is 1 at first. The zero point stays. The gradient is that of :func:`.fake_quantize.fake_quantize`.
         """
         self.log_factor = nn.Parameter(torch.zeros((), device=self.averages.device))
         return self.log_factor
@@ -97,27 +108,35 @@ class ActivationQuantizer(nn.Module):
         return fake_quantize(activation, *self.qparams(), self.largest_code, rectify=rectify)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the present range, both []. Raises RuntimeError before the first observation."""
+        """Return scale and zero point of the present range, both [], with the learned factor if there is one.
+
+        Raises RuntimeError before the first observation.
+        """
         scale, zero_point = self._tracked()
         return (scale if self.log_factor is None else scale * self.log_factor.detach().exp()), zero_point
 
     def _tracked(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the range as tracked, computed anew only where the averages have changed."""
+        """Return scale and zero point of the tracked range; compute them anew only if the averages have changed."""
         now = self.averages, self.averages._version
         if self._known is None or self._known[0] is not now[0] or self._known[1] != now[1]:
             self._known = *now, affine_qparams(*self.range(), self.bits)
         return self._known[2]
 
     def set_range(self, low: float, high: float) -> None:
-        """Make the range ``low`` to ``high``, as one observed batch with these extremes would. Raises ValueError unless
-        both are finite and in order."""
+        """Set the range to ``low`` .. ``high``, as if one batch with this range had been observed.
+
+        Raises ValueError unless both are finite and ``low`` <= ``high``.
+        """
         if not -math.inf < low <= high < math.inf:
             raise ValueError(f"a range from {low} to {high} cannot be quantized; give two finite numbers in order")
         self.averages.copy_((1 - self.decay) * self.averages.new_tensor([low, high]))
         self.observations.fill_(1)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """The bias-corrected average low and high, as tracked. Raises RuntimeError before the first observation."""
+        """Return the bias-corrected average low and high, both [], without a learned factor.
+
+        Raises RuntimeError before the first observation.
+        """
         if (count := int(self.observations)) == 0:
             raise RuntimeError("an activation quantizer has no range yet; run batches within observe_ranges() first")
         low, high = (self.averages / (1 - self.decay**count)).float()
@@ -126,7 +145,7 @@ class ActivationQuantizer(nn.Module):
 
 @contextmanager
 def observe_ranges(network: nn.Module) -> Iterator[None]:
-    """Within it every ActivationQuantizer of ``network`` tracks its range; outside, ranges never change."""
+    """Let every ActivationQuantizer of ``network`` track its range within the block; outside, no range changes."""
     before = {module: module.observing for module in network.modules() if isinstance(module, ActivationQuantizer)}
     try:
         for quantizer in before:
@@ -138,5 +157,5 @@ def observe_ranges(network: nn.Module) -> Iterator[None]:
 
 
 def learn_ranges(network: nn.Module) -> list[nn.Parameter]:
-    """Let every ActivationQuantizer of ``network`` learn its range; the logarithms of their factors."""
+    """Let every ActivationQuantizer of ``network`` learn its range; return the logarithms of their factors."""
     return [module.learn_range() for module in network.modules() if isinstance(module, ActivationQuantizer)]

@@ -1,4 +1,4 @@
-"""From values to a range, and from a range to scale and zero point."""
+"""Range estimators take the range of given values; ``affine_qparams`` turns a range into scale and zero point."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ LEAST_SCALE = 2.0**-126
 """The least normal float32: the inverse of any scale above it is finite."""
 
 PERCENTILE = 0.999
-"""Share of the values that lie at or above the low end, and at or below the high end, of a percentile range."""
+"""A percentile range has this share of the values at or above its low end, and this share at or below its high end."""
 
 
 SHRINKAGES = tuple(step / 50 for step in range(50, 9, -1))
-"""Fractions of the min-max range among which an MSE range is the best: 1, 0.98 … 0.2."""
+"""An MSE range is the best of these fractions of the min-max range: 1, 0.98 … 0.2."""
 
 
 LARGEST_SAMPLE = 2**16
-"""Values of a row, at most, by whose error an MSE range is chosen: a batch of activations has millions."""
+"""An MSE range is chosen by the error of at most so many values of a row, as a batch of activations has millions."""
 
 
 def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of asymmetric min-max quantization to the codes 0 .. 2**bits - 1.
+    """Return scale (float32) and zero point (int32) of asymmetric quantization to the codes 0 .. 2**bits - 1.
 
         scale = (high - low) / (2**bits - 1),   zero_point = round(-low / scale)
 
-    of the range widened to contain 0, which thus has a code. Worked example: -1 to 2 at 2 bits has scale 1, zero point
-    1 and the values -1, 0, 1, 2. A range too narrow for a float32 scale, such as 0 to 0, has scale 1.
+    The range is first widened to contain 0, which thus has a code. Worked example: -1 to 2 at 2 bits has scale 1, zero
+    point 1 and the values -1, 0, 1, 2. A range too narrow for a float32 scale, such as 0 to 0, has scale 1.
 
-    low, high: any one shape, that of the results.  Raises ValueError unless 1 <= bits <= 8.
+    low, high: tensors of any one shape; both results have that shape.  Raises ValueError unless 1 <= bits <= 8.
     """
     largest = highest_code(bits)
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
@@ -41,14 +41,17 @@ def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
 
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each row. values: [rows, n]; returns low and high, both [rows]."""
+    """Return the minimum and the maximum of each row. values: [rows, n]; low and high: [rows]. ``bits`` is not used."""
     return values.amin(1), values.amax(1)  # aminmax(dim=1) would take up to ten times as long
 
 
 def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The quantiles 1 − ``PERCENTILE`` and ``PERCENTILE`` of each row, interpolated. values: [rows, n]; two [rows]."""
+    """Return the quantiles 1 − ``PERCENTILE`` and ``PERCENTILE`` of each row, interpolated linearly.
+
+    values: [rows, n]; low and high: [rows]. ``bits`` is not used.
+    """
     count = values.shape[1]
-    whole, part = divmod((1 - PERCENTILE) * (count - 1), 1)  # of the distances between neighbours, from either end
+    whole, part = divmod((1 - PERCENTILE) * (count - 1), 1)  # ranks between the quantile and its end of the sorted row
     nearest = [1 + int(whole), min(2 + int(whole), count)]
     low, above_low = (values.kthvalue(k, dim=1).values for k in nearest)
     high, below_high = (values.kthvalue(count + 1 - k, dim=1).values for k in nearest)
@@ -56,15 +59,18 @@ def percentile_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Of the min-max range shrunk by each of ``SHRINKAGES``, the one with the least mean squared quantization error.
+    """Return the range with the least mean squared quantization error at ``bits`` bits.
 
-    Of a long row, the error is that of some values, always the same. values: [rows, n]; returns low and high, both
-    [rows].
+    The candidates are the min-max range times each of ``SHRINKAGES``. The error of a row longer than
+    ``LARGEST_SAMPLE`` is measured on a random sample of it, which is the same at each call.
+
+    values: [rows, n]; low and high: [rows].  Raises ValueError unless 1 <= bits <= 8.
     """
     import torch
 
     full = torch.stack(minmax_range(values, bits))  # [2, rows]
-    if values.shape[1] > LARGEST_SAMPLE:  # drawn, for at equal distances they might be of the same pixels of each map
+    if values.shape[1] > LARGEST_SAMPLE:
+        # Values at equal distances could all come from the same pixels of each feature map, so the sample is random.
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(values.shape[1], (LARGEST_SAMPLE,), generator=generator)
         values = values[:, drawn.to(values.device)]
@@ -79,15 +85,18 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_range}
+"""The settings name a range estimator by these keys."""
 
 
 def highest_code(bits: int) -> int:
+    """Return 2**bits - 1. Raises ValueError unless 1 <= bits <= 8."""
     if not 1 <= bits <= 8:
         raise ValueError(f"{bits} bits are not supported; choose 1 to 8")
     return int(2**bits - 1)
 
 
 def range_estimator(ranges: str) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    """Return the function that ``RANGES`` holds under this name. Raises ValueError, listing the names, for others."""
     if ranges not in RANGES:
         raise ValueError(f"ranges = {ranges!r}; choose one of {', '.join(RANGES)}")
     return RANGES[ranges]

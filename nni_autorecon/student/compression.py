@@ -17,7 +17,7 @@ from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
-from ..export.student_file import Description, Student, float_size, save_network
+from ..export.student_file import Description, Student, float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
@@ -239,10 +239,14 @@ def run_compression(
             bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
 
         result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
-    result = replace(result, student=_student(compression, result), device=run.device)
+    student = _student(compression, result)
+    result = replace(result, student=student, device=run.device)
     if run.keeps:
         run.write_result(result.to_dict())  # before anything else can fail
-        result = _save(run, compression, result)
+        student.save(run / "student.safetensors")
+        file_bytes = (run / "student.safetensors").stat().st_size
+        ratio = float_size(teacher.network) / file_bytes
+        result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
         run.write_result(result.to_dict())
         _draw(run, compression)
     return result
@@ -256,16 +260,6 @@ def _student(compression: Compression, result: CompressionResult) -> Student:
     folded = config.method == "dfq"
     description = Description.of(teacher, config.quantization, folded=folded, **details)
     return Student(compression.student, description, teacher.network)
-
-
-def _save(run: RunFolder, compression: Compression, result: CompressionResult) -> CompressionResult:
-    """Write the student as a file; return the result with its size."""
-    path = run / "student.safetensors"
-    save_network(path, result.student.network, result.student.description)
-    file_bytes = path.stat().st_size
-    return replace(
-        result, file_bytes=file_bytes, compression_ratio=float_size(compression.teacher.network) / file_bytes
-    )
 
 
 def _draw(run: RunFolder, compression: Compression) -> None:

@@ -17,11 +17,11 @@ from ..quantization.quantizers import WeightQuantizer
 
 @contextmanager
 def inundation(network: nn.Module, *, share: float, decay: float = 0.0) -> Iterator[None]:
-    """Within it, what an optimizer adds to each quantized weight is enlarged until a ``share`` of its codes changes:
-    gradient inundation, on the whole step instead of the gradient (Choi et al., AIT, CVPR 2022).
+    """Enlarge what an optimizer adds to each quantized weight meanwhile until a ``share`` of its codes changes.
 
-    The optimizer finds weights of 0, beside which no step is too small for float32, and gradients with the weight
-    ``decay`` of the true ones.
+    This is gradient inundation, on the whole step instead of the gradient (Choi et al., AIT, CVPR 2022). The optimizer
+    finds weights of 0, beside which no step is too small for float32, and gradients with the weight ``decay`` of the
+    true ones. An exception leaves the weights as they were.
     """
     weights = list(_quantized_weights(network))
     before = [weight.detach().clone() for weight, _ in weights]
@@ -30,7 +30,13 @@ def inundation(network: nn.Module, *, share: float, decay: float = 0.0) -> Itera
             if weight.grad is not None:
                 weight.grad.add_(old, alpha=decay)
             weight.zero_()
-    yield
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for (weight, _), old in zip(weights, before, strict=True):
+                weight.copy_(old)
+        raise
     with torch.no_grad():
         for (weight, quantizer), old in zip(weights, before, strict=True):
             scale, zero_point = (per_channel(values, weight) for values in quantizer.qparams(old))
@@ -47,7 +53,7 @@ def _quantized_weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, Weigh
 
 
 def flipping_factor(codes: Tensor, update: Tensor, *, share: float, largest_code: int) -> Tensor:
-    """The least factor, at least 1, of ``update`` that turns a ``share`` of the codes over; a scalar.
+    """Return the least factor, at least 1, of ``update`` that turns a ``share`` of the codes over; a scalar.
 
     ``codes`` are weights in steps of their quantizer before rounding, w / scale + zero point, ``update`` what is added
     to them; both of any one shape. 1 if no factor does it. Choi et al. (AIT, CVPR 2022) raise the gradient step by

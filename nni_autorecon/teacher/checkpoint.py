@@ -1,4 +1,4 @@
-"""State dicts from files: read as data only, unwrapped, and loaded with every misfit named."""
+"""Checkpoints are read as data only and loaded into a network; an error names the keys that do not fit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts keep the state_dict in a checkpoint."""
+"""Training scripts keep the state_dict under one of these keys of a checkpoint."""
 PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What DataParallel, Lightning and torch.compile put before every key."""
+"""DataParallel, Lightning and torch.compile put these before every key."""
 
 
 def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
-    """Load the state_dict in ``path`` into ``network``, called ``name`` in errors.
+    """Load the state_dict in ``path`` into ``network``, which errors call ``name``.
 
-    Wrappers (``{"state_dict": …}``, ``{"model": …}``) and prefixes of all keys (``module.`` and the like) come
-    off first. Raises InputError for a file that cannot be read or that does not fit, naming what does not.
+    Wrappers (``{"state_dict": …}``, ``{"model": …}``) and prefixes that all keys have (``module.`` and the like) are
+    removed first. Raises InputError if the file cannot be read, or if keys or shapes do not fit; it names them.
     """
     own = network.state_dict()
     state = _unwrapped(_read_checkpoint(path), own, path)
@@ -33,7 +33,7 @@ def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
         if key in state and state[key].shape != tensor.shape
     ]
     fitting = {key: tensor for key, tensor in state.items() if key not in own or tensor.shape == own[key].shape}
-    missing, unexpected = network.load_state_dict(fitting, strict=False)  # strict would not name the shapes one by one
+    missing, unexpected = network.load_state_dict(fitting, strict=False)  # strict=True would not list wrong shapes
     missing = [key for key in missing if key not in state]
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
     if any(faults.values()):
@@ -44,7 +44,10 @@ def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
 
 
 def _read_checkpoint(path: Path) -> object:
-    """What torch.load finds in ``path``, tensors and plain containers only."""
+    """Return the content of ``path``, which may consist of tensors and plain containers only.
+
+    Raises InputError if the file is missing, damaged or could run code.
+    """
     try:
         _require_sound(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -57,15 +60,18 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _require_sound(path: Path) -> None:
-    """Raise an error if the file is an archive, as torch.save makes them, and its checksums do not fit."""
-    if zipfile.is_zipfile(path):  # torch.load does not look at them
+    """Raise BadZipFile if the file is an archive, as torch.save writes it, and a checksum in it is wrong."""
+    if zipfile.is_zipfile(path):  # torch.load does not check the checksums
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} has another CRC-32")
 
 
 def _unwrapped(content: object, own: Iterable[str], path: Path) -> Mapping[str, Tensor]:
-    """The state_dict within a checkpoint's ``content``, under the names that a network with keys ``own`` uses."""
+    """Return the state_dict in a checkpoint's ``content``, without prefixes that the network's keys ``own`` lack.
+
+    Raises InputError if it holds anything but tensors by name.
+    """
     while isinstance(content, Mapping) and (found := [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]):
         content = content[found[0]]
     entries: Mapping[str, object] = content if isinstance(content, Mapping) else {type(content).__name__: content}

@@ -1,4 +1,4 @@
-"""The default teacher: a small residual network for handwritten digits, trained once and cached."""
+"""The default teacher is a small residual network for handwritten digits; it is trained once and cached."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..files import tensor_bytes, write_atomically
 from ..networks import CifarResNet, digits_resnet
 
 RECIPE_VERSION = 1
-"""Raised by every change that gives other weights: the constants below, the split, the network."""
+"""This number rises with every change that gives other weights: to the constants below, the split or the network."""
 
 
-# Chosen by cross-validation within the training split; the test split took no part.
+# These values were chosen by cross-validation within the training split; the test split was not used.
 EPOCHS = 15
 
 
@@ -46,10 +46,10 @@ _log = logging.getLogger(__name__)
 
 
 def load_digits_teacher() -> nn.Module:
-    """The digits teacher on the CPU in eval mode, from the cache or trained now (some 20 seconds).
+    """Return the digits teacher on the CPU in eval mode; train it now (about 20 seconds) if it is not in the cache.
 
-    When several processes ask at once, one trains and the others wait for it. A damaged file is reported in
-    the log and trained again. Raises InputError if the cache folder cannot be written.
+    When several processes ask at once, one trains and the others wait for it. If the cached file is damaged, the log
+    says so and the teacher is trained again. Raises InputError if the cache folder cannot be written.
     """
     path = cache_folder() / f"digits-teacher-v{RECIPE_VERSION}.pt"
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not depend on the cache
@@ -65,10 +65,10 @@ def load_digits_teacher() -> nn.Module:
 
 
 def train_digits_teacher(*, epochs: int = EPOCHS) -> CifarResNet:
-    """Train on the training digits: SGD, one cycle of the learning rate, a random shift for each batch.
+    """Train the digits network with SGD, one cycle of the learning rate, and a random shift for each batch.
 
-    The same weights every time on one machine: own seed, one thread. The caller's random state and thread
-    count are left as they were.
+    On one machine the weights are the same every time, because the seed is fixed and one thread computes. The caller's
+    random state and number of threads stay as they were.
     """
     data = digits_data("train")
     padded = F.pad(data.images, (LARGEST_SHIFT,) * 4)
@@ -91,17 +91,17 @@ def train_digits_teacher(*, epochs: int = EPOCHS) -> CifarResNet:
 
 
 def _shifted(padded: Tensor) -> Tensor:
-    """The same random window of every padded image: [N, C, H, W] of the original size."""
+    """Cut the same random window out of every padded image; return [N, C, H, W] of the original size."""
     down, right = torch.randint(2 * LARGEST_SHIFT + 1, (2,)).tolist()
     return padded[:, :, down : down + IMAGE.height, right : right + IMAGE.width]
 
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """A fixed seed and one thread (sums over several threads depend on their number), undone afterwards."""
+    """Fix the seed and compute in one thread within the block, as sums over several threads depend on their number."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed GPUs too, which are not restored
+        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would also seed GPUs, whose state is not restored
         torch.set_num_threads(1)
         try:
             yield
@@ -110,16 +110,17 @@ def _reproducible() -> Iterator[None]:
 
 
 def _store(network: nn.Module, path: Path) -> None:
+    """Write the weights with a checksum. Raises InputError if the file cannot be written."""
     state = network.state_dict()
     content = tensor_bytes({"state_dict": state, "sha256": _checksum(state)})
     try:
         write_atomically(path, lambda file: file.write(content))
-    except InputError as error:  # the lock could be written, the file could not: a full disk
+    except InputError as error:  # the lock could be written and the file could not, so the disk is full
         raise InputError(f"{error} with {CACHE_VARIABLE}") from error
 
 
 def _restore(network: nn.Module, path: Path) -> bool:
-    """Load ``path`` into ``network``; False if it is missing or not exactly what was stored."""
+    """Load ``path`` into ``network``; return False if it is missing or not exactly what was stored."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         if stored["sha256"] != _checksum(stored["state_dict"]):

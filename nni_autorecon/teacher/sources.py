@@ -1,8 +1,9 @@
-"""Where networks come from: by name from this package and model libraries, or from a factory of the person's own."""
+"""Networks come by name from this package or a model library, or from a factory that the person wrote."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..data import digits
-from ..errors import InputError, named, one_line
+from ..errors import InputError, MachineError, named, one_line
 from ..files import is_there
 from ..networks import digits_resnet
 from .checkpoint import load_checkpoint
@@ -36,11 +37,12 @@ CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 
 class Expected(NamedTuple):
-    """What a network expects, as far as it is known from where it came from."""
+    """The images that a network expects, as far as its source tells; None means unknown."""
 
     image_size: tuple[int, int] | None = None
+    """Height and width in pixels."""
     resize: int | None = None
-    """Short side of an image before the centre crop to ``image_size``."""
+    """Short side of an image, in pixels, before the centre crop to ``image_size``."""
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and standard deviation of each channel, of pixels from 0 to 1."""
 
@@ -48,9 +50,11 @@ class Expected(NamedTuple):
 def find_network(
     spec: str, *, checkpoint: str | Path | None = None, num_classes: int | None = None
 ) -> tuple[nn.Module, Expected]:
-    """The network that ``spec`` names, with the weights of ``checkpoint`` or else its own, and what it expects.
+    """Return the network that ``spec`` names, and the images that it expects.
 
-    Only libraries and ``digits`` have weights of their own. Raises InputError for whatever is missing.
+    It has the weights of the file ``checkpoint``, or its own if that is None. Only libraries and ``digits`` have
+    weights of their own. num_classes: the number of classes, for :func:`architecture`.
+    Raises InputError if there is no such network, file or library, or if the checkpoint does not fit.
     """
     library, name = _parse(spec)
     if spec == "digits":
@@ -70,10 +74,10 @@ def find_network(
 
 
 def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
-    """The network that ``spec`` names, freshly initialized: nothing is downloaded or trained.
+    """Return the network that ``spec`` names, freshly initialized; nothing is downloaded or trained.
 
-    ``num_classes`` reaches library networks, and factories that take it; None is what each has by itself.
-    Raises InputError if there is no such network, or it cannot be built.
+    ``num_classes`` is passed to library networks, and to factories that take it; None means their own default.
+    Raises InputError if there is no such network, or if it cannot be built.
     """
     place, name = _parse(spec)
     if spec == "digits":
@@ -84,13 +88,13 @@ def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
 
 
 def names_code(spec: str) -> bool:
-    """Whether the network would be made by a module or file that is neither a library's nor this package's own."""
+    """Return True if building the network runs a module or file that is neither a library nor part of this package."""
     place = spec.rpartition(":")[0]
     return spec != "digits" and place not in LIBRARIES and place != "nni_autorecon.networks"
 
 
 def _parse(spec: str) -> tuple[str, str]:
-    """(library, module or file; name in it)."""
+    """Split a specification into (library, module or file) and name. Raises InputError if it has another form."""
     place, colon, name = spec.rpartition(":")
     is_factory = name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", place))
     if spec != "digits" and place not in LIBRARIES and not (colon and is_factory):
@@ -100,12 +104,14 @@ def _parse(spec: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Library:
-    """A package of networks: the names it knows, ``create(name, pretrained=…)``, and what a network of it expects."""
+    """A package of networks."""
 
     names: Sequence[str]
+    """The names of its classifiers."""
     create: Callable[..., nn.Module]
+    """The function ``create(name, pretrained=…)`` builds a network."""
     expected: Callable[[Any, str, bool], Expected]
-    """Of (network, name, whether its weights are the library's own)."""
+    """The function ``expected(network, name, pretrained)`` returns the images that the network expects."""
 
 
 def _torchvision() -> Library:
@@ -114,7 +120,7 @@ def _torchvision() -> Library:
     def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
         weights = models.get_model_weights(name).DEFAULT if pretrained else None
         network = models.get_model(name, weights=weights, **arguments)
-        if getattr(network, "transform_input", False):  # from ImageNet's normalization to that of its weights
+        if getattr(network, "transform_input", False):  # it would turn ImageNet's normalization into the weights' own
             network.transform_input = False
         return network
 
@@ -127,7 +133,7 @@ def _torchvision() -> Library:
             return Expected((size, size), resize, ((0.5,) * 3, (0.5,) * 3))
         return Expected((size, size), resize, (tuple(of_weights.mean), tuple(of_weights.std)))
 
-    # The classifiers: detection and the like are in submodules.
+    # ``models`` itself has the classifiers; other networks, such as detectors, are in its submodules.
     return Library(models.list_models(module=models), create, expected)
 
 
@@ -143,24 +149,23 @@ def _timm() -> Library:
         resize = math.floor(min(height, width) / known["crop_pct"])
         return Expected((height, width), resize, (tuple(known["mean"]), tuple(known["std"])))
 
-    return Library(
-        [*timm.list_models(), *timm.list_models(pretrained=True)], create, expected
-    )  # resnet18, resnet18.TAG
+    names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # such as resnet18, and resnet18.TAG
+    return Library(names, create, expected)
 
 
 def _pytorchcv() -> Library:
     from pytorchcv import model_provider
 
     def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
-        with redirect_stdout(sys.stderr):  # where it says that it downloads
+        with redirect_stdout(sys.stderr):  # pytorchcv prints that it downloads
             return model_provider.get_model(name, pretrained=pretrained, **arguments)
 
     def expected(network: Any, name: str, pretrained: bool) -> Expected:
-        if name.endswith(("_cifar10", "_cifar100", "_svhn")):  # trained with one normalization
+        if name.endswith(("_cifar10", "_cifar100", "_svhn")):  # all of them were trained with CIFAR's normalization
             return Expected(tuple(network.in_size), None, (CIFAR_MEAN, CIFAR_STD))
         return Expected(tuple(network.in_size), None, (IMAGENET_MEAN, IMAGENET_STD))
 
-    return Library(list(model_provider._models), create, expected)  # there is no public list
+    return Library(list(model_provider._models), create, expected)  # pytorchcv has no public list
 
 
 LIBRARIES: dict[str, Callable[[], Library]] = {
@@ -171,7 +176,7 @@ LIBRARIES: dict[str, Callable[[], Library]] = {
 
 
 def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> nn.Module:
-    """A library's network. Raises InputError if library, name or weights cannot be had."""
+    """Build a library's network. Raises InputError if the library, the name or the weights are not available."""
     library, name = _parse(spec)
     try:
         source = LIBRARIES[library]()
@@ -186,13 +191,14 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
         return source.create(name, pretrained=pretrained, **arguments)
     except Exception as error:  # a library may raise anything
         if pretrained:
-            raise InputError(
+            raise MachineError(
                 f"cannot download the weights of {spec}: {one_line(error).rstrip('.')}; give a file with --checkpoint"
             ) from error
         raise InputError(f"{library} cannot build {name}: {named(error)}; correct --num-classes") from error
 
 
 def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
+    """Return the function or class ``name`` of a module or file. Raises InputError if there is none."""
     module = _import_file(Path(place), spec) if place.endswith(".py") else _import_module(place, spec)
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -202,17 +208,18 @@ def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
+    """Import a Python file. Raises InputError if it is missing or raises an error."""
     if not is_there(path, Path.is_file):
         raise InputError(f"network {spec}: file {path} does not exist; check the path")
-    name = f"_nni_autorecon_teacher_{path.stem}"
+    name = f"_nni_autorecon_network_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None  # the path ends in .py
-    assert found.loader is not None
+    if found is None or found.loader is None:
+        raise InputError(f"network {spec}: Python cannot import {path}; give a file whose name ends in .py")
     module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses in the file look their module up
+    sys.modules[name] = module  # dataclasses in the file look up their module here
     try:
         found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
         del sys.modules[name]
         raise InputError(f"network {spec}: importing {path} raised {named(error)}; repair the file") from error
     return module
@@ -221,7 +228,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
 def _import_module(name: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may end
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
@@ -230,6 +237,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 
 def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
+    """Call the factory. Raises InputError if it raises an error, or does not return a module."""
     arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
     try:
         network = factory(**arguments)
@@ -241,7 +249,7 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -
     if not isinstance(network, nn.Module):
         raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
     for layer in network.modules():
-        if type(layer) is nn.SyncBatchNorm:  # which differs in distributed training alone
+        if type(layer) is nn.SyncBatchNorm:  # it differs from BatchNorm2d in distributed training only
             layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return network
 
@@ -249,7 +257,7 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -
 def _takes_num_classes(factory: Callable[..., object]) -> bool:
     try:
         inspect.signature(factory).bind(num_classes=0)
-    except (TypeError, ValueError):  # it does not take it, or is a builtin without a signature
+    except (TypeError, ValueError):  # the factory does not take the argument, or is a builtin without a signature
         return False
     return True
 

@@ -158,3 +158,9 @@ def test_the_images_range_is_that_of_pixels_where_it_is_known(digits_teacher):
         student, _ = dfq(digits_teacher.network, digits_teacher.image, quantization, pixel_range=pixels)
         first = next(module for module in student.modules() if isinstance(module, ActivationQuantizer))
         assert torch.stack(first.range()).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_network_that_is_not_traced_twice_is_refused(monkeypatch):
+    monkeypatch.setattr("nni_autorecon.quantization.dfq.quantize_network", lambda network, **_: (nn.Linear(2, 3), None))
+    with pytest.raises(InputError, match="CifarResNet cannot be traced twice; choose a method"):
+        dfq(digits_resnet(), ImageShape(1, 16, 16))

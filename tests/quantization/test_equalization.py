@@ -235,3 +235,9 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line():
 
     with pytest.raises(InputError, match=r"^Branching cannot be traced \(.*\); mend it$"):
         trace(Branching(), remedy="mend it")
+
+
+def test_only_layers_can_be_equalized():
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    with pytest.raises(TypeError, match="Conv2d and BatchNorm2d cannot be equalized"):
+        equalize(network, [Pair("0", "1", False)], {})

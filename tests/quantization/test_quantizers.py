@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantization.fake_quantize import fake_quantize
+from nni_autorecon.quantization.integers import FixedQuantizer
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer, learn_ranges, observe_ranges
 from nni_autorecon.quantization.ranges import (
     PERCENTILE,
@@ -375,3 +377,14 @@ def test_a_changed_range_is_seen_however_it_changed() -> None:
     with observe_ranges(quantizer):
         quantizer(torch.tensor([0.0, 600.0]))
     assert quantizer(x).tolist() == [0.0, 0.0]
+
+
+def test_printed_quantizers_show_bits_and_ranges() -> None:
+    activation = ActivationQuantizer(4, ranges="percentile")
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), activation, FixedQuantizer(7))
+    parametrize.register_parametrization(network[0], "weight", WeightQuantizer(3, ranges="mse"))
+    assert "WeightQuantizer(bits=3, ranges=mse)" in repr(network)
+    assert "ActivationQuantizer(bits=4, ranges=percentile, learned=False)" in repr(network)
+    assert "FixedQuantizer(bits=7, ranges=fixed)" in repr(network)
+    activation.learn_range()
+    assert repr(activation) == "ActivationQuantizer(bits=4, ranges=percentile, learned=True)"

@@ -7,7 +7,6 @@ import math
 import os
 import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
+from nni_autorecon import files
 from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import exits as endings
 from nni_autorecon.cli import main as cli
@@ -83,18 +83,18 @@ def test_a_run_that_fills_the_disk_keeps_what_it_has(
     """Whichever file is the first without space. With space again, the run ends as if there had always been."""
     argv = [*STAGES[stage], "--epochs", "4"]
     assert cli.main([*argv, "-o", str(tmp_path / "whole")]) == 0
-    make = tempfile.mkstemp
+    create = files.create_beside
     for name in names:
         folder = tmp_path / name
         capsys.readouterr()
 
-        def on_a_full_disk(prefix: str, name: str = name, **rest: Any) -> Any:
+        def on_a_full_disk(path: Path, name: str = name) -> tuple[int, Path]:
             full = 20_000 if name == "student.pt" else 20  # where PyTorch's own writer loses the reason
-            resource.setrlimit(resource.RLIMIT_FSIZE, (full if name in prefix else 2**30, resource.RLIM_INFINITY))
-            return make(prefix=prefix, **rest)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full if path.name == name else 2**30, resource.RLIM_INFINITY))
+            return create(path)
 
         with monkeypatch.context() as patch, limited(resource.RLIMIT_FSIZE, 2**30):
-            patch.setattr(tempfile, "mkstemp", on_a_full_disk)
+            patch.setattr(files, "create_beside", on_a_full_disk)
             refused([*argv, "-o", folder], capsys, f"cannot write {folder / name}: File too large; free some space")
         assert not (folder / name).exists()
         assert_whole(folder)

@@ -1,0 +1,282 @@
+"""What Python users call: three stages, and the teachers and students that go in and come out.
+
+The command line calls the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from .accel.memory import keep_freed_memory
+from .config.common import Config
+from .config.compress import CompressConfig
+from .config.distill import DistillConfig
+from .config.search import SearchConfig
+from .errors import AutoReConError, DivergenceError, InputError, MachineError
+from .export.distilled_file import load_distilled
+from .export.onnx_runtime import load_onnx
+from .export.student_file import SavedNetwork, load_network
+from .generator.genotype import Genotype
+from .quantization.specification import Bits
+from .runs.folder import Mode, NoFolder, RunFolder
+from .student.compression import run_compression
+from .student.distillation import run_distillation
+from .student.results import CompressionResult, DistillationResult
+from .teacher.loading import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from .nas.search import SearchResult
+
+__all__ = [
+    "AutoReConError", "Bits", "CompressConfig", "CompressionResult", "DistillConfig", "DistillationResult",
+    "DivergenceError", "Genotype", "InputError", "MachineError", "SavedNetwork", "SearchConfig", "SearchResult",
+    "Teacher", "compress", "distill", "load_student", "load_teacher", "search",
+]  # fmt: skip
+
+Row = Mapping[str, Any]
+"""The metrics of an epoch, by name."""
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def search(
+    teacher: Teacher | str = "digits",
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    replace: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[Row], object] = lambda row: None,
+    on_step: Callable[[], object] = lambda: None,
+    on_result: Callable[[SearchResult], object] = lambda result: None,
+    config: SearchConfig | None = None,
+    mode: Mode | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Search a generator architecture for a teacher (stage 1 of Algorithm 1).
+
+    Args:
+        teacher: The frozen network, or its name as ``load_teacher`` takes it.
+        folder: Where settings, metrics, figures and the genotype go. None writes nothing.
+        resume: Go on with the unfinished run in ``folder``, as after an interruption.
+        replace: Replace the results of an earlier run in ``folder``.
+        tensorboard: Write the metrics for TensorBoard, too.
+        progress: Show a progress bar.
+        on_epoch: Called with the metrics of each epoch (or candidate). What it raises ends the search.
+        on_step: Called with every batch. What it raises ends the search.
+        on_result: Called with the result while the folder is still this process's own.
+        config: All settings at once, instead of ``settings``.
+        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        **settings: Settings of :class:`SearchConfig` by name, such as ``seed=1`` or ``preset="best"``.
+
+    Returns:
+        The genotype, L_r of its generator after the final training, and what the search cost.
+
+    Raises:
+        InputError: If a setting, the teacher or the folder cannot be used.
+        DivergenceError: If a loss is no longer finite.
+        MachineError: If the disk is full, a download fails, or a GPU is asked for and missing.
+
+    Example:
+        >>> import nni_autorecon as nar
+        >>> found = nar.search("digits", epochs=1, weight_steps=1, architecture_steps=1, final_steps=1, progress=False)
+        >>> len(found.genotype.choices)
+        33
+    """
+    from .nas.search import run_search  # NNI, which the other stages do without
+
+    network, config = _configured(SearchConfig, config, teacher, settings)
+    with _run_folder(folder, _mode(mode, resume, replace), tensorboard) as run:
+        result = run_search(config, run, network, on_epoch=on_epoch, on_step=on_step, progress=progress)
+        on_result(result)
+    return result
+
+
+def compress(
+    teacher: Teacher | str = "digits",
+    *,
+    genotype: Genotype | str | Path | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    replace: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[Row], object] = lambda row: None,
+    on_step: Callable[[], object] = lambda: None,
+    on_result: Callable[[CompressionResult], object] = lambda result: None,
+    config: CompressConfig | None = None,
+    mode: Mode | None = None,
+    **settings: Any,
+) -> CompressionResult:
+    """Quantize a teacher and distil it, without data (stage 2 of Algorithm 1, and the methods of Table 5).
+
+    Args:
+        teacher: The frozen network, or its name as ``load_teacher`` takes it.
+        genotype: The generator's, as a search returned it, or a file of it.
+        folder: Where settings, metrics, figures and the student go. None writes nothing.
+        resume: Go on with the unfinished run in ``folder``, as after an interruption.
+        replace: Replace the results of an earlier run in ``folder``.
+        tensorboard: Write the metrics for TensorBoard, too.
+        progress: Show a progress bar.
+        on_epoch: Called with the metrics of each epoch. What it raises ends the run.
+        on_step: Called with every batch. What it raises ends the run.
+        on_result: Called with the result while the folder is still this process's own.
+        config: All settings at once, instead of ``genotype`` and ``settings``.
+        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        **settings: Settings of :class:`CompressConfig` by name, such as ``bits="w4a4"`` or ``test_data="mine.npz"``.
+
+    Returns:
+        What was measured, and the student, to be saved or exported.
+
+    Raises:
+        InputError: If a setting, the teacher, the genotype or the folder cannot be used.
+        DivergenceError: If a loss is no longer finite.
+        MachineError: If the disk is full, a download fails, or a GPU is asked for and missing.
+
+    Example:
+        >>> import nni_autorecon as nar
+        >>> result = nar.compress("digits", method="dfq", bits="w8a8", image_steps=1, progress=False)
+        >>> result.accuracy > 0.9
+        True
+    """
+    network, config = _configured(CompressConfig, config, teacher, settings, genotype)
+    with _run_folder(folder, _mode(mode, resume, replace), tensorboard) as run:
+        result = run_compression(config, run, network, on_epoch=on_epoch, on_step=on_step, progress=progress)
+        on_result(result)
+    return result
+
+
+def distill(
+    teacher: Teacher | str = "digits",
+    *,
+    genotype: Genotype | str | Path | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    replace: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[Row], object] = lambda row: None,
+    on_step: Callable[[], object] = lambda: None,
+    on_result: Callable[[DistillationResult], object] = lambda result: None,
+    config: DistillConfig | None = None,
+    mode: Mode | None = None,
+    **settings: Any,
+) -> DistillationResult:
+    """Distil a teacher into another architecture, without data (Table 4).
+
+    Args:
+        teacher: The frozen network, or its name as ``load_teacher`` takes it.
+        genotype: The generator's, as a search returned it, or a file of it.
+        folder: Where settings, metrics, figures and the student go. None writes nothing.
+        resume: Go on with the unfinished run in ``folder``, as after an interruption.
+        replace: Replace the results of an earlier run in ``folder``.
+        tensorboard: Write the metrics for TensorBoard, too.
+        progress: Show a progress bar.
+        on_epoch: Called with the metrics of each epoch. What it raises ends the run.
+        on_step: Called with every iteration. What it raises ends the run.
+        on_result: Called with the result while the folder is still this process's own.
+        config: All settings at once, instead of ``genotype`` and ``settings``.
+        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        **settings: Settings of :class:`DistillConfig` by name, such as ``student="models.py:make"``.
+
+    Returns:
+        What was measured, and the trained network.
+
+    Raises:
+        InputError: If a setting, the teacher, the student, the genotype or the folder cannot be used.
+        DivergenceError: If a loss is no longer finite.
+        MachineError: If the disk is full, a download fails, or a GPU is asked for and missing.
+
+    Example:
+        >>> import nni_autorecon as nar
+        >>> result = nar.distill("digits", generator="gdfq", epochs=1, steps=1, student_steps=1, progress=False)
+        >>> result.student_parameters < result.teacher_parameters
+        True
+    """
+    network, config = _configured(DistillConfig, config, teacher, settings, genotype)
+    with _run_folder(folder, _mode(mode, resume, replace), tensorboard) as run:
+        result = run_distillation(config, run, network, on_epoch=on_epoch, on_step=on_step, progress=progress)
+        on_result(result)
+    return result
+
+
+def load_student(path: str | Path, *, teacher: str | nn.Module | None = None) -> SavedNetwork:
+    """Load a student from its file: ``.safetensors`` and ``.onnx`` of a compression, ``.pt`` of a distillation.
+
+    Args:
+        path: The file.
+        teacher: Where its structure is, if not where the file says: a name as ``load_teacher`` takes it, or the
+            network itself. Code of the person's own must be named, for a file has no business to.
+
+    Returns:
+        The network on the CPU in eval mode, and what its file says of it.
+
+    Raises:
+        InputError: If the file is missing, damaged or of another kind, or does not fit the structure.
+
+    Example:
+        >>> import nni_autorecon as nar
+        >>> result = nar.compress("digits", method="dfq", bits="w8a8", image_steps=1, progress=False)
+        >>> result.student.save("student.safetensors")
+        >>> nar.load_student("student.safetensors").description.num_classes
+        10
+    """
+    kind = Path(path).suffix
+    if kind == ".onnx":
+        if teacher is not None:
+            raise InputError("an ONNX file holds its own structure; leave out --teacher")
+        return load_onnx(path)
+    if kind in (".pt", ".pth"):
+        if isinstance(teacher, nn.Module):
+            raise InputError(f"{path} is of a distillation; name its student as module-or-file.py:factory")
+        return load_distilled(path, structure=teacher)
+    return load_network(path, teacher=teacher)
+
+
+def _configured(
+    kind: type[AnyConfig],
+    config: AnyConfig | None,
+    teacher: Teacher | str,
+    settings: Mapping[str, Any],
+    genotype: Genotype | str | Path | None = None,
+) -> tuple[Teacher | None, AnyConfig]:
+    """Return the teacher, if it is loaded already, and all settings.
+
+    Raises InputError if they contradict each other.
+    """
+    keep_freed_memory()
+    if config is not None:
+        if settings or genotype is not None:
+            raise InputError(f"config is given, and {', '.join(settings) or 'genotype'} beside it; give one of them")
+        return None, config
+    values = dict(settings)
+    if genotype is not None:
+        values["genotype"] = genotype.to_json(indent=None) if isinstance(genotype, Genotype) else str(genotype)
+    if isinstance(teacher, str):
+        return None, kind().override({"teacher": teacher, **values}, source="arguments")
+    known = ("checkpoint", "num_classes", "image_size", "mean", "std", "device")
+    if said := [name for name in known if name in values]:
+        raise InputError(f"the teacher is loaded already, so that {', '.join(said)} would do nothing; leave it out")
+    return teacher, kind().override({"teacher": teacher.name, **teacher.settings, **values}, source="arguments")
+
+
+def _mode(mode: Mode | None, resume: bool, replace: bool) -> Mode:
+    """Return what is done with a folder that holds something. Raises InputError if both flags are set."""
+    if mode is not None:
+        return mode
+    if resume and replace:
+        raise InputError("resume goes on with a run and replace begins it again; give one of them")
+    return "resume" if resume else "replace" if replace else "new"
+
+
+def _run_folder(folder: str | Path | None, mode: Mode, tensorboard: bool) -> RunFolder:
+    """Return the folder of a run, or what stands for it where nothing is to be written."""
+    if folder is not None:
+        return RunFolder(folder, mode, tensorboard=tensorboard)
+    if mode != "new" or tensorboard:
+        raise InputError("without a folder there is nothing to resume, to replace or to write into; give folder")
+    return NoFolder()
