@@ -10,7 +10,7 @@ class AutoReConError(Exception):
 
 
 class InputError(AutoReConError, ValueError):
-    """An error for something that the person gave (a setting, a file, a network) and that cannot be used. Exit code 2."""
+    """An error for a setting, a file or a network that the person gave and that cannot be used. Exit code 2."""
 
 
 class DivergenceError(AutoReConError, RuntimeError):
