@@ -98,6 +98,7 @@ def read_runs(experiment_id: str) -> list[Run]:
 
 
 def _run(trial: TrialRecord) -> Run:
+    """Turn NNI's record of a trial into a record for a report; raise InputError if it reported no settings."""
     source, status = f"trial {trial.id}", STATUSES.get(trial.status, trial.status.lower())
     command, settings = None, plain_parameters(trial.parameters)
     versions: dict[str, str] = {}
@@ -152,8 +153,8 @@ def _require_same_loss(settings: Mapping[str, Mapping[str, Any]]) -> None:
             first, expected = known[0]
             if value != expected:
                 raise InputError(
-                    f"trials {first} ({expected}) and {trial} ({value}) differ in {name}, so that their L_r do not "
-                    "compare; name one with --trial"
+                    f"trials {first} ({expected}) and {trial} ({value}) differ in {name}, so that their L_r "
+                    "cannot be compared; name one with --trial"
                 )
 
 

@@ -39,7 +39,7 @@ def require_loopback_suffices(config: ExperimentConfig, port: int) -> None:
             continue
         tunnel = f"ssh -R {port}:127.0.0.1:{port} {hosts[0] if hosts else 'HOST'}"
         raise InputError(
-            f"machines of platform {service.platform} must reach this one, which only itself can reach; "
+            f"machines of platform {service.platform} must reach this one, but NNI listens to this machine alone; "
             f"keep '{tunnel}' open to each and set nniManagerIp: 127.0.0.1, or pass --listen-everywhere"
         )
 

@@ -74,7 +74,7 @@ class Description:
             and isinstance(self.folded, bool)
             and type(self.resize) is int
         ):
-            raise ValueError("its description holds a value that cannot be")
+            raise ValueError("its description holds an impossible value")
 
     @classmethod
     def of(
@@ -213,6 +213,7 @@ def load_network(path: str | Path, *, teacher: str | None = None) -> SavedNetwor
 
 
 def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
+    """Return the error for a whole file that cannot be used; most likely another version of this package wrote it."""
     versions = header.get("versions")
     theirs = versions.get("nni-autorecon", "?") if isinstance(versions, dict) else "?"
     fault = f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}"
@@ -232,6 +233,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _take_weight(tensors: dict[str, Tensor], name: str, bits: int, shape: Iterable[int]) -> IntegerWeight:
+    """Remove the three tensors of a weight from ``tensors``, and return the weight with unpacked codes."""
     codes, scale, zero_point = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero_point"))
     return IntegerWeight(unpack(codes, bits, tuple(shape)), scale, zero_point, bits)
 

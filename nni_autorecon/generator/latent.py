@@ -54,6 +54,7 @@ class LatentSource:
             yield z, labels if self.mixed_share == 0 else self._mixed(labels, generator)
 
     def _mixed(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw which labels [N] are mixed, with which classes; return probabilities [N, num_classes]."""
         count = len(labels)
         here: dict[str, Any] = {"generator": generator, "device": self.device}
         others = torch.rand(count, self.num_classes, **here).topk(self.mixed_classes).indices  # [N, M], all different

@@ -90,7 +90,7 @@ class Reinforce(PGPolicy):
     def process_fn(self, batch: Batch, buffer: ReplayBuffer, indices: Any) -> Batch:
         rewards = batch.rew[batch.done]  # one for each architecture
         standardized = (rewards - rewards.mean()) / (rewards.std() + self._eps)
-        batch.returns = np.repeat(standardized, len(batch.rew) // len(rewards))  # one for each choice of each one
+        batch.returns = np.repeat(standardized, len(batch.rew) // len(rewards))  # one for each choice that was drawn
         return batch
 
     def _compile(self) -> None:
