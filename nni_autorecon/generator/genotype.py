@@ -62,7 +62,7 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
-        """Read and check what :meth:`to_json` writes. Raises InputError naming ``source``, the edge and the remedy."""
+        """Read and check the JSON of :meth:`to_json`. Raises InputError, naming ``source``, the edge and the remedy."""
         try:
             document = parse_json(text)
         except ValueError as error:
