@@ -125,7 +125,7 @@ class SavedNetwork:
 
 
 def save_network(path: str | Path, student: nn.Module, description: Description) -> None:
-    """Write ``student``, as one safetensors file, replacing ``path``.
+    """Write ``student`` as one safetensors file, replacing ``path``.
 
     The student is a result of ``quantize_network`` whose ranges have been observed. The file holds, for each quantized
     weight, ``NAME.weight.codes`` (packed by ``integers.pack``), ``.scale`` (float32) and ``.zero_point`` (uint8), both
