@@ -124,7 +124,7 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
-        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # the public checkpoints' names
+        self.stages = [f"layer{number}" for number in range(1, len(depths) + 1)]  # public checkpoints use these names
         channels = widths[0]
         for name, depth, width in zip(self.stages, depths, widths, strict=True):
             strides = [1 if name == "layer1" else 2] + [1] * (depth - 1)
@@ -193,7 +193,7 @@ def mobilenetv2(num_classes: int = 10) -> nn.Module:
 
     The network is that of Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2.
     """
-    from torchvision.models import mobilenet_v2  # slow to import, and the other networks do without
+    from torchvision.models import mobilenet_v2  # slow to import, and the other networks do not need it
 
     network: nn.Module = mobilenet_v2(num_classes=num_classes, inverted_residual_setting=MOBILENETV2_STAGES)
     cast(nn.Conv2d, network.get_submodule("features.0.0")).stride = (1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 LARGEST_SIZE = 2**16
-"""A node may have so many channels, and a latent vector so many dimensions; larger numbers are typing errors."""
+"""Nodes have at most so many channels, latent vectors at most so many dimensions; larger numbers are typing errors."""
 
 
 class ImageShape(NamedTuple):

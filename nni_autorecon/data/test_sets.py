@@ -114,6 +114,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def _from_arrays(path: str, fit: Callable[[Tensor], Tensor], channels: int) -> LabelledImages:
+    """Return the fitted images of an ``.npz``. Raises InputError if they have another number of channels."""
     data = load_images(path)
     if data.images.shape[1] != channels:
         raise InputError(
@@ -124,6 +125,7 @@ def _from_arrays(path: str, fit: Callable[[Tensor], Tensor], channels: int) -> L
 
 
 def _from_folder(folder: str) -> Any:
+    """Return torchvision's data set of a folder of class folders. Raises InputError if it is not one."""
     from torchvision.datasets import ImageFolder
 
     try:
@@ -133,6 +135,7 @@ def _from_folder(folder: str) -> Any:
 
 
 def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
+    """Return torchvision's data set ``kind``, downloaded if asked. Raises InputError if it cannot be read."""
     from torchvision import datasets
 
     if kind == "imagenet":

@@ -1,4 +1,4 @@
-"""NNI experiments from outside, read from their database, whatever became of their manager."""
+"""NNI experiments are read from their database here; that works even if their manager is gone."""
 
 from __future__ import annotations
 
@@ -34,35 +34,46 @@ from ..runs.records import (
 from .trial import plain_parameters
 
 STATUSES = {
-    "SUCCEEDED": INCOMPLETE,  # unless it has reported: NNI also says so of a process that was told to end
-    "FAILED": FAILED, "RUNNING": RUNNING, "WAITING": WAITING, "ADD_RESUMED": WAITING,
-    "USER_TO_CANCEL": CANCELED, "USER_CANCELED": CANCELED, "SYS_CANCELED": CANCELED, "EARLY_STOPPED": CANCELED,
-}  # fmt: skip
+    "SUCCEEDED": INCOMPLETE,  # NNI says so even of a process that was told to end; one that reported is finished
+    "FAILED": FAILED,
+    "RUNNING": RUNNING,
+    "WAITING": WAITING,
+    "ADD_RESUMED": WAITING,
+    "USER_TO_CANCEL": CANCELED,
+    "USER_CANCELED": CANCELED,
+    "SYS_CANCELED": CANCELED,
+    "EARLY_STOPPED": CANCELED,
+}
+"""Reports use these words for NNI's statuses."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What NNI knows of one trial: its last status, and the final metrics if it reported any.
-
-    ``parameters`` are what NNI gave it (which may be another trial's: see experiment.yml), ``folder`` its output.
-    """
+    """NNI's record of one trial."""
 
     id: str
     status: str
+    """NNI's last status of the trial."""
     final: dict[str, Any] | None
+    """The final metrics, or None if the trial reported none."""
     parameters: dict[str, Any]
+    """The parameters in NNI's record; they may belong to another trial (see experiment.yml)."""
     folder: Path | None
+    """The trial's output folder, or None if NNI recorded none."""
 
 
 def read_trials(experiment_id: str) -> list[TrialRecord]:
-    """The experiment's trials in the order they started. Raises InputError if there is no such experiment here."""
+    """Return the experiment's trials in the order in which they started.
+
+    Raises InputError if there is no such experiment on this machine.
+    """
     events = query(
         experiment_id,
         "SELECT trialJobId, event, data, logPath FROM TrialJobEvent "
         "WHERE trialJobId != '' AND event != 'ADD_HYPERPARAMETER' ORDER BY timestamp, rowid",
     )
     finals = dict(query(experiment_id, "SELECT trialJobId, data FROM MetricData WHERE type = 'FINAL'"))
-    statuses = {trial: status for trial, status, _, _ in events}  # the last one counts
+    statuses = {trial: status for trial, status, _, _ in events}  # the last event of a trial counts
     given = {trial: data for trial, _, data, _ in events if data}
     folders = {trial: Path(path) for trial, _, _, path in events if path}
     return [
@@ -74,10 +85,11 @@ def read_trials(experiment_id: str) -> list[TrialRecord]:
 
 
 def read_runs(experiment_id: str) -> list[Run]:
-    """The experiment's trials as records for a report, in the order they started.
+    """Return the experiment's trials as records for a report, in the order in which they started.
 
-    Settings are those that a trial itself wrote, into its final metrics or its config.json; only where there is
-    neither, those in NNI's record. Raises InputError if there is no such experiment here, or none of its trials.
+    The settings of a trial are those that it wrote itself, into its final metrics or its config.json. Those in NNI's
+    record are used only if it wrote neither. Raises InputError if there is no such experiment on this machine, if it
+    has no trials, or if a trial's settings or metrics cannot be read.
     """
     trials = read_trials(experiment_id)
     if not trials:
@@ -86,6 +98,7 @@ def read_runs(experiment_id: str) -> list[Run]:
 
 
 def _run(trial: TrialRecord) -> Run:
+    """Turn NNI's record of a trial into a record for a report; raise InputError if it reported no settings."""
     source, status = f"trial {trial.id}", STATUSES.get(trial.status, trial.status.lower())
     command, settings = None, plain_parameters(trial.parameters)
     versions: dict[str, str] = {}
@@ -115,7 +128,8 @@ class BestGenotype(NamedTuple):
 def best_genotype(experiment_id: str, trial_id: str | None = None) -> BestGenotype:
     """Return the genotype with the least L_r among the trials that have finished, or that of one trial.
 
-    Raises InputError if no trial has reported one, the named one has not, or their L_r are of different losses.
+    trial_id: take the genotype of this trial instead.  Raises InputError if no trial, or not the named one, has
+    reported a genotype, or if the trials minimized different losses.
     """
     trials = read_trials(experiment_id)
     finished = [
@@ -145,37 +159,40 @@ def _is_finite(value: object) -> bool:
 
 
 def _require_same_loss(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError if trials, by id, minimized different losses."""
+    """Raise InputError if trials minimized different losses. settings: the settings of each trial, by id."""
     for name in ("teacher", "checkpoint", *LOSS_SETTINGS):
         known = [(trial, found[name]) for trial, found in settings.items() if name in found]
         for trial, value in known:
             first, expected = known[0]
             if value != expected:
                 raise InputError(
-                    f"trials {first} ({expected}) and {trial} ({value}) differ in {name}, so that their L_r do not "
-                    "compare; name one with --trial"
+                    f"trials {first} ({expected}) and {trial} ({value}) differ in {name}, so that their L_r "
+                    "cannot be compared; name one with --trial"
                 )
 
 
 def read_settings(experiment_id: str) -> dict[str, Any]:
-    """The settings that NNI keeps for the experiment's next manager, none if the first one did not come so far.
+    """Return the settings that NNI keeps for the experiment's next manager, or {} if the first one stored none.
 
-    Raises InputError if there is no such experiment here.
+    Raises InputError if there is no such experiment on this machine.
     """
     kept = query(experiment_id, "SELECT params FROM ExperimentProfile ORDER BY revision DESC LIMIT 1")
     return dict(json.loads(kept[0][0])) if kept else {}
 
 
 def is_running(experiment_id: str, known: Mapping[str, Any]) -> bool:
-    """Whether the experiment's manager lives. NNI's own list says so, too, of one that was killed."""
+    """Return True if the experiment's manager lives; NNI's own list claims this even of one that was killed.
+
+    known: the experiment's entry of :func:`known_experiments`.
+    """
     try:
-        return experiment_id in psutil.Process(int(known["pid"])).cmdline()  # None would be this process
+        return experiment_id in psutil.Process(int(known["pid"])).cmdline()  # int, as None would mean this process
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
 
 def orphans(experiment_id: str) -> list[psutil.Process]:
-    """Processes on this machine that live on after the experiment's manager was killed: trials, and its tuner."""
+    """Return the processes of an experiment on this machine that survive a killed manager: its trials and its tuner."""
     marks = {("NNI_EXP_ID", experiment_id), ("NNI_LOG_DIRECTORY", str(_folder(experiment_id) / "log"))}
     found = []
     for process in psutil.process_iter():
@@ -186,7 +203,10 @@ def orphans(experiment_id: str) -> list[psutil.Process]:
 
 
 def query(experiment_id: str, sql: str) -> list[tuple[Any, ...]]:
-    """Rows of the experiment's database. Raises InputError if there is no such experiment here."""
+    """Return rows of the experiment's database.
+
+    Raises InputError if there is no such experiment on this machine, or if its database cannot be read.
+    """
     database = _folder(experiment_id) / "db" / "nni.sqlite"
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
@@ -196,12 +216,12 @@ def query(experiment_id: str, sql: str) -> list[tuple[Any, ...]]:
 
 
 def known_experiments() -> dict[str, dict[str, Any]]:
-    """NNI's own list of experiments on this machine, by id: name, port, process, and where they are kept."""
+    """Return NNI's own list of experiments on this machine, by id, with name, port, process and folder of each."""
     return dict(Experiments().get_all_experiments())
 
 
 def _folder(experiment_id: str) -> Path:
-    """Where NNI keeps an experiment, by its own list of experiments."""
+    """Return the folder in which NNI keeps an experiment. Raises InputError if NNI's list does not have it."""
     known = known_experiments()
     if experiment_id not in known:
         have = ", ".join(known) or "none"
@@ -210,7 +230,7 @@ def _folder(experiment_id: str) -> Path:
 
 
 def reported_metrics(data: str | None) -> dict[str, Any] | None:
-    """A result as reported (NNI stores the JSON text as a JSON string); None if it is not names and values."""
+    """Return the names and values of a result, or None if it has none. NNI stores its JSON text as a JSON string."""
     try:
         return _object(json.loads(data)) if data else None
     except ValueError:
@@ -218,13 +238,13 @@ def reported_metrics(data: str | None) -> dict[str, Any] | None:
 
 
 def _parameters(data: str | None) -> dict[str, Any]:
-    """The tuner's part of what NNI keeps of a trial's parameters."""
+    """Return the tuner's part of NNI's record of a trial's parameters."""
     parameters = (_object(data) or {}).get("parameters")
     return parameters if isinstance(parameters, dict) else {}
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """A JSON text's names and values, or None if it holds none."""
+    """Return the names and values of a JSON text, or None if it is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""GPUs that an experiment asks NNI for, and those that NNI gave a trial."""
+"""An experiment may ask NNI for GPUs; requests that NNI could not meet are refused here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..errors import InputError
 
 
 def count_gpus() -> int:
-    """The machine's GPUs as NNI counts them, whatever CUDA_VISIBLE_DEVICES says; 0 without a driver."""
+    """Count the machine's GPUs as NNI does: regardless of CUDA_VISIBLE_DEVICES, and 0 without a driver."""
     try:
-        import pynvml  # comes with NNI
+        import pynvml  # NNI depends on it
     except ImportError:
         return 0
     try:
@@ -30,14 +30,17 @@ def count_gpus() -> int:
 def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:
     """Raise InputError if NNI 3.0 could not schedule the trials of this experiment on a machine with ``gpus`` GPUs.
 
-    NNI does not say so: it accepts the experiment, and with the first trial that finds no place its manager asks again
-    and again without a pause, answers nobody and starts processes until memory is used up (``submitTrialJob`` in
+    NNI itself does not refuse the experiment. When the first trial finds no place, NNI's manager asks again and again
+    without a pause, answers no requests and starts processes until memory is used up (``submitTrialJob`` in
     nni_node/training_service/v3/compat.js). The rules are those of ``TaskScheduler.schedule`` in
-    nni_node/common/trial_keeper/task_scheduler/scheduler.js. A trial asks for a share s of trialGpuNumber /
-    maxTrialNumberPerGpu GPUs, and never runs if s ≥ ``gpus``, not even if it is equal. From s = 1 on, it takes round(s)
-    whole GPUs, so that 3 / 2 is both of two; below 1, as many trials share one as fit into 1.001.
+    nni_node/common/trial_keeper/task_scheduler/scheduler.js:
 
-    ``settings`` are those of the experiment file. Experiments on other machines are not judged.
+    * A trial asks for a share s = trialGpuNumber / maxTrialNumberPerGpu of GPUs.
+    * It never runs if s ≥ ``gpus``; even an equal number is too much.
+    * If s ≥ 1, it takes round(s) whole GPUs, so that 3 / 2 takes both of two GPUs.
+    * If s < 1, as many trials share one GPU as fit into 1.001.
+
+    settings: the settings of the experiment file.  Experiments on other machines are not checked.
     """
     top = _by_name(settings)
     services = top.get("trainingservice")
@@ -47,6 +50,7 @@ def refuse_unmeetable_request(settings: Mapping[str, Any], gpus: int) -> None:
 
 
 def _refuse_unmeetable(top: Mapping[str, Any], service: Mapping[str, Any], gpus: int) -> None:
+    """Check one training service. ``top`` are the settings of the whole experiment, by name as NNI compares them."""
     if service.get("platform") != "local":
         return
     asked = _whole({**top, **service}, "trialGpuNumber", default=0, least=0)
@@ -84,7 +88,7 @@ def _refuse_too_few(top: Mapping[str, Any], service: Mapping[str, Any], share: f
             f"trialConcurrency: {trials}, but {places} such trial(s) fit on {usable} GPU(s), and NNI 3.0 freezes when "
             f"another asks; write trialConcurrency: {places}"
         )
-    # A GPU counts as active until NNI looks again, which it does only after it has chosen for the next trial.
+    # A GPU counts as active until NNI looks again, and it looks only after it has chosen a GPU for the next trial.
     if not service["useactivegpu"] and usable < whole * (trials + 1):
         raise InputError(
             f"useActiveGpu: false keeps trials from a GPU that another has just left, and {usable} GPU(s) are too few "
@@ -93,11 +97,15 @@ def _refuse_too_few(top: Mapping[str, Any], service: Mapping[str, Any], share: f
 
 
 def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name as NNI compares them: without regard to case and underscores."""
+    """Return settings by name as NNI compares names: in lower case and without underscores."""
     return {str(name).replace("_", "").lower(): value for name, value in settings.items()}
 
 
 def _whole(settings: Mapping[str, Any], name: str, *, default: int, least: int = 1) -> int:
+    """Return a setting that must be a whole number of at least ``least``, or ``default`` if it is missing or null.
+
+    Raises InputError if it is anything else.
+    """
     value = settings.get(name.lower())
     if value is None:
         return default
@@ -107,7 +115,10 @@ def _whole(settings: Mapping[str, Any], name: str, *, default: int, least: int =
 
 
 def _indices(service: Mapping[str, Any]) -> list[int]:
-    """``gpuIndices``, which NNI takes as a number, a list or text such as "0,2"; none if they are not given."""
+    """Return ``gpuIndices``, which NNI takes as a number, a list or text such as "0,2"; return [] if it is missing.
+
+    Raises InputError if it is anything else.
+    """
     value = service.get("gpuindices")
     try:
         return [int(index) for index in (str(value).split(",") if isinstance(value, (str, int)) else value or [])]

@@ -1,4 +1,4 @@
-"""NNI's manager of an experiment, from its start until a trial works or it is plain that none will."""
+"""NNI's manager of an experiment is started here, and watched until a trial works or none will."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from ..errors import AutoReConError, named, one_line
 
 WORKING = ("SUCCEEDED", "EARLY_STOPPED")
 OVER = (*WORKING, "FAILED", "USER_CANCELED", "SYS_CANCELED")
-RESUMED = ("WAITING", "RUNNING")  # a trial that was left so, NNI starts again
-SETTLED = 10.0  # seconds after which a trial that runs has not failed at once, and a tuner has no trial under way
-FIRST_TRIAL = 600.0  # seconds for a first trial: remote machines first install NNI
-FAILURES = 3  # trials that fail before any works, of as many as may follow
-RETRIES = 20  # a second each, until NNI's manager answers; NNI gives it three
-POLL = 0.5  # seconds
-SHUTDOWN = 60.0  # seconds that NNI's manager gives itself to end
+RESUMED = ("WAITING", "RUNNING")  # NNI starts trials again that had this status when it ended
+SETTLED = 10.0  # a trial that has run for so many seconds works; a tuner that was done for so long gives no more trials
+FIRST_TRIAL = 600.0  # seconds to wait for the first trial, as remote machines must first install NNI
+FAILURES = 3  # so many failed trials, while none has worked, mean that none will
+RETRIES = 20  # seconds to wait until NNI's manager answers; NNI itself waits for three
+POLL = 0.5  # seconds between two looks at the manager
+SHUTDOWN = 60.0  # NNI's manager takes up to so many seconds to end
 MANAGER, TUNER, STDERR = LOGS = ("nnimanager.log", "dispatcher.log", "nnictl_stderr.log")
 
 
 class Manager:
-    """The manager of an experiment, whose settings a person mends in ``file``.
+    """The manager of an experiment.
 
-    ``before`` has the status, by id, of the trials of an experiment that is resumed. Those that were over say nothing
-    of whether trials work now, nor do the lines that are in the logs already.
+    file: the file with the settings, which errors ask the person to correct.
+    before: the status of each trial, by id, if the experiment is resumed. Trials that were over by then do not tell
+        whether trials work now; neither do lines that were in the logs by then. Both are left out.
     """
 
     def __init__(self, experiment: Experiment, file: str, before: Mapping[str, str] | None = None) -> None:
@@ -45,19 +46,25 @@ class Manager:
         self._read = {name: self._log(name).stat().st_size for name in LOGS if self._log(name).exists()}
 
     def start(self, port: int, variables: Mapping[str, str]) -> None:
-        """What ``nnictl create`` or ``nnictl resume`` does, without its banner. Trials find this Python first."""
+        """Start the manager as ``nnictl create`` or ``nnictl resume`` does, but without their banner.
+
+        port: the manager's port; variables: environment variables for the manager and its trials. The folder of this
+        Python comes first in their PATH. Raises AutoReConError if the manager does not start.
+        """
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with _environment({"PATH": path, **variables}), _signals_afterwards(), _retries():
             try:
                 self._experiment.start(port, run_mode=RunMode.Detach)
-            except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+            except (OSError, RuntimeError) as error:  # the errors of requests are OSErrors, too
                 words = self._last_words(STDERR)
                 raise AutoReConError(f"NNI did not start: {named(error)}{words and f'; it said: {words}'}") from error
 
     def wait(self) -> bool:
-        """Return True when a trial works, False if all were over before and the experiment has no others.
+        """Return True when a trial works, or False if all trials were over before and the experiment has no others.
 
-        Raises AutoReConError if none will work, as far as one can tell.
+        A trial works if it has succeeded, or has run for ``SETTLED`` seconds. Raises AutoReConError, with the reason,
+        if the manager has ended, if it or its tuner has failed, if ``FAILURES`` trials have failed, or if no trial has
+        started within ``FIRST_TRIAL`` seconds.
         """
         since: dict[str, float] = {}
         end = time.monotonic() + FIRST_TRIAL
@@ -67,11 +74,12 @@ class Manager:
             except requests.RequestException as error:
                 if isinstance(error, requests.ConnectionError) and self._ends():
                     raise AutoReConError(self._why_it_ended()) from error
-                time.sleep(POLL)  # it is only busy
+                time.sleep(POLL)  # the manager lives and is only busy
                 continue
             trials = [trial for trial in trials if self._before.get(trial["trialJobId"], "WAITING") in RESUMED]
             new = any(trial["trialJobId"] not in self._before for trial in trials)
-            # The dispatcher's thread may die of its tuner without NNI noticing; its log tells, and no trial is new.
+            # The tuner may end the dispatcher's thread without NNI noticing; then its log has an error, and no new
+            # trial comes.
             if status["status"] == "ERROR" or (not new and self._last_words(TUNER)):
                 raise AutoReConError(self._why_it_failed(status["errors"]))
             since = {name: since.get(name, now) for name in _lasting(status["status"], trials)}
@@ -88,9 +96,9 @@ class Manager:
         raise AutoReConError(f"no trial has started within {FIRST_TRIAL:.0f} seconds; NNI's log may say why: {log}")
 
     def stop(self) -> None:
-        """End the manager as ``nnictl stop`` does, or by force, and whatever it has started."""
+        """End the manager as ``nnictl stop`` does, or by force if that fails, and all processes that it has started."""
         manager = self._experiment._proc
-        if manager is None:  # NNI itself has ended what it could not start
+        if manager is None:  # NNI could not start the manager, and has ended it itself
             return
         try:
             children = psutil.Process(manager.pid).children(recursive=True)
@@ -103,6 +111,7 @@ class Manager:
             child.kill()
 
     def _why_trials_fail(self, trials: Sequence[Mapping[str, Any]]) -> str:
+        """Return a message with the last line of the first failed trial's log, or one for no failed trial."""
         failed = [trial for trial in trials if trial["status"] == "FAILED"]
         if not failed:
             limits = "the search space, maxTrialNumber and maxExperimentDuration"
@@ -115,20 +124,20 @@ class Manager:
         return f"trials fail at once; the first says: {said} (its log: {first['logPath']}/trial.stderr)"
 
     def _why_it_failed(self, errors: Sequence[str]) -> str:
-        """NNI's status is ERROR: mostly its dispatcher, the process of the tuner, has died."""
+        """Return a message for the status ERROR; mostly NNI's dispatcher, the process of the tuner, has died."""
         if words := self._last_words(TUNER):
             return f"NNI's tuner failed: {words}; mend tuner or search space in {self._file} (log: {self._log(TUNER)})"
         return f"NNI failed: {' '.join(errors)} (log: {self._log(MANAGER)})"
 
     def _why_it_ended(self) -> str:
-        """It has ended by itself: mostly the machines for the trials cannot be used."""
+        """Return a message for a manager that has ended by itself; mostly it cannot use the machines for trials."""
         begin = r"ERROR \(\w+\) (?:Training srevice initialize failed: )?"  # NNI's spelling
         found = re.search(f"{begin}(.*)", self._said(MANAGER))
         reason = found[1].rstrip(" {") if found else self._last_words(STDERR) or "no reason given"
         return f"NNI ended by itself: {reason}; mend trainingService in {self._file} (log: {self._log(MANAGER)})"
 
     def _ends(self) -> bool:
-        """Whether the manager, which does not answer, ends within the time it gives itself."""
+        """Return True if the manager, which does not answer, ends within ``SHUTDOWN`` seconds."""
         try:
             self._experiment._proc.wait(timeout=SHUTDOWN)
         except TimeoutExpired:
@@ -144,18 +153,18 @@ class Manager:
         return Path(self._experiment.config.experiment_working_directory, self.id, "log", name)
 
     def _said(self, name: str) -> str:
-        """What has come into a log since before the start."""
+        """Return the text that has been added to a log since this object was made."""
         text = self._log(name).read_bytes() if self._log(name).exists() else b""
         return text[self._read.get(name, 0) :].decode(errors="replace")
 
     def _last_words(self, name: str) -> str:
-        """The last line of a log that names an error, such as a traceback's last."""
+        """Return the last line of a log that begins with an error's name, as a traceback ends; "" if there is none."""
         lines = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*", self._said(name), re.MULTILINE)
         return one_line(Exception(lines[-1])) if lines else ""
 
 
 def _lasting(status: str, trials: Sequence[Mapping[str, Any]]) -> set[str]:
-    """What tells something once it has lasted: ids of trials that run, and a status that says there are no more."""
+    """Return what counts once it has lasted: the ids of running trials, and a status that means no more trials."""
     running = {trial["trialJobId"] for trial in trials if trial["status"] == "RUNNING"}
     exhausted = status == "TUNER_NO_MORE_TRIAL" and all(trial["status"] in OVER for trial in trials)
     return running | {status} if exhausted else running
@@ -163,7 +172,7 @@ def _lasting(status: str, trials: Sequence[Mapping[str, Any]]) -> set[str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for what is started meanwhile."""
+    """Set environment variables for the processes that are started within the block."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -175,7 +184,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _retries() -> Iterator[None]:
-    """Let NNI wait for its manager for as long as a busy machine takes to start it."""
+    """Let NNI wait ``RETRIES`` seconds for its manager, as a busy machine takes that long to start it."""
     impatient = launcher._check_rest_server
     launcher._check_rest_server = partial(impatient, retry=RETRIES)
     try:
@@ -186,7 +195,7 @@ def _retries() -> Iterator[None]:
 
 @contextmanager
 def _signals_afterwards() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait, lest they leave a manager behind of which nobody knows."""
+    """Delay Ctrl-C and SIGTERM until the block ends: a manager that has been started must first be known."""
     came: list[int] = []
     waiting = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in waiting}

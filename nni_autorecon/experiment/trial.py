@@ -1,4 +1,4 @@
-"""This process as an NNI trial."""
+"""A process that NNI started as a trial gets its parameters and reports its metrics here."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .loopback import open_address
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "NNI_TRIAL_COMMAND_CHANNEL"  # the variable with the address at which NNI listens to its trials
+CHANNEL = "NNI_TRIAL_COMMAND_CHANNEL"  # this environment variable has the address at which NNI listens to its trials
 LOOK_EVERY = 10.0
-"""Seconds after which a trial looks again whether it still has a manager."""
+"""A trial checks once in so many seconds that it still has a manager."""
 
 
 class Trial:
-    """The tuner's parameters, the output folder, and a line to NNI that a search inside the trial leaves intact.
+    """The tuner's parameters, the output folder, and a channel to NNI that works even during a search in the trial.
 
-    NNI's sequential engine, on which a one-shot search runs, replaces the process-wide channel and parameter
-    record while it works and restores only the channel. This object keeps both as they were at the start and
-    sends every report through them.  Raises AutoReConError if there is no manager any more.
+    NNI's sequential engine, on which a one-shot search runs, replaces the channel and the parameter record of the
+    process while it works, and restores only the channel. This object keeps both as they were at the start and sends
+    every report through them.  Raises AutoReConError if there is no manager any more.
     """
 
     def __init__(self) -> None:
@@ -47,15 +47,18 @@ class Trial:
 
     @property
     def output(self) -> Path | None:
-        """NNI's folder for this trial; None outside an experiment."""
+        """Return NNI's folder for this trial, or None outside an experiment."""
         folder = os.environ.get("NNI_OUTPUT_DIR")
         return Path(folder) if folder else None
 
     def show_events(self, folder: Path) -> None:
-        """Let the TensorBoard button of the web UI find ``folder``: NNI 3.0 looks where no local trial of it writes."""
+        """Link ``folder`` to the place where the TensorBoard button of the web UI looks for it.
+
+        NNI 3.0 looks in a folder into which its local trials do not write.
+        """
         experiment, trial = os.environ.get("NNI_EXP_ID"), nni.get_trial_id()
         root = next((parent for parent in folder.parents if parent.name == experiment), None)
-        if root is None:  # on another machine, of which NNI fetches nothing
+        if root is None:  # the trial runs on another machine, from which NNI fetches no files
             return
         link = root / "trials" / trial / "output" / folder.name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,10 @@ class Trial:
             link.symlink_to(folder)
 
     def report_intermediate(self, metrics: Mapping[str, Any], sequence: int) -> None:
-        """Send a point of the curve, counted from 0. Raises AutoReConError if there is no manager any more."""
+        """Send the metrics of one epoch; ``sequence`` counts from 0.
+
+        A manager that does not answer is a warning. Raises AutoReConError if there is no manager any more.
+        """
         try:
             self._send("PERIODICAL", sequence, metrics)
         except requests.ConnectionError as error:
@@ -73,7 +79,10 @@ class Trial:
             log.warning("NNI's manager does not answer (%s); this epoch is in metrics.csv only", type(error).__name__)
 
     def require_manager(self) -> None:
-        """Raise AutoReConError if there is no manager any more; for steps between reports, it looks now and then."""
+        """Raise AutoReConError if there is no manager any more.
+
+        Steps between reports call this; it looks once in ``LOOK_EVERY`` seconds.
+        """
         if time.monotonic() < self._looked + LOOK_EVERY:
             return
         self._looked = time.monotonic()
@@ -84,7 +93,7 @@ class Trial:
             socket.create_connection((channel.hostname, channel.port), timeout=1).close()
         except ConnectionRefusedError as error:
             raise self._gone() from error
-        except OSError:  # it is there, or cannot be asked now
+        except OSError:  # the manager is there, or cannot be asked now
             return
 
     def _gone(self) -> AutoReConError:
@@ -93,7 +102,10 @@ class Trial:
         )
 
     def report_final(self, metrics: Mapping[str, Any]) -> None:
-        """Send the result. Must hold ``default``, or NNI's dispatcher dies without a word."""
+        """Send the result. Raises AutoReConError if NNI's manager does not answer.
+
+        Raises ValueError unless ``default`` is a number: without it, NNI's dispatcher would die without a message.
+        """
         if not isinstance(metrics.get("default"), (int, float)):
             raise ValueError(f"the final metrics need a number under 'default', got {metrics.get('default')!r}")
         try:
@@ -114,7 +126,7 @@ class Trial:
 
 
 def _warn_of_an_open_port() -> None:
-    """Say on stderr, in the first trial of an experiment on this machine, if others can reach NNI's manager."""
+    """Warn on stderr, in the first trial of a local experiment, if other machines can reach NNI's manager."""
     port = urlsplit(os.environ.get(CHANNEL, "")).port
     if port is None or (os.environ.get("NNI_PLATFORM"), os.environ.get("NNI_TRIAL_SEQ_ID")) != ("local", "0"):
         return
@@ -127,7 +139,7 @@ def _warn_of_an_open_port() -> None:
 
 
 def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """NNI's nested choices as settings side by side.
+    """Flatten NNI's nested choices into settings side by side.
 
     ``{"method": {"_name": "gdfq", "generator": "searched"}}`` sets ``method`` to gdfq and ``generator`` to searched.
     """

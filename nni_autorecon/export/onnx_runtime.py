@@ -62,5 +62,5 @@ def load_onnx(path: str | Path) -> SavedNetwork:
         known = parse_json(network.metadata[METADATA])
         description, float_bytes = Description.from_dict(known["description"]), int(known["float_bytes"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} says wrongly what it is ({one_line(error)}); export it again") from error
+        raise InputError(f"{path} has a wrong description ({one_line(error)}); export it again") from error
     return SavedNetwork(network, description, float_bytes, len(content))

@@ -81,7 +81,7 @@ class Description:
             and isinstance(self.folded, bool)
             and type(self.resize) is int
         ):
-            raise ValueError("its description holds a value that cannot be")
+            raise ValueError("its description holds an impossible value")
 
     @classmethod
     def of(cls, teacher: Teacher, quantization: Quantization, *, folded: bool = False, **details: Any) -> Description:
@@ -156,7 +156,7 @@ class Student:
 
 
 def save_network(path: str | Path, student: nn.Module, description: Description) -> None:
-    """Write ``student``, as one safetensors file, replacing ``path``.
+    """Write ``student`` as one safetensors file, replacing ``path``.
 
     The student is a result of ``quantize_network`` whose ranges have been observed. The file holds, for each quantized
     weight, ``NAME.weight.codes`` (packed by ``integers.pack``), ``.scale`` (float32) and ``.zero_point`` (uint8), both
@@ -273,6 +273,7 @@ def _require_trusted(spec: str, path: str) -> None:
 
 
 def _other_version(path: str | Path, header: Mapping[str, Any], error: Exception) -> InputError:
+    """Return the error for a whole file that cannot be used; most likely another version of this package wrote it."""
     versions = header.get("versions")
     theirs = versions.get("nni-autorecon", "?") if isinstance(versions, dict) else "?"
     fault = f"{path} was saved by nni-autorecon {theirs}, this is {__version__}: {one_line(error)}"
@@ -292,6 +293,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _take_weight(tensors: dict[str, Tensor], name: str, bits: int, shape: Iterable[int]) -> IntegerWeight:
+    """Remove the three tensors of a weight from ``tensors``, and return the weight with unpacked codes."""
     codes, scale, zero_point = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero_point"))
     return IntegerWeight(unpack(codes, bits, tuple(shape)), scale, zero_point, bits)
 

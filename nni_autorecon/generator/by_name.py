@@ -1,4 +1,4 @@
-"""The generator that a person names: searched, published, random, uniform, or GDFQ's."""
+"""A person names a generator here: a searched, published, random or uniform one, or GDFQ's."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ def generator_from_spec(
 ) -> Generator | GDFQGenerator:
     """Return the generator that a person names; :class:`.GeneratorSpec` reads the name.
 
-    ``genotype`` is the file that ``searched`` alone and ``@equal-macs`` refer to, and whose width random and all take.
-    ``width`` None means the genotype's own (without one 64, GDFQ's 128); ``latent_dim`` None the genotype's, else 100.
-    ``scale`` multiplies whatever the width is. Raises InputError for anything else.
+    ``spec`` is ``searched:FILE``, ``published:NAME``, ``random:SEED``, ``all:OPERATION``, ``gdfq`` or
+    ``gdfq-conditional``. GDFQ's generators may end in ``@equal-macs``; their width then gives them the MACs of the
+    searched generator.
+
+    genotype: the file of the searched generator. ``searched`` without a file and ``@equal-macs`` need it, and
+        ``random`` and ``all`` take their width from it.
+    width: channels of each node; None means the genotype's width, or 64 without a file, and 128 for GDFQ's.
+    latent_dim: dimensions of z; None means those of a searched or published genotype, and 100 for all others.
+    scale: a factor for the width.
+
+    Raises InputError if the name is not understood, a file is missing or no genotype, or the width is too large.
     """
     spec = GeneratorSpec.parse(spec) if isinstance(spec, str) else spec
     if spec.needs_genotype and genotype is None:
@@ -58,6 +66,7 @@ def generator_from_spec(
 
 
 def _scaled(width: int, scale: float) -> int:
+    """Return ``width`` times ``scale``, rounded, at least 1. Raises InputError if it is above ``LARGEST_SIZE``."""
     scaled = max(round(width * scale), 1)
     if scaled > LARGEST_SIZE:
         raise InputError(f"generator_scale {scale:g} makes {width} channels more than {LARGEST_SIZE}; lower it")
@@ -76,3 +85,4 @@ GENOTYPES: dict[str, Callable[[str], Genotype]] = {
     "random": _random_genotype,
     "all": lambda operation: Genotype(uniform_choices(operation)),
 }
+"""Each kind of searched generator has a function from the text after the colon to its genotype."""

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of searched and human-designed generators, counted without running them."""
+"""The multiply-accumulates (MACs) of searched and human-designed generators are counted here without running them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from .topology import (
 
 
 def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> int:
-    """Multiply-accumulates of one operation for one image, as Table 1 has it: its convolution at the target's size,
-    though :class:`~.operations.UpOperation` has fewer where it repeats pixels last. Norms and interpolation do not
-    count."""
+    """Count the multiply-accumulates of one operation of Table 1 for one image.
+
+    The convolution counts at the size of the edge's target, although :class:`.operations.UpOperation` computes it at
+    the size of the source if it repeats pixels last. Norms and interpolation do not count.
+    """
     height, width_pixels = node_size(edge.target, image)
     taps = {NONE: 0, IDENTITY: 0, **dict.fromkeys(INTERPOLATIONS, 1)}
     taps |= {conv: kernel**2 for conv, (kernel, _) in CONVOLUTIONS.items()}
@@ -31,20 +33,24 @@ def operation_macs(name: str, edge: Edge, *, width: int, image: ImageShape) -> i
 
 
 def fixed_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates outside the edges: the three linear maps of z and the convolution to the image."""
+    """Count the multiply-accumulates outside the edges: the three linear maps of z and the convolution to the image."""
     sizes = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
     stems = sum(dim * width * h * w for dim, (h, w) in zip(latent_split(latent_dim), sizes, strict=True))
     return stems + 9 * width * image.channels * image.height * image.width
 
 
 def generator_macs(choices: Mapping[str, str], *, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates of the derived generator for one image."""
+    """Count the multiply-accumulates of the derived generator for one image. choices: operations by edge label."""
     edges = sum(operation_macs(choices[edge.label], edge, width=width, image=image) for edge in EDGES)
     return edges + fixed_macs(width=width, image=image, latent_dim=latent_dim)
 
 
 def equal_macs_width(genotype: str, *, image: ImageShape, latent_dim: int) -> int:
-    """The width at which GDFQ's generator comes closest to the MACs of the one in file ``genotype``."""
+    """Return the width at which GDFQ's generator comes closest to the MACs of the generator in file ``genotype``.
+
+    image: the shape of both generators' images; latent_dim: that of GDFQ's generator.
+    Raises InputError if the file is not a genotype.
+    """
     found = Genotype.load(genotype)
     goal = generator_macs(found.choices, width=found.width, image=image, latent_dim=found.latent_dim)
     too_wide = 2
@@ -55,7 +61,7 @@ def equal_macs_width(genotype: str, *, image: ImageShape, latent_dim: int) -> in
 
 
 def gdfq_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
-    """Multiply-accumulates of GDFQ's generator for one image."""
+    """Count the multiply-accumulates of GDFQ's generator for one image."""
     (h0, w0), (h1, w1), (h2, w2) = gdfq_sizes(image)
     narrow = max(width // 2, 1)
     convolutions = width * width * h1 * w1 + (width * narrow + narrow * image.channels) * h2 * w2
@@ -63,5 +69,5 @@ def gdfq_macs(*, width: int, image: ImageShape, latent_dim: int) -> int:
 
 
 def gdfq_sizes(image: ImageShape) -> list[tuple[int, int]]:
-    """A quarter of the image, half of it, and all: height and width, rounded up."""
+    """Return height and width of the generator's three stages: a quarter of the image, half and all, rounded up."""
     return [(-(-image.height // f), -(-image.width // f)) for f in (4, 2, 1)]

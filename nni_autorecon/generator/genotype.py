@@ -1,4 +1,4 @@
-"""The searched choices: one operation per edge, checked, counted, drawn at random, as JSON."""
+"""A genotype is one operation per edge; here it is checked, repaired, drawn at random, and stored as JSON."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Genotype:
-    """One operation name per edge label, the width it was found at, and what a reader wants to know beside it.
+    """One operation name per edge label, with the sizes of the generator that it was found for.
 
-    Raises InputError if an edge is unknown or missing, an operation unknown, or a node dead.
+    Raises InputError if an edge is unknown or missing, an operation is unknown, or a node is dead.
     """
 
     choices: Mapping[str, str]
+    """Operation names by edge label."""
     width: int = 64
+    """The number of channels of each node."""
     latent_dim: int = 100
     details: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for readers, which JSON can hold."""
 
     def __post_init__(self) -> None:
         check_choices(self.choices)
@@ -39,15 +42,17 @@ class Genotype:
         object.__setattr__(self, "choices", MappingProxyType(ordered))
 
     def to_json(self, *, indent: int | None = 2) -> str:
+        """Return the genotype and its details as JSON, with a checksum."""
         document = {"format": FORMAT, "version": VERSION, "width": self.width, "latent_dim": self.latent_dim}
         document |= {**self.details, "edges": dict(self.choices)}
         return json.dumps(sealed(document), indent=indent, allow_nan=False)
 
     def save(self, path: Path) -> None:
+        """Write the genotype as JSON. Raises InputError if ``path`` cannot be written."""
         write_text(path, self.to_json() + "\n")
 
     def equations(self) -> str:
-        """A line for each node that edges enter, as in ``B1-N4 = conv_3x3(B1-N2) + identity(B1-N3)``."""
+        """Return a line for each node that edges enter, such as ``B1-N4 = conv_3x3(B1-N2) + identity(B1-N3)``."""
         lines = []
         for node in dict.fromkeys(edge.target for edge in EDGES):
             chosen = {edge.source: self.choices[edge.label] for edge in incoming(node)}
@@ -57,7 +62,7 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
-        """Read and check what :meth:`to_json` writes. Raises InputError naming ``source``, the edge and the remedy."""
+        """Read and check the JSON of :meth:`to_json`. Raises InputError, naming ``source``, the edge and the remedy."""
         try:
             document = parse_json(text)
         except ValueError as error:
@@ -77,7 +82,7 @@ class Genotype:
         if not isinstance(edges, dict):
             raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
         try:
-            check_choices(edges)  # a faulty edge says more than a checksum
+            check_choices(edges)  # before the checksum, as an error that names the edge helps more
             plain = unsealed(document)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
@@ -90,13 +95,14 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
+        """Read and check a genotype: a file, or its JSON. Raises InputError if it is missing, damaged or no genotype."""
         if str(path).startswith("{"):
             return cls.from_json(str(path))
         return cls.from_json(read_text(Path(path), "genotype"), source=f"genotype {path}")
 
 
 def published_genotype(name: str) -> Genotype:
-    """A genotype that the paper's authors released. Raises InputError listing the names if there is none such."""
+    """Return a genotype that the paper's authors released. Raises InputError, listing the names, for other names."""
     folder = Path(__file__).parents[1] / "search_spaces" / "published"
     files = {path.stem: path for path in folder.glob("*.json")}
     if name not in files:
@@ -122,7 +128,11 @@ def check_choices(choices: Mapping[str, str]) -> None:
 
 
 def dead_nodes(choices: Mapping[str, str]) -> list[Node]:
-    """Nodes that no edge enters, or that no edge leaves (N5 always leaves: it feeds the next block or the image)."""
+    """Return the nodes that no connected edge enters, or that none leaves.
+
+    A connected edge has another operation than ``none``. N5 always has an edge that leaves it, to the next block or to
+    the image.
+    """
     nodes = (Node(block, index) for block in range(1, NUM_BLOCKS + 1) for index in (2, 3, 4, 5))
     return [node for node in nodes if _reviving_edges(node, choices)]
 
@@ -130,9 +140,10 @@ def dead_nodes(choices: Mapping[str, str]) -> list[Node]:
 def repair(
     choices: Mapping[str, str], probabilities: Mapping[str, Mapping[str, float]]
 ) -> tuple[dict[str, str], list[str]]:
-    """Connect dead nodes, each by the most probable operation other than ``none`` on the edges that could.
+    """Connect each dead node by the most probable operation, other than ``none``, on the edges that could connect it.
 
-    Returns the repaired choices and the labels of the edges that were changed.
+    probabilities: the probability of each operation by edge label.
+    Returns the repaired choices, and the labels of the edges that were changed.
     """
     repaired, changed = dict(choices), []
     while dead := dead_nodes(repaired):
@@ -149,7 +160,7 @@ def repair(
 
 
 def random_choices(seed: int) -> dict[str, str]:
-    """Uniform over all architectures without dead nodes (drawn again until there is none)."""
+    """Draw an architecture uniformly from all that have no dead node; architectures that have one are drawn again."""
     generator = random.Random(seed)
     while True:
         choices = {edge.label: generator.choice(edge.candidates) for edge in EDGES}
@@ -158,9 +169,9 @@ def random_choices(seed: int) -> dict[str, str]:
 
 
 def uniform_choices(operation: str) -> dict[str, str]:
-    """``operation`` on every normal edge, nearest-neighbour interpolation on the others.
+    """Return choices with ``operation`` on every normal edge, and nearest-neighbour interpolation on all other edges.
 
-    Raises InputError if it is not an operation of normal edges, or leaves nodes dead.
+    Raises InputError if it is not an operation of normal edges, or if it leaves nodes dead.
     """
     choices = {edge.label: operation if edge.kind == NORMAL else INTERPOLATIONS[0] for edge in EDGES}
     check_choices(choices)
@@ -168,7 +179,7 @@ def uniform_choices(operation: str) -> dict[str, str]:
 
 
 def _reviving_edges(node: Node, choices: Mapping[str, str]) -> tuple[Edge, ...]:
-    """The edges of which one must be connected for ``node`` to live; empty if it does."""
+    """Return the edges of which one must be connected to revive ``node``, or () if the node is not dead."""
     for edges in (incoming(node), outgoing(node)):
         if edges and all(choices[edge.label] == NONE for edge in edges):
             return edges

@@ -1,10 +1,10 @@
-"""The inputs of a generator: fresh z ~ N(0, I) and uniform labels, reproducible from a seed."""
+"""A generator's inputs are fresh z ~ N(0, I) and uniform labels, reproducible from a seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,21 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill"]
-_STREAMS: tuple[Stream, ...] = (
-    "search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill",
-)  # fmt: skip
+"""Each use of random inputs has a stream of its own. Seeds depend on the order of the names, so new ones go last."""
+
+_STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 
 @dataclass(frozen=True)
 class LatentSource:
-    """Batches of (z [N, latent_dim], labels [N]).
+    """A source of batches (z [N, latent_dim], labels [N]).
 
-    With a ``mixed_share``, labels are probabilities [N, num_classes]: that share of the images, by chance, belongs to
-    ``mixed_classes`` classes at once, by the softmax of standard normal numbers (Qimera: Choi et al., NeurIPS 2021).
+    If ``mixed_share`` is above 0, labels are probabilities [N, num_classes]. Each image then belongs, with this
+    probability, to ``mixed_classes`` classes at once, in proportions that are the softmax of standard normal numbers
+    (Qimera: Choi et al., NeurIPS 2021).
 
-    The batches of an epoch depend on the seed, the stream and the epoch alone, not on what was drawn before:
-    a run resumed at an epoch sees what the uninterrupted one saw. They are drawn on ``device``, each kind of which
-    has numbers of its own.
+    The batches of an epoch depend on the seed, the stream and the epoch alone, not on earlier draws. A run that is
+    resumed at an epoch therefore sees the same batches as an uninterrupted one. Batches are drawn on ``device``; CPUs
+    and GPUs draw different numbers from the same seed.
     """
 
     batch_size: int
@@ -37,10 +38,13 @@ class LatentSource:
     mixed_share: float = 0.0
     mixed_classes: int = 2
     on_batch: Callable[[], object] = lambda: None
-    """Called before each of them."""
+    """This function is called before each batch."""
 
     def batches(self, stream: Stream, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """z [N, latent_dim] and labels [N], or probabilities [N, K] of mixed classes; the same each time."""
+        """Yield ``steps`` batches of z [N, latent_dim] and labels [N], or probabilities [N, K] of mixed classes.
+
+        The same arguments yield the same batches.
+        """
         entropy = np.random.SeedSequence((self.seed, _STREAMS.index(stream), epoch))
         generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
         for _ in range(steps):
@@ -50,16 +54,19 @@ class LatentSource:
             yield z, labels if self.mixed_share == 0 else self._mixed(labels, generator)
 
     def _mixed(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw which labels [N] are mixed, with which classes; return probabilities [N, num_classes]."""
         count = len(labels)
         here: dict[str, Any] = {"generator": generator, "device": self.device}
-        others = torch.rand(count, self.num_classes, **here).topk(self.mixed_classes).indices  # each at most once
+        others = torch.rand(count, self.num_classes, **here).topk(self.mixed_classes).indices  # [N, M], all different
         strengths, chance = torch.randn(count, self.mixed_classes, **here), torch.rand(count, **here)
         return mixed_labels(labels, others, strengths, chance < self.mixed_share, num_classes=self.num_classes)
 
 
 def mixed_labels(labels: Tensor, others: Tensor, strengths: Tensor, mixed: Tensor, *, num_classes: int) -> Tensor:
-    """Labels [N] as probabilities [N, num_classes]: where ``mixed`` [N] is true, of the ``others`` [N, M] with the
-    weights softmax(strengths) [N, M], elsewhere one-hot.
+    """Return probabilities [N, num_classes] of labels.
+
+    Where ``mixed`` is true, they are softmax(strengths) on the classes ``others``; elsewhere they are one-hot at
+    ``labels``.  labels: [N]; others, strengths: [N, M]; mixed: bool [N].
     """
     one_hot = F.one_hot(labels, num_classes).to(strengths.dtype)
     mixture = torch.zeros_like(one_hot).scatter_add_(1, others, strengths.softmax(1))
@@ -67,7 +74,10 @@ def mixed_labels(labels: Tensor, others: Tensor, strengths: Tensor, mixed: Tenso
 
 
 class LatentLoader:
-    """A data-free "loader": ``steps`` fresh batches of (z, labels) for the epoch that ``epoch()`` names."""
+    """A loader without data, which yields ``steps`` fresh batches of (z, labels) for the epoch ``epoch()``.
+
+    labels are [N], or probabilities [N, K] as :class:`LatentSource` gives them.
+    """
 
     def __init__(self, source: LatentSource, stream: Stream, steps: int, epoch: Callable[[], int]) -> None:
         self.source, self.stream, self.steps, self.epoch = source, stream, steps, epoch

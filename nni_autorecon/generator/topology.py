@@ -1,6 +1,6 @@
-"""The generator's macro-architecture (Figure 2) and candidate operations (Table 1), as data.
+"""The generator's macro-architecture (Figure 2) and candidate operations (Table 1) are data here.
 
-Three blocks of five nodes. Within block b, N1 is upsampled into N2 and N3, and
+There are three blocks of five nodes. Within block b, N1 is upsampled into N2 and N3, and
 
     N4 = normal(N2) + normal(N3)               + cross edges from N2, N3, N4 of block b-1
     N5 = normal(N2) + normal(N3) + normal(N4)  + cross edges from N2, N3, N4 of block b-1
@@ -68,11 +68,11 @@ class Edge(NamedTuple):
 
     source: Node
     target: Node
-    kind: str
+    kind: str  # a key of CANDIDATES
 
     @property
     def label(self) -> str:
-        """The edge's name in genotypes, in NNI and in logs, e.g. ``B1-N2 > B1-N4``."""
+        """Return the edge's name in genotypes, in NNI and in logs, such as ``B1-N2 > B1-N4``."""
         return f"{self.source} > {self.target}"
 
     @property
@@ -102,25 +102,26 @@ EDGE_BY_LABEL: dict[str, Edge] = {edge.label: edge for edge in EDGES}
 
 
 def incoming(node: Node) -> tuple[Edge, ...]:
-    """The edges that end in ``node``, in the order of :data:`EDGES`."""
+    """Return the edges that end in ``node``, in the order of :data:`EDGES`."""
     return tuple(edge for edge in EDGES if edge.target == node)
 
 
 def outgoing(node: Node) -> tuple[Edge, ...]:
-    """The edges that start from ``node``, in the order of :data:`EDGES`."""
+    """Return the edges that start from ``node``, in the order of :data:`EDGES`."""
     return tuple(edge for edge in EDGES if edge.source == node)
 
 
 def node_size(node: Node, image: ImageShape) -> tuple[int, int]:
-    """Height and width of a node: an eighth of the image for B1-N1, twice that in every block, rounded up.
+    """Return height and width of a node, rounded up.
 
-    The last block's N2 to N5 have the image's size exactly.
+    B1-N1 has an eighth of the image's height and width, and every block doubles both. N2 to N5 of the last block have
+    the image's size exactly.
     """
     factor = 2 ** (NUM_BLOCKS - node.block + (node.position == 1))
     return -(-image.height // factor), -(-image.width // factor)
 
 
 def latent_split(latent_dim: int) -> tuple[int, ...]:
-    """How many latent dimensions each block receives; the last one takes the remainder (100 = 33 + 33 + 34)."""
+    """Return how many latent dimensions each block receives; the last one takes the remainder (100 = 33 + 33 + 34)."""
     share = latent_dim // NUM_BLOCKS
     return (*(share,) * (NUM_BLOCKS - 1), latent_dim - share * (NUM_BLOCKS - 1))

@@ -1,4 +1,4 @@
-"""ENAS (Pham et al., 2018) on the generator's space: a supernet of shared weights, a controller that is rewarded."""
+"""ENAS (Pham et al., 2018) searches the generator's space with a supernet of shared weights and a controller."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from ..runs.snapshots import State
 from .space import choices_of, sample_of
 from .supernet import SupernetModule, SupernetStrategy
 
-sys.modules.setdefault("gym", gymnasium)  # NNI imports its unmaintained predecessor by that name
+sys.modules.setdefault("gym", gymnasium)  # NNI imports gym, the unmaintained predecessor of gymnasium
 from nni.nas.strategy._rl_impl import Actor, Preprocessor, TuningEnvironment  # noqa: E402
 
 HIDDEN = 64
-"""Units of the controller's LSTM: NNI's default."""
+"""The controller's LSTM has so many units, NNI's default."""
 DRAWN = 16
-"""Architectures of which the best one is derived."""
+"""The controller draws so many architectures at the end, and the best of them is the result."""
 
 
 class EnasStrategy(SupernetStrategy, ENAS):
-    """NNI's one-shot ENAS: in every epoch T1 batches update W, then V1 batches reward the controller."""
+    """NNI's one-shot ENAS, in which T1 batches of every epoch update W, and then V1 batches reward the controller."""
 
     def configure_oneshot_module(self, training_module: LightningModule) -> EnasModule:
         return EnasModule(training_module, self.config, self.on_epoch, self.initial_state)
@@ -47,51 +47,61 @@ class EnasStrategy(SupernetStrategy, ENAS):
         return self._validation
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
-        """Of architectures that the controller draws, that with the least validation L_r on the shared weights.
+        """Return the architecture with the least validation L_r on the shared weights, among ``DRAWN`` draws.
 
-        As in § 2.3 of the paper; NNI exports the first one that is drawn.
+        The second result lists the labels of the edges that were repaired. This is § 2.3 of the ENAS paper; NNI exports
+        the first architecture that is drawn.
         """
         return self._found.choices, self._found.repaired
 
     def probabilities(self) -> dict[str, dict[str, float]]:
-        """Those with which the controller drew the architecture found: on each edge, given those before it."""
+        """Return the controller's probabilities by edge label and operation when it drew the architecture found.
+
+        Those of an edge are conditional on the choices of the edges before it.
+        """
         return self._found.probabilities
 
     @cached_property
     def _found(self) -> Drawn:
-        module = cast(EnasModule, self.oneshot_module).to(self._validation.source.device)  # Lightning took it away
+        module = cast(EnasModule, self.oneshot_module).to(self._validation.source.device)  # Lightning moved it away
         measured = [(module.draw(), module.measure(self._validation)) for _ in range(DRAWN)]
         return min(measured, key=lambda pair: pair[1])[0]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An architecture that the controller drew, dead nodes repaired, and p of what it could have drawn on each edge."""
+    """An architecture that the controller drew."""
 
     choices: dict[str, str]
+    """The operations by edge label, after dead nodes were repaired."""
     repaired: list[str]
+    """The labels of the edges that the repair changed."""
     probabilities: dict[str, dict[str, float]]
+    """The probability of each operation by edge label when it was drawn."""
 
 
 class Reinforce(PGPolicy):
-    """The controller and its policy gradient (REINFORCE). Returns are the rewards of one update, standardized.
+    """The controller and its policy gradient (REINFORCE), whose returns are the standardized rewards of one update.
 
-    A moving average, the paper's baseline, lags behind L_r, which falls by the epoch; within an update W is fixed.
-    NNI's default, PPO, learned far less on a rigged objective from as few rewards as there are here.
+    The paper's baseline, a moving average, lags behind L_r, which falls from epoch to epoch; within one update W is
+    fixed. NNI's default, PPO, learned far less from so few rewards in a test on an objective with a known optimum.
     """
 
     def process_fn(self, batch: Batch, buffer: ReplayBuffer, indices: Any) -> Batch:
         rewards = batch.rew[batch.done]  # one for each architecture
         standardized = (rewards - rewards.mean()) / (rewards.std() + self._eps)
-        batch.returns = np.repeat(standardized, len(batch.rew) // len(rewards))  # of each of its choices
+        batch.returns = np.repeat(standardized, len(batch.rew) // len(rewards))  # one for each choice that was drawn
         return batch
 
     def _compile(self) -> None:
-        """Nothing: tianshou would compile, for seconds, what other policies need."""
+        """Do nothing, as tianshou would spend seconds on compiling functions that only other policies need."""
 
 
 def make_controller(environment: TuningEnvironment, config: SearchConfig) -> Reinforce:
-    """NNI's LSTM with Adam. NNI gives it the parameters as a set, whose order differs between processes."""
+    """Make a controller of NNI's LSTM with Adam.
+
+    NNI's own function gives Adam the parameters as a set, whose order differs between processes.
+    """
     actor = Actor(environment.action_space, Preprocessor(environment.observation_space, HIDDEN))
     optimizer = torch.optim.Adam(
         actor.parameters(),
@@ -105,16 +115,20 @@ def make_controller(environment: TuningEnvironment, config: SearchConfig) -> Rei
 
 
 class EnasModule(SupernetModule, EnasLightningModule):
-    """NNI's module with a step of its own: NNI's updates the controller on batches of W, too, once it has begun to.
+    """NNI's ENAS module with another training step, because NNI's also updates the controller on batches for W.
 
-    Every batch has an architecture of its own. Dead nodes are repaired before it is trained or measured.
+    Every batch has an architecture of its own. Its dead nodes are repaired before it is trained or measured.
     """
 
     def __init__(self, training_module: LightningModule, config: SearchConfig, *rest: Any) -> None:
         super().__init__(
-            training_module, config, *rest, policy_fn=partial(make_controller, config=config),
-            batches_per_update=config.architecture_steps, reward_metric_name="loss",
-        )  # fmt: skip
+            training_module,
+            config,
+            *rest,
+            policy_fn=partial(make_controller, config=config),
+            batches_per_update=config.architecture_steps,
+            reward_metric_name="loss",
+        )
         self._drawn: list[Drawn] = []
 
     def state(self) -> State:
@@ -144,18 +158,19 @@ class EnasModule(SupernetModule, EnasLightningModule):
         self._train_loss.add(loss)
 
     def update_controller(self) -> None:
-        """Once, by the rewards of the epoch."""
-        np.random.seed(int(torch.randint(2**32, ())))  # tianshou shuffles by it, and only torch's is in a snapshot
+        """Update the controller once, with the rewards of the epoch."""
+        # tianshou shuffles with numpy's generator, but only torch's generator is in a snapshot.
+        np.random.seed(int(torch.randint(2**32, ())))
         self.policy.train()
         self.policy.update(0, self._replay_buffer, batch_size=len(self._replay_buffer), repeat=1)
 
     def draw(self) -> Drawn:
-        """Let the controller draw an architecture, and the supernet run it."""
+        """Let the controller draw an architecture, and set the supernet to it."""
         with torch.no_grad():
             sample = self.generator.next_sample()
         probabilities = {
             label: dict(zip(EDGE_BY_LABEL[label].candidates, p, strict=True))
-            for label, p in self.generator.sample_logits.items()  # NNI's name for them
+            for label, p in self.generator.sample_logits.items()  # NNI calls these probabilities logits
         }
         choices, repaired = repair(choices_of(sample), probabilities)
         for module in self.supernet_modules():
@@ -168,14 +183,14 @@ class EnasModule(SupernetModule, EnasLightningModule):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Mean L_r of the architecture drawn last."""
+        """Return the mean L_r of the architecture drawn last. batches: z [N, latent_dim] and labels [N]."""
         mean = MeanLoss()
         for batch in batches:
             mean.add(self.training_module.reconstruction_loss(batch))
         return mean.result("validation L_r")["loss"]
 
     def architecture_metrics(self) -> dict[str, float]:
-        """Means over the architectures that were drawn for validation."""
+        """Return means over the architectures that were drawn for validation: largest probability and MACs."""
         drawn, self._drawn = self._drawn, []
         largest = [max(p.values()) for each in drawn for p in each.probabilities.values()]
         generator = self.model.generator

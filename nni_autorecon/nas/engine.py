@@ -1,4 +1,4 @@
-"""NNI's sequential engine and Lightning's trainer, on which a search runs in this process."""
+"""A search runs in this process, on NNI's sequential engine and Lightning's trainer."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def run_strategy(
     source: LatentSource,
     run: RunFolder,
 ) -> None:
-    """Run ``strategy`` on NNI's sequential engine for the epochs or candidates of which ``run`` has no row yet."""
+    """Run ``strategy`` on NNI's sequential engine for the epochs or candidates that have no row in ``run`` yet."""
     space = GeneratorSpace(
         image=teacher.image, num_classes=teacher.num_classes, width=config.width, latent_dim=config.latent_dim
     )
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # of Lightning's: it has each step of Adam ask the driver
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # Lightning sets it, and each step of Adam asks the driver
     with _quiet():
         if isinstance(strategy, CandidateSearch):
             strategy.run(space)
-            torch.manual_seed(config.seed)  # what was measured before a run was resumed drew nothing in this process
+            torch.manual_seed(config.seed)  # a resumed run has drawn fewer random numbers than an uninterrupted one
         else:
             _train_supernet(strategy, space, config, objective, source, run)
 
@@ -54,21 +54,29 @@ def _train_supernet(
     source: LatentSource,
     run: RunFolder,
 ) -> None:
+    """Run a one-shot strategy for the epochs that have no row yet. Raises KeyboardInterrupt at Ctrl-C."""
     first = len(run.rows)
     trainer = Trainer(
-        max_epochs=config.epochs - first, accelerator="gpu" if source.device.type == "cuda" else "cpu", devices=1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=run.path if run.keeps else None,
-    )  # fmt: skip
+        max_epochs=config.epochs - first,
+        accelerator="gpu" if source.device.type == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=run.path if run.keeps else None,
+    )
     epoch = lambda: first + trainer.current_epoch  # noqa: E731
     evaluator = Lightning(
-        ReconstructionModule(config, objective), trainer,
+        ReconstructionModule(config, objective),
+        trainer,
         LatentLoader(source, "search", config.epoch_steps, epoch),
         LatentLoader(source, "validation", config.validation_steps, lambda: 0),
-    )  # fmt: skip
+    )
     try:
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C, with an exit code that says nothing
+    except SystemExit as stop:  # Lightning answers Ctrl-C by ending the process with another exit code
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,7 +85,7 @@ def _train_supernet(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what nobody can act on off the screen: Lightning's hardware report and hints, NNI's echo of our errors."""
+    """Keep useless messages off the screen: Lightning's hardware report and hints, and NNI's copies of our errors."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "nni")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

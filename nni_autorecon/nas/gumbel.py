@@ -1,4 +1,4 @@
-"""The Gumbel relaxation of sampling one operation per edge (eq. 4, eq. 7) and its temperature."""
+"""Sampling one operation per edge is relaxed with Gumbel noise (eq. 4, eq. 7) at a temperature that has a schedule."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from ..config.search import RELAXATIONS, TEMPERATURES
 
 
 def gumbel_noise_like(x: Tensor) -> Tensor:
-    """Independent samples of Gumbel(0, 1) in the shape of ``x``."""
+    """Draw independent samples of Gumbel(0, 1) in the shape of ``x``."""
     return -torch.empty_like(x).exponential_().log()
 
 
 def gumbel_softmax(alpha: Tensor, *, temperature: float | Tensor, relaxation: str, hard: bool = False) -> Tensor:
-    """Mixture weights m of one edge, drawn from its architecture parameters α [..., F].
+    """Draw mixture weights m [..., F] of an edge from its architecture parameters α [..., F].
 
-    ``temperature`` is positive: a number, or ValueError is raised, or a scalar tensor, whose value is not looked at,
-    lest the CPU wait for a GPU.
+    ``temperature`` is a positive number, or a positive scalar tensor. A tensor's value is not checked, because the CPU
+    would have to wait for the GPU.
 
-    ``relaxation`` "paper" is eq. 7 as printed: noise on the probabilities p = softmax(α), so that even
-    p = (1, 0, …, 0) wins only e / (e + F − 1) of the draws. "logits" puts it on log p, so that the argmax
-    is distributed exactly as p (Jang et al., 2017; Maddison et al., 2017).
+    ``relaxation`` "paper" is eq. 7 as printed. It adds the noise to the probabilities p = softmax(α), so that even
+    p = (1, 0, …, 0) wins only e / (e + F − 1) of the draws. "logits" adds it to log p, so that the argmax is
+    distributed exactly as p (Jang et al., 2017; Maddison et al., 2017).
 
-    ``hard`` returns one-hot weights in the forward pass and the soft weights' gradient (straight-through).
+    ``hard`` returns one-hot weights in the forward pass and passes the gradient of the soft weights (straight-through).
+
+    Raises ValueError if the temperature is a number and not positive, KeyError for other relaxations.
     """
     if not isinstance(temperature, Tensor) and temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -37,5 +39,8 @@ def gumbel_softmax(alpha: Tensor, *, temperature: float | Tensor, relaxation: st
 
 
 def temperature_at(epoch: int, epochs: int, *, start: float, end: float, schedule: str) -> float:
-    """τ in ``epoch`` (from 0) of ``epochs``: ``start`` in the first one, ``end`` in the last."""
+    """Return τ in ``epoch``, counted from 0, of ``epochs``: it is ``start`` in the first and ``end`` in the last epoch.
+
+    schedule: a key of ``TEMPERATURES``; "constant" stays at ``start``.
+    """
     return TEMPERATURES[schedule](start, end, epoch / max(epochs - 1, 1))

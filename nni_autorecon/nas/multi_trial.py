@@ -1,4 +1,4 @@
-"""NNI's multi-trial strategies on the generator's space: each candidate is trained a little and measured."""
+"""NNI's multi-trial strategies search the generator's space: each candidate is trained a little and measured."""
 
 from __future__ import annotations
 
@@ -21,21 +21,27 @@ from ..runs.snapshots import State
 from .space import GeneratorSpace, sample_of
 
 Measure = Callable[[Mapping[str, str]], dict[str, float]]
-"""The choices of a candidate to the L_r of its generator and the parts of it."""
+"""A function that takes the choices of a candidate and returns the L_r of its generator and the parts of L_r."""
 
 
 class CandidateSearch:
-    """``config.candidates`` candidates that one of NNI's strategies asks for, in this process, one after another.
+    """A search that measures ``config.candidates`` candidates, in this process, one after another.
 
-    A candidate with dead nodes is repaired, then ``measure`` is called. ``on_candidate`` receives the metrics of each:
-    the best L_r so far with its parts, and the candidate's own. With an earlier search's :meth:`state` that strategy
-    is asked again, and is told what was measured: driven by the same seed, it goes on as if nothing had been.
+    One of NNI's strategies asks for the candidates. A candidate with dead nodes is repaired, then ``measure`` is
+    called. ``on_candidate`` receives its number, the best L_r so far with its parts, and the candidate's own L_r.
+
+    With the :meth:`state` of an earlier search, the strategy is asked again from the first candidate on, and is told
+    what was measured then. As its seed is the same, it continues as if there had been no interruption.
     """
 
     def __init__(
-        self, config: SearchConfig, measure: Measure, *, on_candidate: Callable[[dict[str, float]], object],
+        self,
+        config: SearchConfig,
+        measure: Measure,
+        *,
+        on_candidate: Callable[[dict[str, float]], object],
         state: State | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config = config
         self.measure = measure
         self.on_candidate = on_candidate
@@ -43,26 +49,28 @@ class CandidateSearch:
         self._asked = 0
 
     def run(self, space: GeneratorSpace) -> None:
+        """Run the search. Raises AutoReConError if a resumed strategy asks for another candidate than before."""
         strategy = make_strategy(self.config)
         candidates = RawFormatModelSpace(space, FunctionalEvaluator(self._evaluate))
         strategy(candidates, SequentialExecutionEngine(max_model_count=self.config.candidates))
 
     def state(self) -> State:
+        """Return the measured candidates, with which a new search continues."""
         return {"candidates": self._known}
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
-        """The best candidate, and the labels of the edges that its repair changed."""
+        """Return the choices of the best candidate, and the labels of the edges that its repair changed."""
         best = self._best()
         return dict(best["choices"]), list(best["repaired"])
 
     def probabilities(self) -> None:
-        """There are none: nothing but the best candidate is left."""
+        """Return None, because a search of single candidates has no probabilities."""
 
     def _best(self) -> dict[str, Any]:
         return min(self._known, key=lambda candidate: candidate["loss"]["loss"])
 
     def _evaluate(self, space: GeneratorSpace) -> None:
-        """What NNI runs as a trial. It maximizes what is reported."""
+        """Measure one candidate and report it, as NNI's trial; NNI maximizes the reported value, -L_r."""
         index, self._asked = self._asked, self._asked + 1
         choices, repaired = repair(space.generator.choices, _any_order(f"{self.config.seed} {index}"))
         if index == len(self._known):
@@ -81,13 +89,13 @@ class CandidateSearch:
 
 
 def _any_order(seed: str) -> dict[str, dict[str, float]]:
-    """Numbers that stand for probabilities where there are none, so that a repair prefers no edge or operation."""
+    """Return random numbers in place of probabilities, so that a repair prefers no edge or operation."""
     generator = random.Random(seed)
     return {edge.label: {name: generator.random() for name in edge.candidates} for edge in EDGES}
 
 
 def make_strategy(config: SearchConfig) -> Strategy:
-    """NNI's strategy, which begins to learn from what it sees after a quarter of the candidates."""
+    """Return NNI's strategy ``config.strategy``, which draws a quarter of the candidates before it learns from them."""
     first = max(2, config.candidates // 4)
     if config.strategy == "random":
         return Random(seed=config.seed)
@@ -97,9 +105,10 @@ def make_strategy(config: SearchConfig) -> Strategy:
 
 
 class EdgeTPE(TPE):
-    """NNI's TPE, mended: it cannot describe an ``InputChoice`` to its tuner and sleeps a second after every candidate.
+    """NNI's TPE without three faults.
 
-    After one repetition its tuner would turn to grid search, which has not left the first corner by the end.
+    NNI's strategy cannot describe an ``InputChoice`` to its tuner, and it sleeps a second after every candidate. After
+    one repeated candidate, its tuner would change to grid search, which would not get far within a search.
     """
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The quantized student that a search can play AdaDFQ's game against: the generator found is to suit students."""
+"""A search can play AdaDFQ's game against a quantized student, so that the generator it finds suits students."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..teacher.loading import Teacher
 log = logging.getLogger(__name__)
 
 TEMPERATURE = 20.0
-"""At which the student learns: GDFQ's, and the default of stage 2."""
+"""The student learns at GDFQ's temperature, which is also the default of stage 2."""
 
 
 class Opponent:
-    """A student that learns from the images of the search while it takes part in their objective (Qian et al., AdaDFQ,
-    CVPR 2023, whose generator has a fixed architecture).
+    """A student that learns from the images of the search while it takes part in their objective.
 
-    For the first quarter of the epochs, at least one, the search is alone with L_r; in the last of these the student's
-    activation ranges are tracked, for images of an untrained generator would ruin them.
+    The game is AdaDFQ's (Qian et al., CVPR 2023), whose generator has a fixed architecture. For the first quarter of
+    the epochs, but at least one, the search minimizes L_r alone. The student's activation ranges are tracked in the
+    last of these epochs, because images of an untrained generator would ruin them.
     """
 
     def __init__(self, config: SearchConfig, teacher: Teacher) -> None:
@@ -40,17 +40,20 @@ class Opponent:
         self.optimizer = sgd(self.student.parameters(), config.student_lr, momentum=0.9, weight_decay=1e-4)
 
     def plays(self, epoch: int) -> bool:
-        """Whether the game is on in ``epoch``, counted from 0."""
+        """Return True if the game is played in ``epoch``, counted from 0."""
         return epoch >= self.first_epoch
 
     def loss(self, images: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """What the search minimizes beside L_r, a scalar. Images [N, C, H, W], logits [N, K], labels [N]."""
+        """Return the loss, [], that the search minimizes beside L_r.
+
+        images: [N, C, H, W]; teacher_logits: [N, K]; labels: [N], or probabilities [N, K].
+        """
         return adaptability_loss(self.student(images), teacher_logits, labels)
 
     def learn(self, epoch: int, images: Tensor, teacher_logits: Tensor) -> None:
-        """Track ranges, or take one step towards the teacher, as it is due in ``epoch``, from 0.
+        """Track ranges, take one step towards the teacher, or do nothing, depending on ``epoch``, counted from 0.
 
-        images: [N, C, H, W]; teacher_logits: [N, K]; both detached.
+        images: [N, C, H, W]; teacher_logits: [N, K]; both are detached.
         """
         if epoch == self.first_epoch - 1:
             with torch.no_grad(), observe_ranges(self.student):
@@ -65,14 +68,15 @@ class Opponent:
         self.student.requires_grad_(False)
 
     def require_finite(self) -> None:
-        """Raise DivergenceError if its training went to NaN or infinity."""
+        """Raise DivergenceError if a weight of the student is NaN or infinite."""
         if not all(parameter.isfinite().all() for parameter in self.student.parameters()):
             raise DivergenceError("weights of the opposing student are no longer finite; lower student_lr")
 
     def state(self) -> State:
-        """What :meth:`load` takes up again."""
+        """Return the state that :meth:`load` restores."""
         return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: State) -> None:
+        """Restore the student and its optimizer."""
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])

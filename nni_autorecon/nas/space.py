@@ -1,4 +1,4 @@
-"""The generator as an NNI model space: LayerChoice on normal and up edges, InputChoice on cross edges."""
+"""The generator is an NNI model space here: LayerChoice on normal and up edges, InputChoice on cross edges."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ..generator.topology import CANDIDATES, CROSS, EDGE_BY_LABEL, EDGES, Edge
 from ..shapes import ImageShape
 
 Sample = dict[str, Any]
-"""What NNI freezes a space with: an operation name by edge label, or ``[index]`` on cross edges."""
+"""NNI freezes a space with a sample: an operation name by edge label, or ``[index]`` on cross edges."""
 
 
 class GeneratorSpace(ModelSpace):
-    """All generators of the search space (33 edges, about 1.6e20 architectures).
+    """The space of all generators (33 edges, about 1.6e20 architectures).
 
-    An ordinary NNI model space: any NNI strategy runs on it, and ``freeze(sample)`` gives one generator.
-    Call it as the generator itself: ``space(z, labels)``.
+    It is an ordinary NNI model space: any NNI strategy runs on it, and ``freeze(sample)`` returns one generator.
+    It is called like a generator: ``space(z, labels)``, with z [N, latent_dim] and labels [N] or [N, num_classes],
+    returns images [N, C, H, W].
     """
 
     def __init__(self, *, image: ImageShape, num_classes: int, width: int, latent_dim: int) -> None:
@@ -35,14 +36,14 @@ class GeneratorSpace(ModelSpace):
         return self.generator(z, labels)
 
     def freeze(self, sample: Sample) -> GeneratorSpace:
-        """The space with one operation on each edge; its ``generator`` knows its genotype."""
+        """Return the space with one operation on each edge; its ``generator.choices`` names them."""
         frozen = cast(GeneratorSpace, super().freeze(sample))
         frozen.generator.choices = choices_of(sample)
         return frozen
 
 
 class CrossChoice(MutableModule):
-    """A cross edge: runs every interpolation and lets an ``InputChoice`` pick one output (or none of them)."""
+    """A cross edge, which runs every candidate; an ``InputChoice`` picks one of the outputs."""
 
     def __init__(self, operations: dict[str, nn.Module], label: str) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class CrossChoice(MutableModule):
         return self.choice([operation(features, labels) for operation in self.operations.values()])
 
     def freeze(self, sample: Sample) -> nn.Module:
-        """The chosen operation alone, without the outputs that nobody uses."""
+        """Return the chosen operation alone, so that no unused output is computed."""
         self.validate(sample)
         return copy.deepcopy(self.operations[chosen_operation(self.choice.label, sample)])
 
@@ -67,7 +68,7 @@ class CrossChoice(MutableModule):
 
 
 def choose_operation(edge: Edge, shape: EdgeShape) -> nn.Module:
-    """NNI's choice between all candidates of an edge, labelled with the edge's name."""
+    """Return NNI's choice between all candidates of an edge, labelled with the edge's name."""
     candidates = make_candidates(edge, shape)
     if edge.kind == CROSS:
         return CrossChoice(candidates, edge.label)
@@ -75,7 +76,7 @@ def choose_operation(edge: Edge, shape: EdgeShape) -> nn.Module:
 
 
 def chosen_operation(label: str, sample: Mapping[str, Any]) -> str:
-    """The operation that an NNI sample names on the edge called ``label``."""
+    """Return the name of the operation that an NNI sample chooses on the edge called ``label``."""
     value = sample[label]
     if isinstance(value, str):
         return value
@@ -84,12 +85,12 @@ def chosen_operation(label: str, sample: Mapping[str, Any]) -> str:
 
 
 def choices_of(sample: Mapping[str, Any]) -> dict[str, str]:
-    """Operation names by edge label, from an NNI sample."""
+    """Return the operation names of an NNI sample by edge label."""
     return {edge.label: chosen_operation(edge.label, sample) for edge in EDGES}
 
 
 def sample_of(choices: Mapping[str, str]) -> Sample:
-    """The NNI sample that freezes a space to ``choices``."""
+    """Return the NNI sample that freezes a space to ``choices``, operation names by edge label."""
     cross = CANDIDATES[CROSS]
     return {
         edge.label: [cross.index(choices[edge.label])] if edge.kind == CROSS else choices[edge.label] for edge in EDGES

@@ -1,4 +1,4 @@
-"""What searches on one supernet share: an NNI one-shot strategy, what its evaluator trains, the report of an epoch."""
+"""All searches on one supernet share these parts: the strategy, the module to train, and the report of an epoch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ EpochCallback = Callable[[dict[str, float]], None]
 
 
 class SupernetStrategy(Strategy):
-    """A search on one supernet, by epochs of T1 + V1 batches: what one of NNI's one-shot strategies is given here.
+    """A search on one supernet in epochs of T1 + V1 batches; subclasses also inherit one of NNI's one-shot strategies.
 
-    Run it on NNI's sequential engine with a :class:`GeneratorSpace` and a Lightning evaluator that holds a
-    :class:`ReconstructionModule`; afterwards :meth:`derive` gives the architecture.
-    ``on_epoch`` receives the metrics of each epoch. With the ``state`` after some epoch, those after it are run; the
-    evaluator's trainer must be told their number.
+    It runs on NNI's sequential engine with a :class:`.space.GeneratorSpace` and a Lightning evaluator that holds a
+    :class:`ReconstructionModule`. Afterwards, :meth:`derive` returns the architecture.
+    ``on_epoch`` receives the metrics of each epoch. With the ``state`` after some epoch, only later epochs are run; the
+    evaluator's trainer must be given their number.
     """
 
     def __init__(
@@ -38,26 +38,26 @@ class SupernetStrategy(Strategy):
         self.initial_state = state
 
     def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        return train_dataloader_fn()  # one loader of T1 + V1 batches
+        return train_dataloader_fn()  # this one loader has T1 + V1 batches
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
         return val_dataloader_fn()
 
     def state(self) -> State:
-        """Where the search stands, at the end of an epoch."""
+        """Return the state of the search at the end of an epoch."""
         return cast(SupernetModule, self.oneshot_module).state()
 
     @abstractmethod
     def derive(self) -> tuple[dict[str, str], list[str]]:
-        """The architecture found, dead nodes repaired; and the labels of the edges that the repair changed."""
+        """Return the architecture found, repaired so that no node is dead, and the labels of the edges so changed."""
 
     @abstractmethod
     def probabilities(self) -> dict[str, dict[str, float]]:
-        """Those that it was derived from, by edge label and operation."""
+        """Return the probabilities from which the architecture was derived, by edge label and operation."""
 
 
 class ReconstructionModule(LightningModule):
-    """What NNI's evaluator trains: the generator on L_r, its weights by Adam. The teacher is inside ``objective``."""
+    """The module that NNI's evaluator trains: Adam minimizes L_r of the generator. The teacher is in ``objective``."""
 
     def __init__(self, config: SearchConfig, objective: Objective) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class ReconstructionModule(LightningModule):
         self.objective = objective
 
     def images_and_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ReconstructionLoss]:
-        """Images [N, C, H, W] of latent vectors [N, latent_dim] and labels [N], and L_r."""
+        """Return images [N, C, H, W] and their L_r. batch: latent vectors [N, latent_dim] and labels [N]."""
         z, labels = batch
         images = self.model(z, labels)
         return images, self.objective(images, labels)
 
     def reconstruction_loss(self, batch: tuple[Tensor, Tensor]) -> ReconstructionLoss:
-        """L_r of latent vectors [N, latent_dim] and labels [N]."""
+        """Return L_r of a batch: latent vectors [N, latent_dim] and labels [N]."""
         return self.images_and_loss(batch)[1]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -82,22 +82,27 @@ class ReconstructionModule(LightningModule):
 
 
 class SupernetModule(BaseOneShotLightningModule):
-    """What searches on a supernet share: the report of an epoch, and going on after one."""
+    """A one-shot module that reports each epoch, and that can continue after one; subclasses train it."""
 
     def __init__(
-        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback, state: State | None,
-        *arguments: Any, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        training_module: LightningModule,
+        config: SearchConfig,
+        on_epoch: EpochCallback,
+        state: State | None,
+        *arguments: Any,
+        **settings: Any,
+    ) -> None:
         super().__init__(training_module, *arguments, **settings)
         self.config = config
         self.on_epoch = on_epoch
         self.initial_state = state
         self.epoch: int = state["epoch"] if state else 0
-        """How many are over."""
+        """The number of finished epochs."""
         self._train_loss, self._validation_loss = MeanLoss(), MeanLoss()
 
     def state(self) -> State:
-        """What :meth:`on_fit_start` takes up again."""
+        """Return the state that :meth:`on_fit_start` restores."""
         return {
             "epoch": self.epoch,
             "random": random_state(self.device),
@@ -115,13 +120,13 @@ class SupernetModule(BaseOneShotLightningModule):
         set_random_state(self.initial_state["random"], self.device)
 
     def on_validation_epoch_start(self) -> None:
-        self.train()  # Lightning switches to eval mode; a generator is measured on batch statistics
+        self.train()  # Lightning has set eval mode, but a generator is measured with batch statistics
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._validation_loss.add(self.training_module.reconstruction_loss(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Report the epoch; DivergenceError if a loss is no longer finite."""
+        """Report the epoch. Raises DivergenceError if a loss is no longer finite."""
         self.epoch += 1
         train = self._train_loss.result(f"training L_r in epoch {self.epoch}")
         validation = self._validation_loss.result(f"validation L_r in epoch {self.epoch}")
@@ -130,4 +135,4 @@ class SupernetModule(BaseOneShotLightningModule):
 
     @abstractmethod
     def architecture_metrics(self) -> dict[str, float]:
-        """What is reported of the architectures, at the end of an epoch."""
+        """Return the metrics of the architectures that are reported at the end of an epoch."""

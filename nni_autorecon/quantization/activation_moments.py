@@ -146,6 +146,7 @@ class _Propagation(fx.Interpreter):
         raise InputError(f"DFQ cannot follow statistics through {n.name} ({kind}); choose a method that uses images")
 
     def _layer(self, path: str, x: Moments) -> Moments:
+        """Return the moments of the output of a Conv2d or Linear, computed with its floating-point weights."""
         layer = self.float_network.get_submodule(path)
         weight = layer.get_parameter("weight").double()
         zeros = weight.new_zeros(len(weight))

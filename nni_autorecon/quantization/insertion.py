@@ -223,7 +223,7 @@ def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
 def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
     """Yield the modules that have parameters of their own, although no quantizer is meant for their kind."""
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in network.named_parameters()):
-        owner = network.get_submodule(path)  # a bare Module is where fx keeps parameters that are used directly
+        owner = network.get_submodule(path)  # fx keeps parameters that are used directly in a plain Module
         if not isinstance(owner, EXPECTED) and type(owner) is not nn.Module:
             yield Gap(path or name, f"a {type(owner).__name__} computes in floating point")
 

@@ -16,7 +16,7 @@ from .fake_quantize import fake_quantize, per_channel
 from .quantizers import ActivationQuantizer, WeightQuantizer
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: tensors do not compare to one bool
+@dataclass(frozen=True, eq=False)  # eq=False, because comparing tensors does not give one bool
 class IntegerWeight:
     """A weight [out, ...] in integers; its value is (codes − zero_point) · scale, per output channel."""
 

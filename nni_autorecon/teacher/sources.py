@@ -115,7 +115,7 @@ class Library:
 
 
 def _torchvision() -> Library:
-    from torchvision import models  # slow to import, and most runs do without
+    from torchvision import models  # slow to import, and most runs do not need it
 
     def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
         weights = models.get_model_weights(name).DEFAULT if pretrained else None
@@ -226,6 +226,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
 
 
 def _import_module(name: str, spec: str) -> ModuleType:
+    """Import an installed module. Raises InputError if it is missing or raises an error."""
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
