@@ -95,7 +95,7 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read and check a genotype: a file, or its JSON. Raises InputError if it is missing, damaged or no genotype."""
+        """Read and check a genotype, a file or JSON. Raises InputError if it is missing, damaged or no genotype."""
         if str(path).startswith("{"):
             return cls.from_json(str(path))
         return cls.from_json(read_text(Path(path), "genotype"), source=f"genotype {path}")
