@@ -114,7 +114,9 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool, config: Experi
         raise
     stages = [stage_of_command(service.trial_command) for service in training_services(config)]
     makes_students = any(stage is not None and stage.makes_student for stage in stages)
-    results = f"report --experiment {manager.id} -o NAME" if makes_students else f"export --experiment {manager.id}"
+    results = (
+        f"report --experiment {manager.id} -o NAME" if makes_students else f"best-genotype --experiment {manager.id}"
+    )
     print(
         f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
         f"  nni-autorecon status --experiment {manager.id}\n"

@@ -7,7 +7,7 @@ from nni.nas.space import RawFormatModelSpace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nni_autorecon.accel.cuda_graphs import Recorded
-from nni_autorecon.config.search import FINAL_VALIDATION_STEPS
+from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, TEMPERATURES
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator.costs import generator_macs
 from nni_autorecon.generator.genotype import check_choices
@@ -15,9 +15,9 @@ from nni_autorecon.generator.operations import Features, mixture, node_sum
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NONE
 from nni_autorecon.losses.reconstruction import ReconstructionLoss
+from nni_autorecon.nas import search
 from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample, MixedEdge
-from nni_autorecon.nas.gumbel import SCHEDULES, temperature_at
-from nni_autorecon.nas.search import search
+from nni_autorecon.nas.gumbel import temperature_at
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
 from nni_autorecon.runs.folder import RunFolder
@@ -85,7 +85,7 @@ def test_each_epoch_reports_what_the_web_ui_shows():
         assert 1 / 7 < row["confidence"] < 1
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", TEMPERATURES)
 def test_the_temperature_follows_the_schedule_that_was_chosen(schedule):
     rows = []
     run_search(CONFIG.override({"temperature_schedule": schedule}), on_epoch=rows.append)
@@ -275,7 +275,7 @@ def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
 def test_every_batch_is_announced_and_none_after_the_result(digits_teacher, tmp_path):
     config, folder, late = CONFIG.override({"epochs": 2, "final_steps": 3, "threads": 1}), tmp_path / "run", []
     with RunFolder(folder) as run:
-        search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
+        search.run_search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
     by_epoch = config.weight_steps + config.architecture_steps + config.validation_steps
     assert late == [False] * (2 * by_epoch + config.final_steps + FINAL_VALIDATION_STEPS)
 
