@@ -12,7 +12,7 @@ from torch import nn
 from nni_autorecon.accel.convolution import summed
 from nni_autorecon.accel.cuda_graphs import Recorded
 from nni_autorecon.accel.optimizers import adam, learning_rate, set_learning_rate, sgd
-from nni_autorecon.cli import main
+from nni_autorecon.cli.main import main
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
