@@ -95,7 +95,7 @@ def test_distill_takes_the_genotype(searched, tmp_path, capsys):
     assert resolved["command"] == "distill"
     assert DistillConfig().override(resolved["config"]).genotype == str(searched / "genotype.json")
     student = architecture(result["student"], 10)
-    student.load_state_dict(torch.load(folder / "student.pt", weights_only=True))
+    student.load_state_dict(torch.load(folder / "student.pt", weights_only=True)["state_dict"])
     assert f"student {result['accuracy']:.2%}" in capsys.readouterr().out
 
 

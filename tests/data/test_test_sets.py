@@ -20,7 +20,7 @@ from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import LabelledImages, accuracy
 from nni_autorecon.data.test_sets import Pictures, fit_image, load_evaluation_data
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.results import evaluation_data
 from nni_autorecon.teacher.loading import Teacher
@@ -52,8 +52,8 @@ def load(spec: object, *, num_classes: int = 3, image: tuple[int, int, int] = (3
     return load_evaluation_data(str(spec), num_classes=num_classes, image=ImageShape(*image), **settings)
 
 
-def refusal(spec: object, **settings: Any) -> str:
-    with pytest.raises(InputError) as caught:
+def refusal(spec: object, kind: type[Exception] = InputError, **settings: Any) -> str:
+    with pytest.raises(kind) as caught:
         load(spec, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -207,7 +207,9 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
-    assert refusal(f"cifar10:{tmp_path}", download=True).endswith("Name or service not known; check the network")
+    assert refusal(f"cifar10:{tmp_path}", MachineError, download=True).endswith(
+        "Name or service not known; check the network"
+    )
 
 
 def test_downloads_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

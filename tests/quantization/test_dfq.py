@@ -161,6 +161,6 @@ def test_the_images_range_is_that_of_pixels_where_it_is_known(digits_teacher):
 
 
 def test_a_network_that_is_not_traced_twice_is_refused(monkeypatch):
-    monkeypatch.setattr("nni_autorecon.quantization.dfq.quantize_network", lambda network, **_: (nn.Linear(2, 3), None))
+    monkeypatch.setattr("nni_autorecon.quantization.dfq.quantize_network", lambda network, _: (nn.Linear(2, 3), None))
     with pytest.raises(InputError, match="CifarResNet cannot be traced twice; choose a method"):
-        dfq(digits_resnet(), ImageShape(1, 16, 16))
+        dfq(digits_resnet(), ImageShape(1, 16, 16), Quantization("w4a4"))

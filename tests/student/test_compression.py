@@ -27,7 +27,7 @@ from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 CONFIG = CompressConfig(
     generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=5, steps=3, warmup_epochs=2, range_epochs=1,
     student_lr=0.01, agreement_steps=2,
-)  # fmt: skip
+).as_shared()  # fmt: skip
 
 
 def _start(config=CONFIG):
@@ -236,8 +236,8 @@ def test_losses_are_weighted_as_configured(monkeypatch):
         return student.sum()
 
     monkeypatch.setattr("nni_autorecon.student.training.compression_loss", spy)
-    config = dataclasses.replace(
-        CONFIG, ce_weight=0.3, kd_weight=0.7, kd_temperature=5.0, kd_reduction="batchmean", ce_gate=0.9
+    config = CONFIG.override(
+        {"ce_weight": 0.3, "kd_weight": 0.7, "kd_temperature": 5.0, "kd_reduction": "batchmean", "ce_gate": 0.9}
     )
     compression = _start(config)
     for epoch in range(4):
