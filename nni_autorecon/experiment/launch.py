@@ -50,7 +50,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
     known = known_experiments()[experiment_id]
     if is_running(experiment_id, known):
         address = f"http://127.0.0.1:{known['port']}"
-        raise InputError(f"experiment {experiment_id} is running, see {address}; there is nothing to resume")
+        raise InputError(f"experiment {experiment_id} is running, see {address}; there is nothing to continue")
     try:
         config = _checked(settings, f"experiment {experiment_id}", Path(known["logDir"]))
     except InputError as error:
@@ -114,7 +114,9 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool, config: Experi
         raise
     stages = [stage_of_command(service.trial_command) for service in training_services(config)]
     makes_students = any(stage is not None and stage.makes_student for stage in stages)
-    results = f"report --experiment {manager.id} -o NAME" if makes_students else f"export --experiment {manager.id}"
+    results = (
+        f"report --experiment {manager.id} -o NAME" if makes_students else f"best-genotype --experiment {manager.id}"
+    )
     print(
         f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
         f"  nni-autorecon status --experiment {manager.id}\n"

@@ -249,7 +249,7 @@ def environment(cache_folder, home):
     return managers.environment(home)
 
 
-@pytest.mark.parametrize(("stage", "results"), [("search", "export --experiment e"), ("compress", "report --exp")])
+@pytest.mark.parametrize(("stage", "results"), [("search", "best-genotype --experiment e"), ("compress", "report -")])
 def test_what_comes_next_is_named(stage, results, capsys):
     manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: True)
     start._launch(manager, 81, False, {"trialCommand": f"python trials/{stage}.py --teacher digits"})
@@ -267,7 +267,7 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
         assert done.stdout.splitlines() == [
             f"experiment {identifier} is running: http://127.0.0.1:{port}",
             f"  nni-autorecon status --experiment {identifier}",
-            f"  nni-autorecon export --experiment {identifier}",
+            f"  nni-autorecon best-genotype --experiment {identifier}",
             f"  nnictl stop {identifier}",
         ]
         assert done.stderr == "waiting for the first trial to work; Ctrl-C stops the experiment\n"
