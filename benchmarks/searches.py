@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from nni_autorecon.api import search
 from nni_autorecon.cli.exits import report_errors
 from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, SearchConfig
 from nni_autorecon.errors import InputError
@@ -35,8 +36,6 @@ from nni_autorecon.generator.by_name import generator_from_spec
 from nni_autorecon.generator.genotype import Genotype
 from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.training import measure_generator, objective_for, train_generator
-from nni_autorecon.nas.search import search
-from nni_autorecon.runs.folder import RunFolder
 from nni_autorecon.runs.provenance import versions
 from nni_autorecon.teacher.loading import configured_teacher
 
@@ -144,9 +143,7 @@ def find(config: SearchConfig, name: str, seed: int, runs: Path) -> Candidate:
     folder = runs / f"{slug(name)}-{seed}"
     config = config.override({**variants(config)[name], "seed": seed})
     if not (folder / "result.json").exists():
-        with RunFolder(folder, force=True, resume=True) as run:
-            search(config, run)
-            run.finish()
+        search(config=config, folder=folder, mode="trial", progress=False)
     require_same(json.loads((folder / "config.json").read_text())["config"], config, folder)
     result = json.loads((folder / "result.json").read_text())
     return Candidate(f"searched:{folder / 'genotype.json'}", result["updates"], result["loss"])

@@ -140,9 +140,11 @@ def measure_startup(device: torch.device, rounds: int) -> list[dict[str, Any]]:
             "-c", "import torch, torch._dynamo, nni, pytorch_lightning"
         ],
         "a compression trial until its first step": [
-            "-c", first_step("compression.Compression.run_epoch"), "--generator", "gdfq"
+            "-c", first_step("student.compression.Compression.run_epoch", "compress"), "--generator", "gdfq"
         ],
-        "a search trial until its first step": ["-c", first_step("strategy.AutoReConModule.training_step")],
+        "a search trial until its first step": [
+            "-c", first_step("nas.autorecon.AutoReConModule.training_step", "search")
+        ],
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in cases}
     for index in range(6):
@@ -155,10 +157,9 @@ def measure_startup(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     return [{"case": name, "seconds": round(statistics.median(seconds), 2)} for name, seconds in times.items()]
 
 
-def first_step(method: str) -> str:
-    """The program of a trial that ends where ``method`` is called, as in compression.Compression.run_epoch."""
-    module, owner, name = method.split(".")
-    script = {"compression": "compress", "strategy": "search"}[module]
+def first_step(method: str, script: str) -> str:
+    """Write the program of a trial that ends where ``method`` is called, as in nas.opponent.Opponent.learn."""
+    module, owner, name = method.rsplit(".", 2)
     return (
         f"import os, runpy, sys; from nni_autorecon.{module} import {owner}; "
         f"{owner}.{name} = lambda *_: os._exit(0); "

@@ -1,13 +1,17 @@
-"""What every searched convolution is part of: an affine map per class, LeakyReLU, convolution; in one function.
+"""Searched convolutions, and sums of them in as few convolutions as possible.
 
-It keeps nothing for its backward pass but its inputs: what it needs of them is computed again. Kernels to few channels,
-as of images, are applied row by row.
+Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, smaller kernels
+padded by zeros. The five convolutions of a normal edge become two, one for each dilation. Those of several edges into a
+node become one, of the channels of all edges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,106 +19,159 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import accel
+
 LEAKY_SLOPE = 0.2
+_sums_wait = False
 
 
-class ConvTerm(NamedTuple):
-    """Σ_j m_j · conv_j(leaky_relu(scale · x + shift)), [N, C', h, w], not computed yet."""
+@contextmanager
+def waiting_sums() -> Iterator[None]:
+    """Within it, :func:`activated_conv` is not computed at once, so that :func:`summed` can compute several as one."""
+    global _sums_wait
+    before, _sums_wait = _sums_wait, accel.enabled
+    try:
+        yield
+    finally:
+        _sums_wait = before
 
+
+def activated_conv(
+    x: Tensor, affine: nn.Module, labels: Tensor, conv: nn.Conv2d, *, size: tuple[int, int] | None = None
+) -> Summand:
+    """conv(leaky_relu(scale · x + shift)), [N, C', h, w]; each pixel is then repeated, up to ``size``.
+
+    x: [N, C, h, w].  ``affine`` maps ``labels`` to scale and shift, [N, 2, C].  ``conv`` has a bias, a square kernel
+    and a padding that keeps the size.
+    """
+    if accel.enabled:
+        total = ConvSum((_Term(x, affine, labels, conv, size or (x.shape[2], x.shape[3])),))
+        return total if _sums_wait else total.computed()
+    scale, shift = _pixels(affine(labels)).unbind(1)  # [N, C, 1, 1]
+    return _at_size(conv(F.leaky_relu(scale * x + shift, LEAKY_SLOPE)), size or x.shape[2:])
+
+
+def summed(parts: Iterable[Summand]) -> Tensor:
+    """The sum of all parts, none of which waits any longer."""
+    total = reduce(add, parts)
+    return total if isinstance(total, Tensor) else total.computed()
+
+
+class _Term(NamedTuple):
     x: Tensor
-    """[N, C, h, w]."""
-    affine: Tensor
-    """Scale and shift by image and channel, [N, 2, C]."""
-    convs: Sequence[nn.Conv2d]
-    """With biases, square kernels and paddings that keep the size; of each dilation the smallest kernel first."""
-    weights: Tensor | None = None
-    """m, [J]; or all are 1."""
+    affine: nn.Module
+    labels: Tensor
+    conv: nn.Conv2d
+    size: tuple[int, int]
+    weight: Tensor | None = None
+    """A factor, []; None stands for 1."""
 
     @property
-    def form(self) -> tuple[Any, ...]:
-        """Terms of the same form can be summed by one convolution."""
-        return self.x.shape, *((conv.kernel_size, conv.dilation) for conv in self.convs), self.weights is None
+    def edge(self) -> tuple[Any, ...]:
+        """A key that terms share if the same tensor enters their convolutions."""
+        return id(self.x), id(self.affine), id(self.labels), self.size, self.weight is None
 
 
-def activated_conv(*terms: ConvTerm) -> Tensor:
-    """The sum of terms of the same form: one convolution of all their channels for each dilation.
+class ConvSum:
+    """A tensor that is not computed yet: a sum of weighted convolutions, and of a tensor.
 
-    Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, smaller
-    kernels padded by zeros.
+    It can be multiplied by a scalar tensor from the left, and added to others of its kind, to tensors and to 0.
     """
-    x, affine = _joined([term.x for term in terms], 1), _joined([term.affine for term in terms], 2)
-    kernels, bias = _merged(terms)
-    return _ActivatedConv.apply(x, affine, bias, tuple(kernels), *kernels.values())
+
+    __slots__ = ("rest", "terms")
+
+    def __init__(self, terms: tuple[_Term, ...], rest: Tensor | None = None) -> None:
+        self.terms, self.rest = terms, rest
+
+    def __rmul__(self, weight: Tensor) -> ConvSum:
+        terms = [_Term(*term[:5], weight if term.weight is None else weight * term.weight) for term in self.terms]
+        return ConvSum(tuple(terms), None if self.rest is None else weight * self.rest)
+
+    def __add__(self, other: Summand | int) -> ConvSum:
+        if isinstance(other, int):
+            return self if other == 0 else NotImplemented  # sum() begins with 0
+        terms, rest = (other.terms, other.rest) if isinstance(other, ConvSum) else ((), other)
+        if self.rest is not None:
+            rest = self.rest if rest is None else self.rest + rest
+        return ConvSum(self.terms + terms, rest)
+
+    __radd__ = __add__
+
+    @classmethod
+    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Serve a tensor on the left of + and ·, which would find out ten times as slowly that it must ask."""
+        if function is Tensor.mul:
+            return args[1].__rmul__(args[0])
+        return args[1].__radd__(args[0]) if function is Tensor.add else NotImplemented
+
+    def computed(self) -> Tensor:
+        """Compute the tensor, [N, C', *size]."""
+        edges: dict[tuple[Any, ...], list[_Term]] = defaultdict(list)
+        for term in self.terms:
+            edges[term.edge].append(term)
+        alike: dict[tuple[Any, ...], list[list[_Term]]] = defaultdict(list)
+        for edge in edges.values():
+            alike[_form(edge)].append(edge)
+        tensors = [] if self.rest is None else [self.rest]
+        return reduce(
+            torch.add, tensors + [_at_size(_one_conv(several), several[0][0].size) for several in alike.values()]
+        )
 
 
-def _merged(terms: Sequence[ConvTerm]) -> tuple[dict[int, Tensor], Tensor]:
-    """Kernels by dilation, [C', T·C, k, k], and a bias [C'] for all terms."""
-    by_conv = list(zip(*(term.convs for term in terms), strict=True))  # J × T
-    biases = [conv.bias for convs in by_conv for conv in convs]  # J·T times [C']
-    kernels = [_joined([conv.weight for conv in convs], 1) for convs in by_conv]
-    if terms[0].weights is None:
+Summand = Tensor | ConvSum
+"""A part of a node's sum, which may wait to be computed until :func:`summed` has all parts."""
+
+
+def _form(edge: Sequence[_Term]) -> tuple[Any, ...]:
+    """A key that edges share if one convolution can sum them."""
+    convs = [(term.conv.kernel_size, term.conv.dilation, term.conv.out_channels) for term in edge]
+    return edge[0].x.shape, edge[0].size, edge[0].weight is None, *convs
+
+
+def _one_conv(edges: Sequence[Sequence[_Term]]) -> Tensor:
+    """The sum of all terms of edges of the same form: one convolution of all their channels for each dilation."""
+    firsts = [edge[0] for edge in edges]
+    x = _joined([term.x for term in firsts], 1)  # [N, T·C, h, w]
+    scale, shift = _pixels(_joined([term.affine(term.labels) for term in firsts], 2)).unbind(1)
+    a = F.leaky_relu_(torch.addcmul(shift, x, scale), LEAKY_SLOPE)
+    kernels, bias = _merged(edges)
+    (dilation, kernel), *others = kernels.items()
+    y = _conv(a, kernel, bias, dilation)
+    for dilation, kernel in others:
+        y = y + _conv(a, kernel, None, dilation)
+    return y
+
+
+def _merged(edges: Sequence[Sequence[_Term]]) -> tuple[dict[int, Tensor], Tensor]:
+    """Find one kernel for each dilation, [C', T·C, k, k], and a bias [C'] for all terms."""
+    by_conv = list(zip(*edges, strict=True))  # J × T
+    biases = [cast(Tensor, term.conv.bias) for terms in by_conv for term in terms]  # J·T times [C']
+    kernels = [_joined([term.conv.weight for term in terms], 1) for terms in by_conv]
+    if edges[0][0].weight is None:
         bias = reduce(torch.add, biases)
     else:
-        weights = torch.stack([term.weights for term in terms], 1)  # type: ignore[misc]  # [J, T]
-        bias = weights.flatten() @ torch.stack(biases)
-        channels = terms[0].x.shape[1]
-        factors = weights[:, :, None].expand(-1, -1, channels).reshape(len(weights), -1, 1, 1)  # [J, T·C, 1, 1]
-        kernels = [kernel * factor for kernel, factor in zip(kernels, factors.unbind(), strict=True)]
-    merged: dict[int, Tensor] = {}
-    for conv, kernel in zip(terms[0].convs, kernels, strict=True):
-        dilation = conv.dilation[0]
-        if dilation in merged:
-            smaller = merged[dilation]
-            kernel = kernel + F.pad(smaller, [(kernel.shape[-1] - smaller.shape[-1]) // 2] * 4)
-        merged[dilation] = kernel
-    return merged, bias
+        weights = torch.stack([cast(Tensor, term.weight) for terms in by_conv for term in terms])  # [J·T]
+        bias = weights @ torch.stack(biases)
+        channels = edges[0][0].x.shape[1]
+        factors = weights.view(len(by_conv), -1, 1).expand(-1, -1, channels).reshape(len(by_conv), -1, 1, 1)
+        kernels = [kernel * factor for kernel, factor in zip(kernels, factors.unbind(), strict=True)]  # [T·C, 1, 1]
+    by_dilation: dict[int, list[Tensor]] = defaultdict(list)
+    for (term, *_), kernel in zip(by_conv, kernels, strict=True):
+        by_dilation[term.conv.dilation[0]].append(kernel)
+    return {dilation: _padded_sum(several) for dilation, several in by_dilation.items()}, bias
+
+
+def _padded_sum(kernels: Sequence[Tensor]) -> Tensor:
+    """The sum of kernels [C', C, k, k], as large as the largest of them."""
+    largest = max(kernel.shape[-1] for kernel in kernels)
+    margins = [(largest - kernel.shape[-1]) // 2 for kernel in kernels]
+    return reduce(
+        torch.add, (F.pad(kernel, [m] * 4) if m else kernel for kernel, m in zip(kernels, margins, strict=True))
+    )
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-class _ActivatedConv(torch.autograd.Function):
-    """Of x [N, C, h, w], ``affine`` [N, 2, C], ``bias`` [C'], and a kernel [C', C, k, k] for each dilation."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, affine: Tensor, bias: Tensor, dilations: tuple[int, ...], *kernels: Tensor
-    ) -> Tensor:
-        ctx.dilations = dilations
-        ctx.save_for_backward(x, affine, *kernels)
-        a = _activation(x, affine)
-        y = _conv(a, kernels[0], bias, dilations[0])
-        for kernel, dilation in zip(kernels[1:], dilations[1:], strict=True):
-            y += _conv(a, kernel, None, dilation)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, affine, *kernels = ctx.saved_tensors
-        of_x, of_affine, of_bias, _, *of_kernels = ctx.needs_input_grad
-        a = _activation(x, affine)
-        dkernels = [
-            _kernel_gradient(dy, a, kernel, dilation) if wanted else None
-            for kernel, dilation, wanted in zip(kernels, ctx.dilations, of_kernels, strict=True)
-        ]
-        dx = daffine = None
-        if of_x or of_affine:
-            da = _input_gradient(dy, a, kernels[0], ctx.dilations[0])
-            for kernel, dilation in zip(kernels[1:], ctx.dilations[1:], strict=True):
-                da += _input_gradient(dy, a, kernel, dilation)
-            da = torch.ops.aten.leaky_relu_backward(da, a, LEAKY_SLOPE, True)  # a has the sign of what it comes from
-            daffine = torch.stack([(da * x).sum((2, 3)), da.sum((2, 3))], 1) if of_affine else None
-            dx = da.mul_(_pixels(affine[:, 0])) if of_x else None
-        dbias = dy.sum((0, 2, 3)) if of_bias else None
-        return dx, daffine, dbias, None, *dkernels
-
-
-def _activation(x: Tensor, affine: Tensor) -> Tensor:
-    """[N, C, h, w], in the layout of x."""
-    scale, shift = _pixels(affine).unbind(1)
-    return F.leaky_relu_(torch.addcmul(shift, x, scale), LEAKY_SLOPE)
 
 
 def _pixels(values: Tensor) -> Tensor:
@@ -122,29 +179,49 @@ def _pixels(values: Tensor) -> Tensor:
     return values.view(*values.shape, 1, 1)
 
 
-def _padding(kernel: Tensor, dilation: int) -> list[int]:
-    return [dilation * (kernel.shape[-1] - 1) // 2] * 2
+def _at_size(y: Tensor, size: Sequence[int]) -> Tensor:
+    return y if y.shape[2:] == size else F.interpolate(y, list(size), mode="nearest")
 
 
 def _conv(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if bias is not None and fits_by_rows(a, kernel, dilation):
-        return conv_by_rows(a, kernel, bias)
-    return F.conv2d(a, kernel, bias, padding=_padding(kernel, dilation), dilation=dilation)
+    """The convolution with the kernel, of the size of a [N, C, h, w]."""
+    if dilation > 1 and a.device.type == "cpu" and a.shape[2] % dilation == 0 == a.shape[3] % dilation:
+        return cast(Tensor, _ConvOfGrids.apply(a, kernel, bias, dilation))
+    return F.conv2d(a, kernel, bias, padding=dilation * (kernel.shape[-1] - 1) // 2, dilation=dilation)
 
 
-def _input_gradient(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int) -> Tensor:
-    return conv_backward(dy, a, kernel, padding=_padding(kernel, dilation), dilation=dilation, of_kernel=False)[0]
+class _ConvOfGrids(torch.autograd.Function):
+    """A dilated convolution, whose kernel's gradient is slow on a CPU but for this way.
 
-
-def _kernel_gradient(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int) -> Tensor:
-    """That of a dilated kernel is slow on a CPU, but for this way: the pixels of an image form dilation² grids that do
-    not touch one another, and on each the kernel is a plain one.
+    The pixels of an image form dilation² grids that do not touch one another, and on each the kernel is a plain one.
     """
-    if fits_by_rows(a, kernel, dilation):
-        return kernel_gradient_by_rows(dy, a, kernel)
-    if a.device.type == "cpu" and dilation > 1 and a.shape[2] % dilation == 0 == a.shape[3] % dilation:
-        dy, a, dilation = _grids(dy, dilation), _grids(a, dilation), 1
-    return conv_backward(dy, a, kernel, padding=_padding(kernel, dilation), dilation=dilation, of_input=False)[1]
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        ctx.save_for_backward(a, kernel)
+        ctx.dilation = dilation
+        return F.conv2d(a, kernel, bias, padding=dilation * (kernel.shape[-1] - 1) // 2, dilation=dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, kernel = ctx.saved_tensors
+        of_a, of_kernel, of_bias, _ = ctx.needs_input_grad
+        da = dkernel = None
+        if of_a:
+            da = _gradients(dy, a, kernel, ctx.dilation, [True, False, False])[0]
+        if of_kernel:
+            grids = _grids(dy, ctx.dilation), _grids(a, ctx.dilation)
+            dkernel = _gradients(*grids, kernel, 1, [False, True, False])[1]
+        return da, dkernel, dy.sum((0, 2, 3)) if of_bias else None, None
+
+
+def _gradients(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int, wanted: list[bool]) -> tuple[Tensor, ...]:
+    """The gradients of a convolution for a, kernel and bias, as far as they are wanted."""
+    padding = [dilation * (kernel.shape[-1] - 1) // 2] * 2
+    return torch.ops.aten.convolution_backward(
+        dy, a, kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1, wanted
+    )
 
 
 def _grids(x: Tensor, step: int) -> Tensor:
@@ -152,77 +229,3 @@ def _grids(x: Tensor, step: int) -> Tensor:
     n, c, h, w = x.shape
     grids = x.view(n, c, h // step, step, w // step, step).permute(3, 5, 0, 2, 4, 1)
     return grids.reshape(-1, h // step, w // step, c).permute(0, 3, 1, 2)
-
-
-def conv_backward(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    *,
-    padding: Sequence[int],
-    dilation: int = 1,
-    of_input: bool = True,
-    of_kernel: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution of stride 1, for its input x and for its kernel, as far as they are wanted."""
-    dx, dkernel, _ = torch.ops.aten.convolution_backward(
-        dy, x, kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1, [of_input, of_kernel, False]
-    )
-    return dx, dkernel
-
-
-def fits_by_rows(x: Tensor, kernel: Tensor, dilation: int = 1) -> bool:
-    """Whether a kernel [out, C, k, k] is a plain 3×3 one, and to so few channels that a CPU, whose convolutions are
-    made for sixteen, is faster by its rows."""
-    return x.device.type == "cpu" and (kernel.shape[2], dilation) == (3, 1) and 3 * len(kernel) <= 16
-
-
-def conv_by_rows(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """The 3×3 convolution of padding 1, [N, out, h, w], of all rows of the kernel at once, and their sum."""
-    above, y, below = F.conv2d(x, _rows(kernel), padding=(0, 1)).chunk(3, 1)
-    y = y + bias[:, None, None]
-    y[:, :, 1:] += above[:, :, :-1]
-    y[:, :, :-1] += below[:, :, 1:]
-    return y
-
-
-def kernel_gradient_by_rows(dy: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-    """That of :func:`conv_by_rows` for its kernel."""
-    of_rows = torch.cat([F.pad(dy, (0, 0, -1, 1)), dy, F.pad(dy, (0, 0, 1, -1))], 1)
-    of_rows = of_rows.contiguous(memory_format=torch.channels_last)
-    rows = conv_backward(of_rows, x, _rows(kernel), padding=[0, 1], of_input=False)[1]
-    return rows.unflatten(0, (3, -1)).squeeze(3).permute(1, 2, 0, 3)
-
-
-def _rows(kernel: Tensor) -> Tensor:
-    """[out, C, 3, 3] as [3·out, C, 1, 3]."""
-    return kernel.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)
-
-
-def image_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The 3×3 convolution of padding 1 that makes images of features [N, C, h, w].
-
-    On a CPU that to few channels is faster by the rows of its kernel, and that to a single one by taps: a 1×1
-    convolution to nine channels, which are added where they belong.
-    """
-    weight, bias = conv.weight, cast(Tensor, conv.bias)
-    if not fits_by_rows(x, weight):
-        return cast(Tensor, conv(x))
-    if len(weight) > 1:
-        return cast(Tensor, _ConvByRows.apply(x, weight, bias))
-    taps = F.conv2d(x, weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, -1, 1, 1))  # [N, 9, h, w]
-    return F.fold(taps.flatten(2), x.shape[2:], 3, padding=1) + bias
-
-
-class _ConvByRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return conv_by_rows(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dx = conv_backward(dy, x, weight, padding=[1, 1], of_kernel=False)[0] if ctx.needs_input_grad[0] else None
-        return dx, kernel_gradient_by_rows(dy, x, weight), dy.sum((0, 2, 3))

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from .. import accel
 from ..errors import one_line
 
 log = logging.getLogger(__name__)
@@ -26,15 +27,19 @@ class Recorded(Generic[Result]):
 
     On the CPU it is called. On a GPU the third call records its kernels, and all others replay them. What it uses
     besides its arguments must then stay where it is and change in place: parameters, the state of optimizers, their
-    learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are; after :meth:`forget` the next call
-    records anew.
+    learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are, and so are decisions: where such
+    change, ``depends_on`` returns a key that changes with them. With another key, or arguments of other shapes, the
+    step begins again, with two calls before it is recorded.
 
     A step that makes the CPU wait for the GPU cannot be recorded; it is called each time, and a warning says ``what``
     it is.
     """
 
-    def __init__(self, step: Callable[..., Result], what: str) -> None:
-        self.step, self.what = step, what
+    def __init__(
+        self, step: Callable[..., Result], what: str, *, depends_on: Callable[[], object] = lambda: None
+    ) -> None:
+        self.step, self.what, self.depends_on = step, what, depends_on
+        self._key: object = None
         self._calls = 0
         self._recordable = True
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -46,12 +51,17 @@ class Recorded(Generic[Result]):
         self._graph, self._inputs, self._outputs = None, (), None
 
     def __call__(self, *inputs: Tensor) -> Result:
-        if inputs[0].device.type == "cuda" and self._recordable:
-            if self._calls < WARM_UP:
-                self._calls += 1
-                return self._warm_up(*inputs)
-            if self._graph is None:
-                self._record(*inputs)
+        if not (self._recordable and can_be_recorded(inputs[0].device)):
+            return self.step(*inputs)
+        key = self.depends_on(), *((x.shape, x.dtype) for x in inputs)
+        if key != self._key:
+            self.forget()
+            self._key, self._calls = key, 0
+        if self._calls < WARM_UP:
+            self._calls += 1
+            return self._warm_up(*inputs)
+        if self._graph is None:
+            self._record(*inputs)
         if self._graph is None:
             return self.step(*inputs)
         for known, given in zip(self._inputs, inputs, strict=True):
@@ -89,6 +99,11 @@ class Recorded(Generic[Result]):
     def _give_up(self, reason: str) -> None:
         self._recordable = False
         log.warning("%s is not recorded as a CUDA graph and will be slower: %s", self.what, reason)
+
+
+def can_be_recorded(device: torch.device) -> bool:
+    """Whether steps on ``device`` can be."""
+    return accel.enabled and device.type == "cuda"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Optimizers of one kernel for all parameters, whose steps can be recorded on a GPU (:mod:`.recording`)."""
+"""Optimizers of one kernel for all parameters, whose steps can be recorded on a GPU (:mod:`.cuda_graphs`)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .. import accel
+
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch.optim.Adam:
     """PyTorch's Adam, with its further ``settings``."""
-    return _recordable(torch.optim.Adam(parameters, lr, fused=True, **settings))
+    return _recordable(torch.optim.Adam(parameters, lr, fused=accel.enabled, **settings))
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD with Nesterov's momentum."""
+    nesterov, fused = momentum > 0, accel.enabled
     return _recordable(
-        torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=True)
+        torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The one of all parameters."""
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
@@ -33,12 +36,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The one of all parameters."""
+    """The learning rate of all parameters."""
     return float(optimizer.param_groups[0]["lr"])
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Of all parameters; ``zero_grad`` would do the same in several times the time."""
+    """Let the gradients of all parameters go; ``zero_grad`` would do the same in several times the time."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -51,9 +54,10 @@ def _recordable(optimizer: AnyOptimizer) -> AnyOptimizer:
 
 
 def _place(optimizer: torch.optim.Optimizer) -> None:
-    """Where parameters are on a GPU, so is their learning rate: a recorded step would read a number only once."""
+    """Put the learning rate where the parameters are on a GPU: a recorded step would read a number only once."""
     for group in optimizer.param_groups:
         device, rate = group["params"][0].device, float(group["lr"])
-        group["lr"] = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+        recordable = accel.enabled and device.type == "cuda"
+        group["lr"] = torch.tensor(rate, device=device) if recordable else rate
         if "capturable" in group:
-            group["capturable"] = device.type == "cuda"
+            group["capturable"] = recordable

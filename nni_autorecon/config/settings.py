@@ -109,13 +109,16 @@ class Settings:
         values = self.to_dict()
         asked = {name for name in self.given - self.shared if values[name] is not None}
         by_preset = {} if self.IDLE_PRESETS else self._named_by_presets(asked)
+        idle: dict[str, list[str]] = {}
         for rule in self.RULES:
-            idle = [name for name in rule.names if name in asked or name in by_preset]
-            if idle and not rule.holds(values):
-                causes = dict.fromkeys(by_preset.get(name, name) for name in idle)
+            if not rule.holds(values):
+                found = [name for name in rule.names if name in asked or name in by_preset]
+                idle.setdefault(rule.reason(values), []).extend(found)
+        for reason, names in idle.items():
+            if names:
+                causes = dict.fromkeys(by_preset.get(name, name) for name in names)
                 raise InputError(
-                    f"{rule.reason(values)}, so that {', '.join(idle)} would do nothing; "
-                    f"leave out {' and '.join(causes)}"
+                    f"{reason}, so that {', '.join(names)} would do nothing; leave out {' and '.join(causes)}"
                 )
 
     def _named_by_presets(self, asked: set[str]) -> dict[str, str]:

@@ -124,6 +124,8 @@ class SavedNetwork:
 
     def size(self) -> str:
         """Return the sizes and the compression ratio in one line for people."""
+        if self.description.quantization is None:
+            return f"{self.file_bytes / 1000:.1f} kB, in floating point"
         return (
             f"{self.file_bytes / 1000:.1f} kB, teacher in float32 {self.float_bytes / 1000:.1f} kB: "
             f"compression ratio {self.compression_ratio:.2f}"

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..accel.convolution import LEAKY_SLOPE, image_conv
+from ..accel.convolution import LEAKY_SLOPE
+from ..accel.memory import conv_layout
 from ..accel.upsampling import UpsampledConv
 from ..shapes import ImageShape
 from .costs import gdfq_macs, gdfq_sizes
@@ -53,7 +54,7 @@ class GDFQGenerator(nn.Module):
         self.convs = nn.ModuleList(UpsampledConv(width, out) for out in (width, narrow))
         self.to_rgb = nn.Conv2d(narrow, image.channels, 3, padding=1)
         self.norm_out = nn.BatchNorm2d(image.channels, affine=False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=conv_layout())
 
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
@@ -63,11 +64,11 @@ class GDFQGenerator(nn.Module):
         """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
         if self.embedding is not None:
             z = embedded(self.embedding, labels) * z
-        x = self.stem(z).view(-1, self.width, *self.sizes[0]).contiguous(memory_format=torch.channels_last)
+        x = self.stem(z).view(-1, self.width, *self.sizes[0]).contiguous(memory_format=conv_layout())
         x = self.norms[0](x, labels)
         for size, conv, norm in zip(self.sizes[1:], self.convs, list(self.norms)[1:], strict=True):
             x = F.leaky_relu_(norm(conv(x, size), labels), LEAKY_SLOPE)  # [N, C, *size]
-        return self.norm_out(torch.tanh(image_conv(x, self.to_rgb).contiguous()))
+        return self.norm_out(torch.tanh(self.to_rgb(x)))
 
 
 class _GDFQNorm(nn.Module):

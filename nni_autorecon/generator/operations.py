@@ -2,20 +2,21 @@
 
 Every operation maps the :class:`Features` of a node and labels [N] to a tensor [N, C, *size]. Batch normalization uses
 the statistics of the batch, in every mode.
+
+A mixture may be a sum that is not computed before the node that it enters (:data:`~..accel.convolution.Summand`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from functools import cached_property, reduce
+from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..accel.convolution import ConvTerm, activated_conv
+from ..accel.convolution import Summand, activated_conv, waiting_sums
+from ..accel.upsampling import repeats_last
 from .topology import CONVOLUTIONS, IDENTITY, INTERPOLATIONS, NONE, NORMAL, Edge
 
 
@@ -30,7 +31,7 @@ class EdgeShape(NamedTuple):
 
 
 class Features:
-    """What a node holds, [N, C, h, w], and what all edges that leave it share, computed once."""
+    """The tensor [N, C, h, w] that a node holds, and what all edges that leave it share, computed once."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -78,16 +79,12 @@ class ConvOperation(nn.Module):
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(width, width, kernel_size, padding=padding, dilation=dilation)
 
-    def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv]))
+    def forward(self, features: Features, labels: Tensor) -> Summand:
+        return activated_conv(features.normalized, self.affine, labels, self.conv)
 
 
 class UpOperation(nn.Module):
-    """Interpolation to the target's size, class-conditional batch normalization, LeakyReLU(0.2), 1×1 convolution.
-
-    Where every pixel is repeated equally often, the interpolation comes last: it changes neither batch statistics nor
-    what is computed from single pixels.
-    """
+    """Interpolation to the target's size, class-conditional batch normalization, LeakyReLU(0.2), 1×1 convolution."""
 
     def __init__(self, mode: str, shape: EdgeShape) -> None:
         super().__init__()
@@ -95,15 +92,10 @@ class UpOperation(nn.Module):
         self.affine = ClassAffine(shape.width, shape.num_classes)
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
-    def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return _at_size(activated_conv(self.term(features, labels)), self.size)
-
-    def term(self, features: Features, labels: Tensor, weights: Tensor | None = None) -> ConvTerm:
-        """The operation's output, times ``weights`` [1], before its pixels are repeated if that comes last."""
-        before = features.x.shape[2:]
-        last = self.mode == "nearest" and all(after % b == 0 for after, b in zip(self.size, before, strict=True))
-        source = features if last else features.resized(self.mode, self.size)
-        return ConvTerm(source.normalized, self.affine(labels), [self.conv], weights)
+    def forward(self, features: Features, labels: Tensor) -> Summand:
+        if not repeats_last(self.mode, features.x.shape[2:], self.size):
+            features = features.resized(self.mode, self.size)
+        return activated_conv(features.normalized, self.affine, labels, self.conv, size=self.size)
 
 
 class Identity(nn.Module):
@@ -145,57 +137,14 @@ def make_candidates(edge: Edge, shape: EdgeShape) -> dict[str, nn.Module]:
     return {name: make_operation(name, shape, shared) for name in edge.candidates}
 
 
-def mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Tensor:
-    """Eq. 8 as it stands: Σ_j m_j · O_j(x). ``weights`` [F] in the order of ``operations``."""
-    terms = [
-        weight * operation(features, labels)
-        for weight, (name, operation) in zip(weights, operations.items(), strict=True)
-        if name != NONE
-    ]
-    return reduce(torch.add, terms)
-
-
-Part = Tensor | ConvTerm
-"""Of the sum that a node is."""
-
-
-def node_sum(parts: Iterable[Part], size: tuple[int, int]) -> Tensor:
-    """The sum of all parts [N, C, *size]; convolutions of the same form are one.
-
-    Those of fewer pixels are interpolated to ``size`` by "nearest".
-    """
-    tensors, terms = [], defaultdict(list)
-    for part in parts:
-        if isinstance(part, Tensor):
-            tensors.append(part)
-        else:
-            terms[part.form].append(part)
-    tensors += [_at_size(activated_conv(*alike), size) for alike in terms.values()]
-    return reduce(torch.add, tensors)
-
-
-def _at_size(y: Tensor, size: tuple[int, int]) -> Tensor:
-    return y if y.shape[2:] == size else F.interpolate(y, size, mode="nearest")
-
-
-def fused_mixture(
-    operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor
-) -> list[Part]:
-    """Eq. 8 as parts of the target node's sum, with the weights [F] inside the kernels.
-
-    The five convolutions on a normal edge share their input: they become two, one for each dilation. The values and
-    gradients are those of :func:`mixture`, up to rounding.
-    """
-    m = dict(zip(operations, weights.split(1), strict=True))
-    if IDENTITY not in m:
-        return [
-            cast(UpOperation, operation).term(features, labels, m[name])
-            for name, operation in operations.items()
+def mixture(operations: Mapping[str, nn.Module], weights: Tensor, features: Features, labels: Tensor) -> Summand:
+    """Eq. 8: Σ_j m_j · O_j(x), with the weights m [F] in the order of ``operations``. ``none`` adds nothing."""
+    with waiting_sums():
+        return sum(
+            weight * operation(features, labels)
+            for weight, (name, operation) in zip(weights, operations.items(), strict=True)
             if name != NONE
-        ]
-    merged = [cast(ConvOperation, operations[name]) for name in CONVOLUTIONS]
-    affine, convs = merged[0].affine(labels), [operation.conv for operation in merged]
-    return [ConvTerm(features.normalized, affine, convs, weights[: len(convs)]), features.x * m[IDENTITY]]
+        )
 
 
 def sampled_operation(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..accel.convolution import ConvTerm, activated_conv
+from ..accel.convolution import activated_conv, summed
+from ..accel.memory import conv_layout
 from ..shapes import ImageShape
 from .costs import generator_macs
-from .operations import ClassAffine, EdgeShape, Features, Part, make_operation, node_sum
+from .operations import ClassAffine, EdgeShape, Features, make_operation
 from .topology import EDGES, NUM_BLOCKS, Edge, Node, incoming, latent_split, node_size
 
 EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
@@ -20,8 +21,7 @@ EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
 class Generator(nn.Module):
     """The macro-architecture of Figure 2; ``make_edge`` decides what stands on its 33 edges.
 
-    An edge is a module that maps the :class:`Features` of a node and labels [N] to a tensor for its target node, or to
-    several parts of its sum.
+    An edge is a module that maps the :class:`Features` of a node and labels [N] to what it adds to its target node.
 
     Images are standardized per channel by the last BatchNorm, that is, they are already what the teacher
     expects of a normalized input.
@@ -41,7 +41,7 @@ class Generator(nn.Module):
         shapes = {edge: EdgeShape(width, node_size(edge.target, image), num_classes) for edge in EDGES}
         self.edges = nn.ModuleDict({edge.label: make_edge(edge, shape) for edge, shape in shapes.items()})
         self.to_rgb = ToImage(width, image.channels, num_classes)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=conv_layout())
 
     def macs(self) -> int:
         """Multiply-accumulates for one image, of a generator with a genotype."""
@@ -53,15 +53,13 @@ class Generator(nn.Module):
         nodes: dict[Node, Features] = {}
         for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
             x = stem(chunk).view(-1, self.width, *node_size(Node(block, 1), self.image))  # [N, width, h, w]
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=conv_layout())
             nodes[Node(block, 1)] = Features(x if block == 1 else nodes[Node(block - 1, 5)].x + x)
             for index in (2, 3, 4, 5):
                 node = Node(block, index)
-                parts: list[Part] = []
-                for edge in incoming(node):
-                    arriving = self.edges[edge.label](nodes[edge.source], labels)
-                    parts += [arriving] if isinstance(arriving, Tensor) else arriving
-                nodes[node] = Features(node_sum(parts, node_size(node, self.image)))
+                nodes[node] = Features(
+                    summed(self.edges[edge.label](nodes[edge.source], labels) for edge in incoming(node))
+                )
         return self.to_rgb(nodes[Node(NUM_BLOCKS, 5)], labels)
 
 
@@ -74,8 +72,8 @@ class ToImage(nn.Module):
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        x = activated_conv(ConvTerm(features.normalized, self.affine(labels), [self.conv]))
-        return Features(torch.tanh(x.contiguous())).normalized  # faster than in channels_last: there are few channels
+        x = summed([activated_conv(features.normalized, self.affine, labels, self.conv)])
+        return Features(torch.tanh(x)).normalized
 
 
 def derived_generator(

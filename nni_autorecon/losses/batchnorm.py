@@ -1,4 +1,4 @@
-"""What enters each BatchNorm of a frozen network."""
+"""The statistics of what enters each BatchNorm of a frozen network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import accel
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-    observed = [layer for layer in layers if isinstance(layer, ObservedBatchNorm2d)]
+    observed = [layer for layer in layers if accel.enabled and isinstance(layer, ObservedBatchNorm2d)]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
     before = [layer.recorded for layer in observed]
     for layer in observed:

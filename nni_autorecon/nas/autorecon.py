@@ -18,12 +18,13 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.strategy import GumbelDARTS
 from torch import Tensor, nn
 
+from ..accel.convolution import Summand
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import adam, clear_gradients
 from ..config.search import SearchConfig
 from ..generator.costs import fixed_macs, operation_macs
 from ..generator.genotype import repair
-from ..generator.operations import Features, Part, fused_mixture, sampled_operation
+from ..generator.operations import Features, mixture, sampled_operation
 from ..generator.topology import CROSS, EDGE_BY_LABEL, Edge
 from ..losses.reconstruction import ReconstructionLoss
 from ..runs.snapshots import State
@@ -108,8 +109,8 @@ class MixedEdge(BaseSuperNetModule):
         edge, candidates = EDGE_BY_LABEL[choice.label], cast("dict[str, nn.Module]", module.candidates)
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
-    def forward(self, features: Features, labels: Tensor) -> Tensor | list[Part]:
-        mix = sampled_operation if self.sample.hard else fused_mixture
+    def forward(self, features: Features, labels: Tensor) -> Summand:
+        mix = sampled_operation if self.sample.hard else mixture
         return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
 
     def freeze(self, sample: Sample) -> nn.Module:
@@ -144,7 +145,11 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         super().__init__(training_module, config, on_epoch, state, schedule)
         self.opponent = opponent
         self._steps = [
-            Recorded(partial(self._update, searching), f"the update of {'Wα'[searching]}")
+            Recorded(
+                partial(self._update, searching),
+                f"the update of {'Wα'[searching]}",
+                depends_on=partial(self._settled_by_epoch, searching),
+            )
             for searching in (False, True)
         ]
 
@@ -153,10 +158,6 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         for module in self.modules():
             if isinstance(module, GumbelSample):
                 module.temperature.fill_(module.tau)
-        depends_on_epoch = self.config.entropy_penalty or self.opponent  # the penalty, and whether there is a game
-        if depends_on_epoch:
-            for step in self._steps:
-                step.forget()
 
     def on_fit_end(self) -> None:
         super().on_fit_end()
@@ -199,6 +200,11 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         finally:
             self.untoggle_optimizer(optimizer)
         return images.detach(), loss.detach()
+
+    def _settled_by_epoch(self, searching: bool) -> object:
+        """Whether the opponent plays, and the epoch if the entropy penalty of α grows with it: no tensors tell that."""
+        plays = self.opponent is not None and self.opponent.plays(self.epoch)
+        return plays, self.epoch if searching and self.config.entropy_penalty else None
 
     def penalized(self, total: Tensor) -> Tensor:
         """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""

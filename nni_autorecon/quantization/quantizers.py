@@ -94,18 +94,16 @@ class ActivationQuantizer(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros((), device=self.averages.device))
         return self.log_factor
 
-    def forward(self, activation: Tensor, *, rectify: bool = False) -> Tensor:
-        """With ``rectify``, of relu(activation)."""
+    def forward(self, activation: Tensor) -> Tensor:
         if self.observing:
-            activation, rectify = (activation.relu() if rectify else activation), False
             values = activation.detach().flatten()[None]  # [1, n]
             if not torch.stack(values.aminmax()).isfinite().all():
                 raise DivergenceError("activations of the student are no longer finite; lower the learning rate")
             self.averages.lerp_(torch.cat(self.estimate(values, self.bits)).double(), 1 - self.decay)
             self.observations += 1
         if torch.is_grad_enabled():
-            return fake_quantize(activation, *self._tracked(), self.largest_code, self.log_factor, rectify=rectify)
-        return fake_quantize(activation, *self.qparams(), self.largest_code, rectify=rectify)
+            return fake_quantize(activation, *self._tracked(), self.largest_code, self.log_factor)
+        return fake_quantize(activation, *self.qparams(), self.largest_code)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of the present range, both [], with the learned factor if there is one.

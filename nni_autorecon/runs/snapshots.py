@@ -16,7 +16,7 @@ from ..files import tensor_bytes, write_atomically
 log = logging.getLogger(__name__)
 
 
-LAYOUT = 7
+LAYOUT = 8
 """Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
 
 

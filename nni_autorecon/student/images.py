@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,9 +60,11 @@ class GeneratorImages:
     source: LatentSource
     optimizer: torch.optim.Optimizer
     sigma: float
-    """Of the filter, in pixels; 0: there is none."""
-    _recorded: tuple[Total | None, Recorded[tuple[Tensor, ReconstructionLoss]]] | None = field(default=None, repr=False)
-    """The step of the present phase, and what it is for."""
+    """The filter's standard deviation in pixels; 0: there is no filter."""
+
+    def __post_init__(self) -> None:
+        self._total: Total | None = None
+        self._next = Recorded(self._step, "the step of the generator", depends_on=lambda: self._total)
 
     @classmethod
     def start(
@@ -101,24 +102,19 @@ class GeneratorImages:
         rests."""
         self.generator.train()
         set_learning_rate(self.optimizer, learning_rate or 0.0)
-        step = self._step(None if learning_rate is None else total)
+        self._total = None if learning_rate is None else total
         for z, labels in self.source.batches("compress", epoch, steps):
-            images, loss = step(z, labels)
+            images, loss = self._next(z, labels)
             yield images, labels, loss
         require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
 
-    def _step(self, total: Total | None) -> Recorded[tuple[Tensor, ReconstructionLoss]]:
-        """From z and labels to images and L_r, with an update of the generator on ``total``, or with none."""
-        if self._recorded is None or self._recorded[0] != total:
-            arguments = self.images, self.objective, self.optimizer
-            step = partial(generator_step, *arguments, total=total) if total else self._without_update
-            self._recorded = total, Recorded(step, "the step of the generator")
-        return self._recorded[1]
-
-    @torch.no_grad()
-    def _without_update(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
-        images = self.images(z, labels)  # [N, C, H, W]
-        return images, self.objective(images, labels)
+    def _step(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
+        """Images and L_r, with an update of the generator on the phase's total, or with none while it rests."""
+        if self._total is not None:
+            return generator_step(self.images, self.objective, self.optimizer, z, labels, total=self._total)
+        with torch.no_grad():
+            images = self.images(z, labels)  # [N, C, H, W]
+            return images, self.objective(images, labels)
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:

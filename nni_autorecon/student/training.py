@@ -15,7 +15,6 @@ from ..config.common import SCHEDULES
 from ..config.compress import CompressConfig
 from ..losses.game import disagreement_entropy
 from ..losses.student import compression_loss
-from ..quantization.folding import fused
 from ..quantization.quantizers import learn_ranges
 from ..teacher.loading import Teacher
 from .features import Outputs, feature_alignment_loss, with_features
@@ -39,7 +38,7 @@ class StudentTraining:
             self._optimizers.append((adam(learn_ranges(student), config.range_lr), config.range_lr))
         if config.feature_weight:
             self._teacher_outputs = with_features(teacher.network).to(memory_format=teacher.memory_format)
-        self._student_outputs = fused(with_features(student) if config.feature_weight else student)
+        self._student_outputs = with_features(student) if config.feature_weight else student
 
     def state(self) -> list[dict[str, Any]]:
         """Where the optimizers stand, for :meth:`load`; the student has a state of its own."""
@@ -52,11 +51,11 @@ class StudentTraining:
 
     @property
     def learning_rate(self) -> float:
-        """Of the weights."""
+        """The learning rate of the weights."""
         return learning_rate(self._optimizers[0][0])
 
     def set_progress(self, progress: float) -> None:
-        """Learning rates for a progress in [0, 1) through the training."""
+        """Set the learning rates for a progress in [0, 1) through the training."""
         for optimizer, rate in self._optimizers:
             set_learning_rate(optimizer, rate * SCHEDULES[self.config.student_schedule](progress))
 
@@ -84,7 +83,7 @@ class StudentTraining:
 
     @torch.no_grad()
     def target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
-        """What the student is to say of ``images`` [N, C, H, W], of which the teacher's logits may be known."""
+        """Give what the student is to say of ``images`` [N, C, H, W], of which the teacher's logits may be known."""
         if self.config.feature_weight:
             return Outputs(*self._teacher_outputs(images))
         return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)

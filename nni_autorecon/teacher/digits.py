@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..cache import CACHE_VARIABLE, cache_folder, cache_lock
 from ..data.digits import IMAGE, MEAN, STD, digits_data
 from ..data.images import normalize
-from ..errors import InputError
+from ..errors import InputError, MachineError
 from ..files import tensor_bytes, write_atomically
 from ..networks import CifarResNet, digits_resnet
 
@@ -115,8 +115,8 @@ def _store(network: nn.Module, path: Path) -> None:
     content = tensor_bytes({"state_dict": state, "sha256": _checksum(state)})
     try:
         write_atomically(path, lambda file: file.write(content))
-    except InputError as error:  # the lock could be written and the file could not, so the disk is full
-        raise InputError(f"{error} with {CACHE_VARIABLE}") from error
+    except (InputError, MachineError) as error:  # the lock could be written and the file could not
+        raise type(error)(f"{error} with {CACHE_VARIABLE}") from error
 
 
 def _restore(network: nn.Module, path: Path) -> bool:

@@ -48,7 +48,7 @@ class Teacher:
     std: tuple[float, ...]
     resize: int = 0
     """Short side of a picture before the centre crop to ``image``; 0 as the crop itself."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The settings by which it can be loaded again; none for a network in memory."""
 
     @classmethod

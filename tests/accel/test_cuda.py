@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from nni_autorecon.accel.convolution import summed
 from nni_autorecon.accel.cuda_graphs import Recorded
 from nni_autorecon.accel.optimizers import adam, learning_rate, set_learning_rate, sgd
-from nni_autorecon.cli import main
+from nni_autorecon.cli.main import main
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
@@ -20,9 +21,8 @@ from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.operations import (
     EdgeShape,
     Features,
-    fused_mixture,
     make_candidates,
-    node_sum,
+    mixture,
 )
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import EDGES, NORMAL
@@ -103,8 +103,8 @@ def test_a_mixture_and_a_generator_make_nobody_wait(no_waiting):
     for step, (z, labels) in enumerate(source.batches("search", 0, 3)):
         if step == 1:  # the first step prepares the libraries
             no_waiting()
-        parts = fused_mixture(dict(operations.items()), weights, Features(x), labels)
-        node_sum(parts, (8, 8)).square().mean().backward()
+        mixed = mixture(dict(operations.items()), weights, Features(x), labels)
+        summed([mixed]).square().mean().backward()
         generator_step(generator, objective, optimizer, z, labels)
     torch.cuda.set_sync_debug_mode("default")
     assert weights.grad.isfinite().all()
@@ -162,13 +162,17 @@ def test_a_step_that_waits_is_called(wait, why, caplog):
 
 def test_a_step_recorded_again_sees_what_is_no_tensor():
     factor = 1
-    step = Recorded(lambda x: factor * x, "a step")
+    step = Recorded(lambda x: factor * x, "a step", depends_on=lambda: factor > 2)
     x = torch.ones(1, device=DEVICE)
     assert [step(x).item() for _ in range(4)] == [1.0] * 4
     factor = 2
     assert step(x).item() == 1.0
+    factor = 3
+    assert [step(x).item() for _ in range(4)] == [3.0] * 4
+    assert step._graph is not None
+    assert [step(torch.ones(2, device=DEVICE)).tolist() for _ in range(4)] == [[3.0] * 2] * 4
     step.forget()
-    assert [step(x).item() for _ in range(2)] == [2.0] * 2
+    assert step(torch.ones(2, device=DEVICE)).tolist() == [3.0] * 2
 
 
 @pytest.mark.parametrize(
@@ -259,8 +263,8 @@ def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
         found.append((rows, alpha.cpu()))
         if recorded:  # a hard sample waits for the index of its operation
             assert all(step._recordable == (config.sampling == "soft") for step in strategy.oneshot_module._steps)
-    if config.sampling == "soft":  # with the game, in each of three epochs
-        assert sorted(recordings) == sorted(["the update of W", "the update of α"] * (3 if opponent else 1))
+    if config.sampling == "soft":  # with the game twice, before the opponent plays and when it does
+        assert sorted(recordings) == sorted(["the update of W", "the update of α"] * (2 if opponent else 1))
     (rows, alpha), (known_rows, known_alpha) = found
     for row, known in zip(rows, known_rows, strict=True):
         assert row["train_loss"] == pytest.approx(known["train_loss"], rel=0.05)

@@ -6,9 +6,14 @@ from collections import namedtuple
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from nni_autorecon.accel.cuda_graphs import Recorded, _each
+from nni_autorecon import accel
+from nni_autorecon.accel.cuda_graphs import Recorded, _each, can_be_recorded
 from nni_autorecon.accel.optimizers import adam, learning_rate, set_learning_rate, sgd
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.student.compression import Compression
+from tests.helpers.recordings import record_on_the_cpu
 
 Pair = namedtuple("Pair", "first second")
 
@@ -19,6 +24,73 @@ def test_on_the_cpu_a_step_is_called():
     inputs = [torch.full((2,), float(i)) for i in range(5)]
     assert [step(x).tolist() for x in inputs] == [[i + 1.0] * 2 for i in range(5)]
     assert all(known is given for known, given in zip(seen, inputs, strict=True))
+
+
+def _operations(step, inputs):
+    """The operations of ``step``; as in a CUDA graph, what is no tensor is part of them."""
+    return make_fx(step)(*inputs)
+
+
+def test_a_step_begins_again_where_it_depends_on_something_else(monkeypatch):
+    recorded, factor = record_on_the_cpu(monkeypatch, _operations), 1.0
+    step = Recorded(lambda x: factor * x, "a step", depends_on=lambda: factor > 2)
+    x = torch.ones(2)
+    assert [step(i * x).tolist() for i in range(5)] == [[float(i)] * 2 for i in range(5)]
+    assert recorded == ["a step"]
+    factor = 2.0  # the key stays
+    assert step(x).tolist() == [1.0] * 2
+    factor = 3.0
+    assert [step(x).tolist() for _ in range(2)] == [[3.0] * 2] * 2
+    assert step._graph is None  # libraries and optimizers are made ready once more
+    assert [step(x).tolist() for _ in range(2)] == [[3.0] * 2] * 2
+    assert recorded == ["a step"] * 2
+
+
+@pytest.mark.parametrize("other", [torch.ones(3), torch.ones(1, 2), torch.ones(2, dtype=torch.double)], ids=str)
+def test_a_step_begins_again_for_arguments_of_another_shape_or_type(monkeypatch, other):
+    recorded = record_on_the_cpu(monkeypatch, _operations)
+    step = Recorded(lambda x, y: x + y, "a step")
+    for x in (torch.ones(2), other):
+        for count in range(5):
+            assert torch.equal(step(x, x * count), x * (count + 1))
+    assert recorded == ["a step"] * 2
+
+
+def test_a_step_that_was_forgotten_is_recorded_at_once(monkeypatch):
+    recorded = record_on_the_cpu(monkeypatch, _operations)
+    step = Recorded(lambda x: 2 * x, "a step")
+    for _ in range(4):
+        step(torch.ones(1))
+    step.forget()
+    assert step._graph is None
+    assert step(torch.ones(1)) == 2
+    assert recorded == ["a step"] * 2
+
+
+@pytest.mark.parametrize("updates", ["always", "warmup"])
+def test_the_step_of_the_generator_begins_again_when_it_has_something_else_to_minimize(
+    monkeypatch, updates, digits_teacher
+):
+    recorded = record_on_the_cpu(monkeypatch)
+    config = CompressConfig(generator="gdfq", width=2, batch_size=4, epochs=5, warmup_epochs=2, steps=3,
+                            agreement_steps=1, generator_updates=updates)  # fmt: skip
+    compression = Compression.start(config, digits_teacher)
+    generators = []
+    for epoch in range(len(compression.phases)):
+        compression.run_epoch(epoch)
+        generators.append(torch.cat([p.detach().flatten() for p in compression.images.generator.parameters()]))
+    assert recorded.count("the step of the generator") == 2
+    assert recorded.count("the update of the student") == 1
+    assert not generators[1].equal(generators[0])
+    assert generators[-1].equal(generators[-2]) == (updates == "warmup")
+
+
+def test_nothing_is_recorded_when_nothing_is_accelerated(monkeypatch):
+    monkeypatch.setattr(accel, "enabled", True)
+    assert can_be_recorded(torch.device("cuda"))
+    assert not can_be_recorded(torch.device("cpu"))
+    monkeypatch.setattr(accel, "enabled", False)
+    assert not can_be_recorded(torch.device("cuda"))
 
 
 def test_tensors_within_tuples_keep_their_places():

@@ -20,7 +20,7 @@ from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.data.digits import digits_data
-from nni_autorecon.errors import AutoReConError, InputError
+from nni_autorecon.errors import AutoReConError
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.runs.snapshots import load_snapshot
 from nni_autorecon.teacher.sources import architecture
@@ -140,9 +140,12 @@ def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
     for name in ("nni", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text("earlier attempt")
-    assert stages._run_folder("search", theirs, Trial()).path == tmp_path / "nni"
-    with pytest.raises(InputError, match="already exists"):
-        stages._run_folder("search", mine, Trial())
+    assert stages._place("search", theirs, Trial()) == {
+        "folder": tmp_path / "nni",
+        "mode": "trial",
+        "tensorboard": False,
+    }
+    assert stages._place("search", mine, Trial()) == {"folder": tmp_path / "mine", "mode": "new", "tensorboard": False}
 
 
 def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher, tmp_path):

@@ -46,14 +46,14 @@ def test_show_draws(genotypes, tmp_path, capsys):
 
 def test_compare_names_the_edges_that_differ(genotypes, capsys):
     files, label = genotypes
-    assert cli.main(["compare", *map(str, files)]) == 0
+    assert cli.main(["diff", *map(str, files)]) == 0
     *_, count, line = capsys.readouterr().out.splitlines()
     assert count == "1 of 33 edges differ"
     assert line == f"{label}: conv_1x1 | dil_conv_5x5"
 
 
 def test_published_genotypes_are_compared(capsys):
-    assert cli.main(["compare", "published:cifar10-resnet20", "published:cifar10-resnet20"]) == 0
+    assert cli.main(["diff", "published:cifar10-resnet20", "published:cifar10-resnet20"]) == 0
     assert "0 of 33 edges differ" in capsys.readouterr().out
 
 

@@ -53,6 +53,8 @@ def test_a_bad_trial_is_stopped_and_keeps_where_it_stood(digits_teacher, tmp_pat
         [good["trialJobId"], "finished", f"{EPOCHS}/{EPOCHS}"],
         [bad["trialJobId"], "canceled", f"{done}/{ENDLESS}"],
     ]
-    exported = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
+    exported = tool(
+        environment, "nni-autorecon", "best-genotype", "--experiment", identifier, "-o", tmp_path / "best.json"
+    )
     assert (exported.returncode, exported.stderr) == (0, "")
     assert Genotype.load(tmp_path / "best.json").details["config"]["bns_weight"] == 100

@@ -81,11 +81,11 @@ def nothing_starts(request, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
-        ("a: 2021-13-45", "month must be in 1..12; mend"),
-        ("[" * 3000, "is not YAML"),
-        ("- a", "holds no settings"),
-        ("", "holds no settings"),
+        ("a: [", "is neither JSON nor YAML"),
+        ("a: 2021-13-45", "month must be in 1..12; see experiment.yml"),
+        ("[" * 3000, "is neither JSON nor YAML"),
+        ("- a", "expected names and values, got list"),
+        ("", "is empty; see experiment.yml"),
         ("1: 2", "does not take"),
     ],
 )
@@ -249,10 +249,13 @@ def environment(cache_folder, home):
     return managers.environment(home)
 
 
-@pytest.mark.parametrize(("stage", "results"), [("search", "best-genotype --experiment e"), ("compress", "report -")])
+@pytest.mark.parametrize(
+    ("stage", "results"), [("search", "best-genotype --experiment e"), ("compress", "report --exp")]
+)
 def test_what_comes_next_is_named(stage, results, capsys):
     manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: True)
-    start._launch(manager, 81, False, {"trialCommand": f"python trials/{stage}.py --teacher digits"})
+    service = SimpleNamespace(trial_command=f"python trials/{stage}.py --teacher digits")
+    start._launch(manager, 81, False, SimpleNamespace(training_service=service))
     assert f"\n  nni-autorecon {results}" in capsys.readouterr().out
 
 

@@ -84,12 +84,14 @@ def test_export_and_compress_before_and_after_the_stop(experiment, environment, 
     identifier, port = experiment
     best = Genotype.load(Path(_trials(port)[2]["logPath"]) / "genotype.json")
     for name in ("running.json", "stopped.json"):
-        done = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / name)
+        done = tool(environment, "nni-autorecon", "best-genotype", "--experiment", identifier, "-o", tmp_path / name)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert Genotype.load(tmp_path / name) == best
         tool(environment, "nnictl", "stop", identifier)
-    again = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "running.json")
+    again = tool(
+        environment, "nni-autorecon", "best-genotype", "--experiment", identifier, "-o", tmp_path / "running.json"
+    )
     assert again.returncode == 2
     assert "already exists" in again.stderr
     compressed = tool(

@@ -179,7 +179,9 @@ def test_a_genotype_comes_home_with_the_final_metric(remote, environment, clone,
     tool(environment, "nnictl", "stop", identifier)
     shutil.rmtree(remote.home / "nni-experiments")  # the other machine has forgotten it
     assert not list(Path(environment["HOME"]).rglob("genotype.json"))
-    exported = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
+    exported = tool(
+        environment, "nni-autorecon", "best-genotype", "--experiment", identifier, "-o", tmp_path / "best.json"
+    )
     assert exported.returncode == 0, exported.stderr
     assert Genotype.load(tmp_path / "best.json") == found
     shown = tool(environment, "nni-autorecon", "show", tmp_path / "best.json")

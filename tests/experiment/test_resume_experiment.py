@@ -227,7 +227,9 @@ def test_a_killed_experiment_goes_on_to_its_end(environment, tmp_path):
     assert len(points) <= EPOCHS  # what the killed manager had not read yet is in metrics.csv only
     rows = (Path(trial["logPath"]) / "metrics.csv").read_text().splitlines()[1:]
     assert [int(row.partition(",")[0]) for row in rows] == list(range(1, EPOCHS + 1))
-    exported = tool(environment, "nni-autorecon", "export", "--experiment", identifier, "-o", tmp_path / "best.json")
+    exported = tool(
+        environment, "nni-autorecon", "best-genotype", "--experiment", identifier, "-o", tmp_path / "best.json"
+    )
     assert exported.returncode == 0, exported.stderr
 
     tool(environment, "nnictl", "stop", identifier)

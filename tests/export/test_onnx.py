@@ -13,7 +13,7 @@ from torch import nn
 from nni_autorecon.cli import main as cli
 from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.export import onnx as export
 from nni_autorecon.export.onnx import compare, export_onnx
 from nni_autorecon.export.onnx_runtime import OnnxNetwork, load_onnx
@@ -183,7 +183,7 @@ def test_other_weights_do_not_pass(exported, tmp_path, monkeypatch):
     other = _saved(tmp_path, "tests.export.test_onnx:Branches", 8, 8)
     assert compare(other.network, load_onnx(path).network, torch.randn(64, *IMAGE)).alike < 0.5
     monkeypatch.setattr("nni_autorecon.export.onnx.OnnxNetwork", lambda _, *what: OnnxNetwork(path.read_bytes(), *what))
-    with pytest.raises(InputError, match="is not written: onnxruntime and PyTorch decide alike on"):
+    with pytest.raises(MachineError, match="is not written: onnxruntime and PyTorch decide alike on"):
         export_onnx(replace(saved, network=other.network, weights=other.weights), tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
 
@@ -275,14 +275,14 @@ def test_the_command_line_exports_and_measures(tmp_path, digits_teacher, capsys)
 
     assert cli.main(["evaluate", str(file)]) == 0
     assert f"test accuracy {right:.2%} on {len(data)} images" in capsys.readouterr().out
-    assert cli.main(["export-model", str(file)]) == 0
+    assert cli.main(["to-onnx", str(file)]) == 0
     assert "decide alike" in capsys.readouterr().out
     assert cli.main(["evaluate", str(model), "--test-data", str(tmp_path / "test.npz")]) == 0
     printed = capsys.readouterr().out
     assert float(printed.split()[2].rstrip("%")) == pytest.approx(100 * right, abs=0.5)
     assert f"compression ratio {load_onnx(model).compression_ratio:.2f}" in printed
 
-    assert cli.main(["export-model", str(file), "-o", str(model)]) == 2
+    assert cli.main(["to-onnx", str(file), "-o", str(model)]) == 2
     assert "already exists" in capsys.readouterr().err
     assert cli.main(["evaluate", str(model), "--teacher", "digits"]) == 2
     assert "leave out --teacher" in capsys.readouterr().err

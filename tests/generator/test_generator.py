@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from nni_autorecon.accel.convolution import image_conv
-from nni_autorecon.accel.upsampling import UpsampledConv
 from nni_autorecon.errors import InputError
 from nni_autorecon.generator.by_name import generator_from_spec
 from nni_autorecon.generator.costs import gdfq_macs
@@ -139,43 +136,6 @@ def test_biases_that_gdfq_leaves_out_would_change_no_image(conditional):
         )
     torch.testing.assert_close(generator(z, labels), images)
     assert len(biases) == 2
-
-
-def assert_same(fast, plain, of_fast, of_plain):
-    """In values and in gradients, of a sum of all pixels with random weights."""
-    torch.testing.assert_close(fast, plain)
-    weights = torch.randn_like(plain)
-    got, expected = (
-        torch.autograd.grad((y * weights).sum(), inputs) for y, inputs in ((fast, of_fast), (plain, of_plain))
-    )
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize(("before", "size"), [((3, 4), (6, 8)), ((1, 1), (2, 2)), ((3, 4), (6, 7)), ((2, 2), (6, 6))])
-def test_the_convolution_of_an_upsampled_image_in_values_and_gradients(before, size):
-    torch.manual_seed(0)
-    fast, x = UpsampledConv(3, 5).double(), torch.randn(2, 3, *before, dtype=torch.float64, requires_grad=True)
-    plain = F.conv2d(F.interpolate(x, size, mode="nearest"), fast.weight, padding=1)
-    assert_same(fast(x, size), plain, (x, fast.weight), (x, fast.weight))
-
-
-@pytest.mark.parametrize("piece", [1, 4000, 10**6])  # bytes: an image each, two and one, all three
-@pytest.mark.parametrize("form", [UpsampledConv.by_nine_products, UpsampledConv.as_transposed])
-def test_an_image_of_twice_the_size_by_either_form_in_pieces(form, piece, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setattr("nni_autorecon.accel.upsampling.PIECE", piece)
-    conv, x = UpsampledConv(3, 5).double(), torch.randn(3, 3, 2, 3, dtype=torch.float64, requires_grad=True)
-    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, padding=1)
-    assert_same(form(conv, x), plain, (x, conv.weight), (x, conv.weight))
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 6])
-def test_the_convolution_that_makes_images_in_values_and_gradients(channels):
-    torch.manual_seed(0)
-    conv = torch.nn.Conv2d(6, channels, 3, padding=1).double()
-    inputs = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True), conv.weight, conv.bias
-    assert_same(image_conv(inputs[0], conv), conv(inputs[0]), inputs, inputs)
 
 
 def test_gdfq_at_the_macs_of_a_genotype(tmp_path):

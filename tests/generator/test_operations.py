@@ -1,24 +1,21 @@
-"""Candidate operations and the two forms of their mixture."""
+"""Candidate operations and their mixture."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from nni_autorecon.accel.convolution import ConvTerm
+from nni_autorecon.accel.convolution import summed
 from nni_autorecon.generator.operations import (
     ClassAffine,
     EdgeShape,
     Features,
-    fused_mixture,
     make_candidates,
     make_operation,
     mixture,
-    node_sum,
     sampled_operation,
 )
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NORMAL
-from tests.helpers.toys import plain_activated_conv
 
 NORMAL_EDGE = next(edge for edge in EDGES if edge.kind == NORMAL)
 CROSS_EDGE = next(edge for edge in EDGES if edge.kind == CROSS)
@@ -42,23 +39,6 @@ def test_cross_operations_reach_the_target_size(name, size):
     x, labels = _inputs(5, 2)
     operation = make_operation(name, EdgeShape(3, size, 7)).double()
     assert operation(Features(x), labels).shape == (5, 3, *size)
-
-
-@pytest.mark.parametrize("size", [(8, 12), (4, 4), (9, 12), (4, 6)])
-def test_projecting_before_repeating_pixels_is_the_same_in_values_and_gradients(size):
-    torch.manual_seed(0)
-    operation = make_operation("nearest", EdgeShape(3, size, 5)).double()
-    x, labels = torch.randn(6, 3, 4, 6, dtype=torch.float64, requires_grad=True), torch.arange(6) % 5
-    before = torch.nn.functional.interpolate(x, size, mode="nearest")
-    plain = plain_activated_conv(ConvTerm(Features(before).normalized, operation.affine(labels), [operation.conv]))
-    fast = operation(Features(x), labels)
-    torch.testing.assert_close(fast, plain)
-    weights, inputs = torch.randn_like(plain), (x, *operation.parameters())
-    for got, expected in zip(
-        torch.autograd.grad((fast * weights).sum(), inputs), torch.autograd.grad((plain * weights).sum(), inputs),
-        strict=True,
-    ):  # fmt: skip
-        torch.testing.assert_close(got, expected)
 
 
 def test_identity_is_bare_and_none_is_zero():
@@ -110,28 +90,6 @@ def test_a_dilated_convolution_sees_every_second_pixel():
 
 
 @pytest.mark.parametrize("edge", [NORMAL_EDGE, CROSS_EDGE])
-@pytest.mark.parametrize("size", [(7, 5), (8, 10), (9, 12)])
-@pytest.mark.parametrize("weights", ["random", "one-hot"])
-def test_fused_mixture_is_the_mixture_in_values_and_gradients(edge, size, weights):
-    height, width = size if edge.kind == NORMAL else (4, 5)
-    x, labels = _inputs(height, width)
-    operations = {k: op.double() for k, op in make_candidates(edge, EdgeShape(3, size, 7)).items()}
-    count = len(operations)
-    m = torch.rand(count, dtype=torch.double) if weights == "random" else torch.eye(count, dtype=torch.double)[1]
-    parameters = list(torch.nn.ModuleDict(operations).parameters())
-    for parameter in parameters:
-        torch.nn.init.normal_(parameter)
-    results = []
-    for mix in (mixture, lambda *arguments: node_sum(fused_mixture(*arguments), size)):
-        x_, m_ = x.clone().requires_grad_(), m.clone().requires_grad_()
-        y = mix(operations, m_, Features(x_), labels)
-        probe = torch.linspace(-1, 1, y.numel(), dtype=torch.double).view_as(y)
-        results.append((y, *torch.autograd.grad((y * probe).sum(), [x_, m_, *parameters])))
-    for plain, fused in zip(*results, strict=True):
-        assert_close(plain, fused, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("edge", [NORMAL_EDGE, CROSS_EDGE])
 def test_a_sampled_operation_is_the_mixture_with_one_hot_weights(edge):
     x, labels = _inputs(4, 6)
     operations = torch.nn.ModuleDict(make_candidates(edge, EdgeShape(3, (4, 6), 7))).double()
@@ -140,7 +98,8 @@ def test_a_sampled_operation_is_the_mixture_with_one_hot_weights(edge):
         weights[index] = 1.0
         weights.requires_grad_()
         results = [
-            form(dict(operations.items()), weights, Features(x), labels) for form in (mixture, sampled_operation)
+            summed([form(dict(operations.items()), weights, Features(x), labels)])
+            for form in (mixture, sampled_operation)
         ]
         assert_close(*results)
         plain, sampled = (torch.autograd.grad(result.square().sum(), weights)[0] for result in results)
@@ -154,4 +113,4 @@ def test_mixture_of_a_cross_edge_is_the_weighted_sum():
     operations = {k: op.double() for k, op in make_candidates(CROSS_EDGE, EdgeShape(3, (10, 4), 7)).items()}
     m = torch.tensor([0.2, 0.5, 0.3], dtype=torch.double)
     expected = 0.2 * operations["nearest"](Features(x), labels) + 0.5 * operations["bilinear"](Features(x), labels)
-    assert_close(mixture(operations, m, Features(x), labels), expected)
+    assert_close(summed([mixture(operations, m, Features(x), labels)]), expected)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from nni_autorecon.accel.convolution import LEAKY_SLOPE, ConvTerm
 from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.training import Objective
 from nni_autorecon.losses.reconstruction import reconstruction_loss
@@ -19,17 +18,6 @@ from nni_autorecon.shapes import ImageShape
 IMAGE = ImageShape(2, 9, 11)
 CLASSES = 5
 GENERATOR = {"image": IMAGE, "num_classes": CLASSES, "width": 3, "latent_dim": 7}
-
-
-def plain_activated_conv(*terms: ConvTerm) -> Tensor:
-    """What ``activated_conv`` computes, as an expression."""
-    total = torch.zeros(())
-    for x, affine, convs, weights in terms:
-        scale, shift = affine[..., None, None].unbind(1)
-        a = F.leaky_relu(shift + scale * x, LEAKY_SLOPE)
-        for j, conv in enumerate(convs):
-            total = total + (conv(a) if weights is None else weights[j] * conv(a))
-    return total
 
 
 def count_macs(generator: nn.Module) -> int:

@@ -1,26 +1,29 @@
 """Stage 1 of Algorithm 1: phases, gradients, temperature, export, penalty."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.space import RawFormatModelSpace
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nni_autorecon.accel.cuda_graphs import Recorded
-from nni_autorecon.config.search import FINAL_VALIDATION_STEPS
+from nni_autorecon.accel.convolution import summed
+from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, TEMPERATURES
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.generator.costs import generator_macs
 from nni_autorecon.generator.genotype import check_choices
-from nni_autorecon.generator.operations import Features, mixture, node_sum
+from nni_autorecon.generator.operations import Features
 from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NONE
 from nni_autorecon.losses.reconstruction import ReconstructionLoss
-from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample, MixedEdge
-from nni_autorecon.nas.gumbel import SCHEDULES, temperature_at
-from nni_autorecon.nas.search import search
+from nni_autorecon.nas import search
+from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample
+from nni_autorecon.nas.gumbel import temperature_at
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
 from nni_autorecon.runs.folder import RunFolder
+from tests.helpers.recordings import record_on_the_cpu
 from tests.helpers.searches import CONFIG, run_search
 from tests.helpers.toys import GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
 
@@ -85,7 +88,7 @@ def test_each_epoch_reports_what_the_web_ui_shows():
         assert 1 / 7 < row["confidence"] < 1
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", TEMPERATURES)
 def test_the_temperature_follows_the_schedule_that_was_chosen(schedule):
     rows = []
     run_search(CONFIG.override({"temperature_schedule": schedule}), on_epoch=rows.append)
@@ -123,14 +126,21 @@ def test_a_recorded_sample_sees_the_temperature_change(hard):
 
 
 @pytest.mark.parametrize(
-    ("settings", "kept"), [({}, True), ({"mac_penalty": 0.1}, True), ({"entropy_penalty": 0.1}, False)], ids=str
+    ("settings", "times"), [({}, (1, 1)), ({"mac_penalty": 0.1}, (1, 1)), ({"entropy_penalty": 0.1}, (1, 3))], ids=str
 )
-def test_steps_are_recorded_anew_only_where_an_epoch_is_another_number(monkeypatch, settings, kept):
-    forgotten = []
-    monkeypatch.setattr(Recorded, "forget", lambda step: forgotten.append(step.what))
-    run_search(CONFIG.override(settings))
-    steps = ["the update of W", "the update of α"]
-    assert forgotten == steps * (1 if kept else 4)  # at the end, or at the start of each of three epochs, too
+def test_steps_are_recorded_anew_only_where_an_epoch_is_another_number(monkeypatch, settings, times):
+    recorded = record_on_the_cpu(monkeypatch)
+    run_search(CONFIG.override({**settings, "architecture_steps": 3}))
+    assert (recorded.count("the update of W"), recorded.count("the update of α")) == times
+
+
+def test_both_steps_are_recorded_anew_when_the_opponent_begins_to_play():
+    _, module = _module()
+    module.opponent = SimpleNamespace(plays=lambda epoch: epoch >= 1)
+    keys = []
+    for module.epoch in range(3):
+        keys.append([step.depends_on() for step in module._steps])
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_the_search_is_reproducible_from_its_seed():
@@ -214,20 +224,6 @@ def test_a_one_hot_supernet_is_the_derived_generator():
     torch.testing.assert_close(supernet(z, labels), derived(z, labels), rtol=1e-4, atol=1e-4)
 
 
-def test_a_supernet_sums_the_mixtures_of_its_edges(monkeypatch):
-    supernet, module = _module()
-    for edge in module.mixed_edges():
-        edge.sample = _Fixed(torch.rand(len(edge.edge.candidates)))
-    z, labels = torch.randn(6, 7), torch.arange(6) % 5
-    fused = supernet(z, labels)
-
-    def plain(self, features, labels):
-        return mixture(dict(self.operations.items()), self.sample(self.alpha), features, labels)
-
-    monkeypatch.setattr(MixedEdge, "forward", plain)
-    torch.testing.assert_close(fused, supernet(z, labels), rtol=1e-4, atol=1e-4)
-
-
 class _Fixed(torch.nn.Module):
     hard = False
 
@@ -245,9 +241,9 @@ def test_the_mixed_edge_is_eq_8():
     weights = torch.tensor([0.2, 0.3, 0.5])
     edge.sample = _Fixed(weights)
     x, labels = torch.randn(6, 3, 3, 3), torch.arange(6) % 5
-    expected = mixture(dict(edge.operations.items()), weights, Features(x), labels)
-    parts = edge(Features(x), labels)
-    torch.testing.assert_close(node_sum(parts, expected.shape[2:]), expected)
+    operations, features = edge.operations, Features(x)
+    expected = 0.2 * operations["nearest"](features, labels) + 0.3 * operations["bilinear"](features, labels)
+    torch.testing.assert_close(summed([edge(features, labels)]), expected)
 
 
 def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
@@ -275,7 +271,7 @@ def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
 def test_every_batch_is_announced_and_none_after_the_result(digits_teacher, tmp_path):
     config, folder, late = CONFIG.override({"epochs": 2, "final_steps": 3, "threads": 1}), tmp_path / "run", []
     with RunFolder(folder) as run:
-        search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
+        search.run_search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
     by_epoch = config.weight_steps + config.architecture_steps + config.validation_steps
     assert late == [False] * (2 * by_epoch + config.final_steps + FINAL_VALIDATION_STEPS)
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nni_autorecon.nas.gumbel import SCHEDULES, gumbel_softmax, temperature_at
+from nni_autorecon.config.search import TEMPERATURES
+from nni_autorecon.nas.gumbel import gumbel_softmax, temperature_at
 
 DRAWS = 20_000
 
@@ -67,7 +68,7 @@ def test_the_temperature_must_be_positive(temperature):
         gumbel_softmax(torch.zeros(3), temperature=temperature, relaxation="paper")
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", TEMPERATURES)
 def test_schedules_run_from_start_to_end(schedule):
     path = [temperature_at(e, 5, start=5.0, end=0.1, schedule=schedule) for e in range(5)]
     assert path[0] == pytest.approx(5.0)

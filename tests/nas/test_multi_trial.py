@@ -118,11 +118,17 @@ def test_a_search_does_not_go_on_with_anothers_candidates(config):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "tpe", "relaxation": "paper"}, "strategy tpe does not use relaxation; leave"),
-        ({"strategy": "random", "inherit_weights": True, "mac_penalty": 1.0}, "not use mac_penalty, inherit_weights;"),
-        ({"strategy": "enas", "sampling": "hard", "mac_penalty": 1.0}, "enas does not use sampling, mac_penalty;"),
+        ({"strategy": "tpe", "relaxation": "paper"}, "strategy is tpe, so that relaxation would do nothing; leave"),
+        (
+            {"strategy": "random", "inherit_weights": True, "mac_penalty": 1.0},
+            "so that mac_penalty, inherit_weights",
+        ),
+        (
+            {"strategy": "enas", "sampling": "hard", "mac_penalty": 1.0},
+            "enas, so that sampling, mac_penalty",
+        ),
         ({"strategy": "enas", "architecture_steps": 1}, "enas compares .*; raise architecture_steps from 1"),
-        ({"candidate_steps": 4}, "strategy autorecon does not use candidate_steps"),
+        ({"candidate_steps": 4}, "strategy is autorecon, so that candidate_steps would do nothing"),
         ({"strategy": "evolution", "candidate_steps": 300}, r"candidate_steps \(300\) exceeds .* \(256\); lower it"),
     ],
 )

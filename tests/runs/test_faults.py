@@ -95,7 +95,9 @@ def test_a_run_that_fills_the_disk_keeps_what_it_has(
 
         with monkeypatch.context() as patch, limited(resource.RLIMIT_FSIZE, 2**30):
             patch.setattr(files, "create_beside", on_a_full_disk)
-            refused([*argv, "-o", folder], capsys, f"cannot write {folder / name}: File too large; free some space")
+            refused(
+                [*argv, "-o", folder], capsys, f"cannot write {folder / name}: File too large; free some space", code=3
+            )
         assert not (folder / name).exists()
         assert_whole(folder)
         if (folder / SNAPSHOT).exists():
@@ -107,7 +109,7 @@ def test_a_run_that_fills_the_disk_keeps_what_it_has(
 def test_a_file_system_without_space(kilobytes: int, digits_teacher: Teacher, tmp_path: Path, capsys: Any) -> None:
     with mounted(tmp_path, f"size={kilobytes}k"):
         parts = ("cannot write", "No space left on device; free some space or choose another place")
-        refused([*STAGES["compress"], "-o", tmp_path / "run"], capsys, *parts)
+        refused([*STAGES["compress"], "-o", tmp_path / "run"], capsys, *parts, code=3)
         assert_whole(tmp_path / "run")
 
 
@@ -117,12 +119,12 @@ def test_what_stood_there_stays_when_the_disk_is_full(digits_teacher: Teacher, t
     for argv, earlier in (
         (["show", "published:cifar10-resnet20", "-o", tmp_path / "g.png"], tmp_path / "g.png"),
         (["report", run, "-o", tmp_path / "t"], tmp_path / "t.md"),
-        (["export-model", student], student.with_suffix(".onnx")),
+        (["to-onnx", student], student.with_suffix(".onnx")),
     ):
         earlier.write_text("mine")
         capsys.readouterr()
         with limited(resource.RLIMIT_FSIZE, 100):
-            refused([*argv, "--force"], capsys, f"cannot write {earlier}", "free some space")
+            refused([*argv, "--force"], capsys, f"cannot write {earlier}", "free some space", code=3)
         assert earlier.read_text() == "mine"
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
 
@@ -131,7 +133,7 @@ def test_a_full_disk_below_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr("nni_autorecon.teacher.digits.train_digits_teacher", digits_resnet)
     with limited(resource.RLIMIT_FSIZE, 1000):
-        refused([*STAGES["search"], "-o", tmp_path / "run"], capsys, "free some space", CACHE_VARIABLE)
+        refused([*STAGES["search"], "-o", tmp_path / "run"], capsys, "free some space", CACHE_VARIABLE, code=3)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
     assert not (tmp_path / "run").exists()
 
@@ -152,7 +154,7 @@ def test_a_read_only_disk(
             [*STAGES["search"], "-o", disk],
             ["show", "published:cifar10-resnet20", "-o", disk / "g.png"],
             ["report", run, "-o", disk / "t"],
-            ["export-model", run / "student.safetensors", "-o", disk / "s.onnx"],
+            ["to-onnx", run / "student.safetensors", "-o", disk / "s.onnx"],
         ):
             refused(argv, capsys, f"cannot write {disk}", "Read-only file system; choose a writable place")
         monkeypatch.setenv(CACHE_VARIABLE, str(disk / "cache"))

@@ -151,10 +151,10 @@ def test_a_run_that_goes_on_elsewhere_says_where(unfinished, monkeypatch, capsys
 
 
 def test_a_run_of_another_version_is_not_resumed(unfinished, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "LAYOUT", LAYOUT + 1)
+    monkeypatch.setattr("nni_autorecon.runs.resuming.LAYOUT", LAYOUT + 1)
     assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 2
     assert "holds a run of another version of nni-autorecon; leave out --resume" in capsys.readouterr().err
-    assert RunFolder(unfinished, force=True, resume=True).earlier("compress", CompressConfig()) is None
+    assert RunFolder(unfinished, "trial").earlier("compress", CompressConfig()) is None
 
 
 def test_the_layout_is_counted_up_with_the_names_of_weights():
@@ -279,7 +279,7 @@ def test_a_folder_is_for_one_process_at_a_time(epochs, unfinished, capsys, caplo
             assert "another process works in" in capsys.readouterr().err
         assert _bytes(unfinished) == before
         threading.Timer(0.5, fcntl.flock, (other, fcntl.LOCK_UN)).start()
-        with RunFolder(unfinished, force=True, resume=True) as run:  # a trial's: it waits
+        with RunFolder(unfinished, "trial") as run:  # a trial's: it waits
             assert run.earlier("compress", CompressConfig(seed=5)) is None
     assert "waiting for it to end" in caplog.text
 
@@ -288,11 +288,10 @@ def test_resuming_in_the_first_epoch_of_another_process_leaves_it_its_results(tm
     config, path = CompressConfig(), tmp_path / "run"
     with RunFolder(path) as first:
         first.start("compress", config, device="cpu")
-        with RunFolder(path, resume=True) as second, pytest.raises(InputError, match="another process works in"):
+        with RunFolder(path, "resume") as second, pytest.raises(InputError, match="another process works in"):
             second.earlier("compress", config)
         first.write_result({"agreement": 1.0})
-        first.finish()
-    with RunFolder(path, resume=True) as third, pytest.raises(InputError, match="holds no unfinished run"):
+    with RunFolder(path, "resume") as third, pytest.raises(InputError, match="holds no unfinished run"):
         third.earlier("compress", config)
     assert (path / "result.json").exists()
 
@@ -307,11 +306,12 @@ def test_a_damaged_snapshot_is_said_to_be_one(damage, unfinished, capsys, caplog
     assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 2
     assert f"{SNAPSHOT} is damaged" in caplog.text
     assert capsys.readouterr().err.count("\n") == 1
-    assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume", "--force"]) == 0  # as a trial does
+    with RunFolder(unfinished, "trial") as run:
+        assert run.earlier("compress", CompressConfig()) is None
 
 
 def test_a_trial_starts_anew_where_it_cannot_go_on(unfinished):
-    run = RunFolder(unfinished, force=True, resume=True)
+    run = RunFolder(unfinished, "trial")
     assert run.earlier("compress", CompressConfig(seed=5)) is None
     assert run.rows == []
 

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.compress import CompressConfig
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.experiment.trial import Trial
 from nni_autorecon.nas import search
 from nni_autorecon.runs.folder import RunFolder
@@ -82,7 +82,7 @@ def test_rows_are_there_before_the_run_ends(tmp_path):
 @pytest.mark.parametrize("again", [True, False])
 def test_results_that_are_replaced_take_theirs_along(again, tmp_path):
     for tensorboard in (True, again):
-        run = RunFolder(tmp_path / "run", force=True, tensorboard=tensorboard)
+        run = RunFolder(tmp_path / "run", "replace", tensorboard=tensorboard)
         with run:
             run.start("compress", CompressConfig(), device="cpu")
             run.log({"epoch": 1 + len(list(tmp_path.glob("*/tensorboard/*"))), "loss": 0.5})
@@ -93,7 +93,7 @@ def test_files_of_others_stay(tmp_path):
     mine = tmp_path / "run" / "tensorboard" / "notes.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with RunFolder(tmp_path / "run", force=True, tensorboard=True) as run:
+    with RunFolder(tmp_path / "run", "replace", tensorboard=True) as run:
         run.start("compress", CompressConfig(), device="cpu")
     assert mine.read_text() == "mine"
 
@@ -109,10 +109,9 @@ def test_without_the_package_it_is_refused_in_a_line(tmp_path, monkeypatch, caps
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    run = RunFolder(tmp_path / "run", tensorboard=True)
+    run = RunFolder(tmp_path / "run", "replace", tensorboard=True)
     run.path.mkdir()
     (run / "tensorboard").write_text("a file")
-    run.force = True
     with run, pytest.raises(InputError, match="cannot write .*tensorboard"):
         run.start("compress", CompressConfig(), device="cpu")
 
@@ -125,7 +124,7 @@ def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
         run.start("compress", CompressConfig(), device="cpu")
         run.log({"epoch": 1, "loss": 2.0})
         monkeypatch.setattr(run._events, "_writer", full)
-        with pytest.raises(InputError, match="cannot write .*tfevents.*free some space"):
+        with pytest.raises(MachineError, match="cannot write .*tfevents.*free some space"):
             run.log({"epoch": 2, "loss": 1.0})
 
 

@@ -14,9 +14,9 @@ from nni_autorecon.data.images import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.losses.game import adaptability_loss, disagreement_entropy
 from nni_autorecon.losses.student import compression_loss
-from nni_autorecon.quantization.insertion import PROTOCOLS
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from nni_autorecon.quantization.ranges import RANGES
+from nni_autorecon.quantization.specification import PROTOCOLS
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.student.compression import Compression, compress
 from nni_autorecon.student.features import feature_alignment_loss
@@ -334,7 +334,7 @@ def test_settings_of_quantization_reach_the_student():
 def test_names_in_the_settings_are_those_of_the_quantizers():
     choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(CompressConfig)}
     assert choices["weight_ranges"] == choices["activation_ranges"] == tuple(RANGES)
-    assert choices["protocol"] == PROTOCOLS
+    assert choices["protocol"] == tuple(PROTOCOLS)
     assert choices["student_schedule"] == choices["weight_schedule"] == tuple(SCHEDULES)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.data.digits import digits_data
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.networks import resnet20
 from nni_autorecon.shapes import ImageShape
@@ -264,7 +264,7 @@ def test_resolve_device(name: str, gpu: bool, expected: str, monkeypatch: pytest
 
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="no GPU here; choose --device cpu or auto"):
+    with pytest.raises(MachineError, match="no GPU here; choose --device cpu or auto"):
         resolve_device("cuda")
 
 
@@ -273,7 +273,7 @@ def test_a_trial_that_was_given_a_gpu_and_sees_none(name: str, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("NNI_PLATFORM", "local")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(InputError, match="NNI gave this trial GPU 1, but PyTorch sees none; .* --device cpu"):
+    with pytest.raises(MachineError, match="NNI gave this trial GPU 1, but PyTorch sees none; .* --device cpu"):
         resolve_device(name)
     assert resolve_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

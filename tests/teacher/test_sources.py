@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torchvision.transforms import functional as tv
 
-from nni_autorecon.errors import InputError
+from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import load_teacher
 from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, architecture
@@ -159,7 +159,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, spe
 def test_a_download_that_fails_is_one_line(timm: FakeLibrary, pytorchcv: FakeLibrary, spec: str) -> None:
     timm.failure = pytorchcv.failure = ConnectionError("no route\nto host.")
     message = f"^cannot download the weights of {spec}: no route to host; give a file with --checkpoint$"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(MachineError, match=message):
         load_teacher(spec)
 
 
