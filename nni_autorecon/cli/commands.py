@@ -1,4 +1,4 @@
-"""What a person does beside running a stage: start, resume, export, compare, measure. Heavy imports wait."""
+"""What a person does beside running a stage: start, continue, export, diff, measure. Heavy imports wait."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def check_experiments() -> Finding:
         return Finding("experiments", WRONG, f"{listed} cannot be read ({one_line(error)})", "move it away")
     dead = [key for key, pid in live.items() if not _alive(pid)]
     if dead:
-        remedy = "nni-autorecon resume ID goes on with one; nnictl stop --all clears the list"
+        remedy = "nni-autorecon continue ID goes on with one; nnictl stop --all clears the list"
         return Finding("experiments", NOTE, f"{', '.join(dead)} listed as running, but the manager is gone", remedy)
     return Finding("experiments", OK, f"{len(live)} running ({', '.join(live)})" if live else "none running")
 

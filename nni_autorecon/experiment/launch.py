@@ -50,7 +50,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
     known = known_experiments()[experiment_id]
     if is_running(experiment_id, known):
         address = f"http://127.0.0.1:{known['port']}"
-        raise InputError(f"experiment {experiment_id} is running, see {address}; there is nothing to resume")
+        raise InputError(f"experiment {experiment_id} is running, see {address}; there is nothing to continue")
     try:
         config = _checked(settings, f"experiment {experiment_id}", Path(known["logDir"]))
     except InputError as error:

@@ -125,7 +125,7 @@ class ExperimentStatus:
         parts = [self.summary(), *(lines if self.trials else [])]
         if interrupted := [trial for trial in self.trials if trial.state == INTERRUPTED]:
             saved = sum(trial.has_snapshot for trial in interrupted)
-            parts.append(f"nni-autorecon resume {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
+            parts.append(f"nni-autorecon continue {self.id} starts {len(interrupted)} again, {saved} from a snapshot")
         return "\n".join(parts)
 
 

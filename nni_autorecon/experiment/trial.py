@@ -40,7 +40,7 @@ class Trial:
         try:
             self.parameters = plain_parameters(nni.get_next_parameter() or {})
         except requests.ConnectionError as error:
-            raise AutoReConError("NNI's manager is gone; nni-autorecon resume starts this trial again") from error
+            raise AutoReConError("NNI's manager is gone; nni-autorecon continue starts this trial again") from error
         self._record = nni.trial._params
         self._channel = get_default_trial_command_channel()
         self._looked = time.monotonic()
@@ -98,7 +98,7 @@ class Trial:
 
     def _gone(self) -> AutoReConError:
         return AutoReConError(
-            f"NNI's manager is gone; nni-autorecon resume ID, or --resume --output {self.output}, goes on from here"
+            f"NNI's manager is gone; nni-autorecon continue ID, or --resume --output {self.output}, goes on from here"
         )
 
     def report_final(self, metrics: Mapping[str, Any]) -> None:

@@ -55,12 +55,12 @@ def load_onnx(path: str | Path) -> SavedNetwork:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    network = OnnxNetwork(content, str(path), "give a file of export-model")
+    network = OnnxNetwork(content, str(path), "give a file of nni-autorecon to-onnx")
     if METADATA not in network.metadata:
-        raise InputError(f"{path} was not written by nni-autorecon; give a file of export-model")
+        raise InputError(f"{path} was not written by nni-autorecon; give a file of nni-autorecon to-onnx")
     try:
         known = parse_json(network.metadata[METADATA])
         description, float_bytes = Description.from_dict(known["description"]), int(known["float_bytes"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} has a wrong description ({one_line(error)}); export it again") from error
+        raise InputError(f"{path} has a wrong description ({one_line(error)}); write it again with to-onnx") from error
     return SavedNetwork(network, description, float_bytes, len(content))

@@ -66,9 +66,9 @@ class Genotype:
         try:
             document = parse_json(text)
         except ValueError as error:
-            raise InputError(f"{source} is not JSON ({error}); export it again") from error
+            raise InputError(f"{source} is not JSON ({error}); write it again by best-genotype") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; use nni-autorecon export')
+            raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; give a file of best-genotype')
         if (version := document.get("version")) != VERSION or isinstance(version, bool):
             raise InputError(f"{source} has version {shown(version)}; this release reads version {VERSION}")
         sizes: dict[str, int] = {}
@@ -80,7 +80,7 @@ class Genotype:
             sizes[name] = value
         edges = document.get("edges")
         if not isinstance(edges, dict):
-            raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; export again")
+            raise InputError(f"{source}: edges must map each of the {len(EDGES)} edges to an operation; write it again")
         try:
             check_choices(edges)  # before the checksum, as an error that names the edge helps more
             plain = unsealed(document)
@@ -88,7 +88,7 @@ class Genotype:
             raise InputError(f"{source}: {error}") from None
         except ValueError as error:
             raise InputError(
-                f"{source} is damaged, or edited by hand: {error}; export it again, or take {SEAL} out to keep the edit"
+                f"{source} is damaged, or edited by hand: {error}; write it again, or take {SEAL} out to keep the edit"
             ) from error
         details = {k: v for k, v in plain.items() if k not in ("format", "version", "edges", *sizes)}
         return cls(edges, **sizes, details=details)

@@ -121,7 +121,8 @@ def test_experiments_without_a_manager(monkeypatch, tmp_path, nobody):
     listed.write_text(json.dumps(experiments))
     _is(doctor.check_experiments(), OK, "1 running (a)")
     listed.write_text(json.dumps({**experiments, "c": {"status": "RUNNING", "pid": nobody}, "d": {"status": "DONE"}}))
-    _is(doctor.check_experiments(), NOTE, "c, d listed as running, but the manager is gone", "nni-autorecon resume ID")
+    gone = "c, d listed as running, but the manager is gone"
+    _is(doctor.check_experiments(), NOTE, gone, "nni-autorecon continue ID")
     for damaged in ("{", "[]", '{"a": 1}'):
         listed.write_text(damaged)
         _is(doctor.check_experiments(), WRONG, f"{listed} cannot be read", "move it away")

@@ -270,7 +270,7 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
         assert done.stdout.splitlines() == [
             f"experiment {identifier} is running: http://127.0.0.1:{port}",
             f"  nni-autorecon status --experiment {identifier}",
-            f"  nni-autorecon export --experiment {identifier}",
+            f"  nni-autorecon best-genotype --experiment {identifier}",
             f"  nnictl stop {identifier}",
         ]
         assert done.stderr == "waiting for the first trial to work; Ctrl-C stops the experiment\n"

@@ -1,4 +1,4 @@
-"""nni-autorecon resume: what it refuses, and that a killed experiment goes on, for this machine alone, to its end."""
+"""nni-autorecon continue: what it refuses, and that a killed experiment goes on, for this machine alone, to its end."""
 
 import json
 import os
@@ -206,13 +206,13 @@ def test_a_killed_experiment_goes_on_to_its_end(environment, tmp_path):
     process.resume()
     wait_until(lambda: not processes(name), "the trial outlives its manager")
     said = (Path(trial["logPath"]) / "trial.stderr").read_text().splitlines()[-1]
-    assert said.startswith("nni-autorecon: error: NNI's manager is gone; nni-autorecon resume ID, or")
+    assert said.startswith("nni-autorecon: error: NNI's manager is gone; nni-autorecon continue ID, or")
 
     status = tool(environment, "nni-autorecon", "status", "--experiment", identifier).stdout.splitlines()
     assert status[0].endswith(f"({identifier}): manager not running, 0 of 1 trials done")
     done = int(re.match(rf"{name} +interrupted +(\d+)/{EPOCHS} ", status[2])[1])
     assert 0 < done < EPOCHS
-    assert status[3:] == [f"nni-autorecon resume {identifier} starts 1 again, 1 from a snapshot"]
+    assert status[3:] == [f"nni-autorecon continue {identifier} starts 1 again, 1 from a snapshot"]
 
     resumed = tool(environment, "nni-autorecon", "resume", identifier, "--port", port)
     assert resumed.returncode == 0, resumed.stderr

@@ -172,7 +172,7 @@ def test_nothing_runs_without_a_manager(database, tmp_path, monkeypatch, capsys)
         "d      finished     –      0.5000     0.2500    –",
         "g      canceled     –      –          –         –",
         "h      waiting      –      –          –         –",
-        "nni-autorecon resume e starts 2 again, 1 from a snapshot",
+        "nni-autorecon continue e starts 2 again, 1 from a snapshot",
     ]
 
 

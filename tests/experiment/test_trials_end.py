@@ -74,7 +74,7 @@ def _assert_ends_with_its_manager(trial, identifier):
     (manager,) = [process for process in processes(identifier) if "--experiments-directory" in process.cmdline()]
     manager.kill()
     wait_until(lambda: not processes(identifier), "an orphan survives", seconds=60)
-    assert re.search("NNI's manager is gone; nni-autorecon resume ID", _said(trial))
+    assert re.search("NNI's manager is gone; nni-autorecon continue ID", _said(trial))
     _assert_resumable(trial)
 
 
