@@ -1,6 +1,7 @@
 """Factories in files of the person's own: each file is a module of its own, whatever else has its name."""
 
 import copy
+import os
 import pickle
 import sys
 
@@ -77,7 +78,7 @@ def test_a_file_that_was_mended_is_read_again(two, tmp_path):
         architecture(f"{path}:make")
     path.write_text(NETWORK.format(width=11))
     assert architecture(f"{path}:make").conv.out_channels == 11
-    assert pickle.loads(pickle.dumps(two[1])).sizes.width == 5
+    assert [pickle.loads(pickle.dumps(network)).sizes.width for network in two] == [3, 5]  # as before
 
 
 @pytest.mark.parametrize("stem", ["json", "torch"])
@@ -86,3 +87,17 @@ def test_a_file_may_have_the_name_of_a_module(stem, tmp_path):
     (tmp_path / f"{stem}.py").write_text(NETWORK.format(width=3))
     assert architecture(f"{tmp_path}/{stem}.py:make").conv.out_channels == 3
     assert sys.modules.get(stem) is before
+
+
+def test_a_file_that_is_loaded_twice_is_one_module(two, tmp_path):
+    again = architecture(f"{tmp_path / 'a' / 'models.py'}:make")
+    assert type(again) is type(two[0])
+    assert pickle.loads(pickle.dumps(two[0])).sizes == again.sizes
+
+
+def test_a_folder_whose_name_is_no_text_holds_networks_too(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "models.py").write_text(NETWORK.format(width=3))
+    network = architecture(f"{folder}/models.py:make")
+    assert pickle.loads(pickle.dumps(network)).sizes.width == 3
