@@ -191,7 +191,9 @@ def test_what_contradicts_itself_is_refused(call, more, message, tmp_path, monke
     [{"checkpoint": "w.pt"}, {"num_classes": 5}, {"image_size": 9}, {"mean": "0,0"}, {"std": "1,1"}, {"device": "cpu"}],
 )
 def test_what_a_loaded_teacher_knows_is_not_set_again(setting, teacher):
-    assert f"loaded already, so that {next(iter(setting))} would do nothing" in refusal(run, "search", teacher, **setting)
+    assert f"loaded already, so that {next(iter(setting))} would do nothing" in refusal(
+        run, "search", teacher, **setting
+    )
 
 
 # Live networks
@@ -327,7 +329,9 @@ def test_the_command_line_goes_on_with_what_python_began(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         run("compress", teacher, folder=folder, on_epoch=stop_in_epoch_2)
     config = nar.CompressConfig(**RUNS["compress"][1], **named)
-    flags = [word for name in sorted(config.given) for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    flags = [
+        word for name in sorted(config.given) for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))
+    ]
     assert cli.main(["compress", *flags, "-o", str(folder), "--resume"]) == 0, capsys.readouterr().err
     for name in ("student.safetensors", "metrics.csv", "config.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -230,7 +230,6 @@ def _annotations(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-@functools.cache
 def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the settings by name; ``__dataclass_fields__`` holds class variables, too."""
     return {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}

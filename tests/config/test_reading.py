@@ -66,7 +66,8 @@ def test_what_is_wrong_is_one_line(read, text, message):
 
 def test_a_merge_in_settings_and_experiments(tmp_path):
     """An alias that stands for a scalar or mapping more than once is plain YAML."""
-    text = "trialCommand: &c python trials/search.py\na: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [*a, *a], z: 0}\nagain: [*c, *a, *a]\n"
+    text = "trialCommand: &c python trials/search.py\na: &a {x: 1, y: 2}\n"
+    text += "b: {<<: *a, y: 3}\nc: {<<: [*a, *a], z: 0}\nagain: [*c, *a, *a]\n"
     (tmp_path / "e.yml").write_text(text)
     known = read_experiment(tmp_path / "e.yml")
     assert known["b"] == {"x": 1, "y": 3}

@@ -26,7 +26,7 @@ CONFIGS = [stage.config for stage in STAGES.values()]
         (SearchConfig, {"device": "tpu"}, "device = 'tpu' is not one of auto, cpu, cuda; choose one of them"),
         (CompressConfig, {"bits": "w4"}, "bits: bits 'w4' are not understood; write them as w4a8"),
         (CompressConfig, {"bits": 4}, "bits = 4 is not text"),
-        (CompressConfig, {"weight_schedule": "cosin"}, "weight_schedule = 'cosin' is not one of constant, cosine, step"),
+        (CompressConfig, {"weight_schedule": "cosin"}, "weight_schedule = 'cosin' is not one of constant, cosine"),
         (CompressConfig, {"steps": 0}, "steps = 0 is too small"),
         (CompressConfig, {"batch_size": 1}, "batch_size = 1 is too small; the least is 2"),
         (CompressConfig, {"generator": "nonsense"}, "generator 'nonsense' is not known; use one of searched"),

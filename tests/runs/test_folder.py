@@ -53,7 +53,7 @@ def test_a_run_that_is_over_leaves_results_alone(tmp_path):
 @pytest.mark.parametrize("result", [None, {"loss": 0.5}])
 def test_a_run_that_fails_can_be_gone_on_with(result, tmp_path):
     """Be it after its result was written: the folder then lacks figures."""
-    with pytest.raises(StopError), RunFolder(tmp_path) as run:
+    with pytest.raises(StopError), RunFolder(tmp_path) as run:  # noqa: PT012
         run.start("search", CONFIG, device="cpu")
         run.log({"epoch": 1})
         run.save("search", CONFIG, {"epoch": 1})
@@ -180,4 +180,3 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; name a folder"):
         RunFolder(tmp_path / "file", "replace")
-

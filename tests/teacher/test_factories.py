@@ -55,7 +55,7 @@ def test_files_of_one_name_do_not_take_each_others_place(two):
     images = torch.randn(2, 2, 7, 7)
     for network, width in zip(two, (3, 5), strict=True):
         module = sys.modules[type(network).__module__]
-        assert module.WIDTH == width
+        assert width == module.WIDTH
         assert module.Net is type(network)
         assert torch.equal(network(images), network.conv(images).mean((2, 3)) * width)
         for again in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
