@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nni_autorecon import files
+from nni_autorecon import files, load_student
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli.main import FORMER_NAMES
 from nni_autorecon.config.search import SearchConfig
@@ -175,6 +175,9 @@ def test_a_distilled_student_is_measured_from_its_file(digits_teacher, tmp_path,
     for flags in ([], ["--device", "cpu"], ["--test-data", "digits"]):
         assert cli.main(["evaluate", str(tmp_path / "student.pt"), *flags]) == 0
         assert f"test accuracy {accuracy} on" in capsys.readouterr().out
+    loaded = load_student(tmp_path / "student.pt").network.state_dict()
+    stored = torch.load(tmp_path / "student.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(loaded[name], value) for name, value in stored.items())
     assert "was not written by distill" in refused(capsys, 2, "evaluate", _weights(tmp_path))
 
 
