@@ -252,16 +252,34 @@ def _configured(
     if config is not None:
         if settings or genotype is not None:
             raise InputError(f"config is given, and {', '.join(settings) or 'genotype'} beside it; give one of them")
-        return None, config
+        if isinstance(teacher, str):
+            if teacher not in ("digits", config.teacher):  # digits is what the parameter has if it is left out
+                raise InputError(f"teacher {teacher} is given beside a config of {config.teacher}; give one of them")
+            return None, config
+        return teacher, _of_loaded(teacher, config)
     values = dict(settings)
     if genotype is not None:
         values["genotype"] = genotype.to_json(indent=None) if isinstance(genotype, Genotype) else str(genotype)
     if isinstance(teacher, str):
         return None, kind().override({"teacher": teacher, **values}, source="arguments")
-    known = ("checkpoint", "num_classes", "image_size", "mean", "std", "device")
-    if said := [name for name in known if name in values]:
+    return teacher, _of_loaded(teacher, kind().override(values, source="arguments"))
+
+
+def _of_loaded(teacher: Teacher, config: AnyConfig) -> AnyConfig:
+    """Return ``config`` with the settings of a loaded teacher. Raises InputError if it speaks of one itself."""
+    known = ("teacher", "checkpoint", "num_classes", "image_size", "mean", "std", "device")
+    if said := [name for name in known if name in config.given]:
         raise InputError(f"the teacher is loaded already, so that {', '.join(said)} would do nothing; leave it out")
-    return teacher, kind().override({"teacher": teacher.name, **teacher.settings, **values}, source="arguments")
+    return config.override({"teacher": teacher.name, **teacher.settings}, source="arguments")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the result of a search when it is first named, for NNI takes seconds."""
+    if name != "SearchResult":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .nas.search import SearchResult
+
+    return SearchResult
 
 
 def _mode(mode: Mode | None, resume: bool, replace: bool) -> Mode:

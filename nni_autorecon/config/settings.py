@@ -157,14 +157,14 @@ class Settings:
         """Mend what YAML misreads: it takes 1e-3 for text, and a grey mean of 0.5 for a number."""
         if name in ("mean", "std") and isinstance(value, (int, float)):
             return str(value)
-        if isinstance(value, str) and name in cls.__dataclass_fields__ and cls.field_type(name) is float:
+        if isinstance(value, str) and name in _fields(cls) and cls.field_type(name) is float:
             return _parse(float, value)
         return value
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add one flag per setting. A flag that is not given leaves no trace: files and defaults show through."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = _fields(cls)
         listed = {name for names in cls.GROUPS.values() for name in names}
         rest = tuple(name for name in fields if name not in listed)
         groups = {**cls.GROUPS, **({"other settings": rest} if rest else {})}
@@ -189,8 +189,7 @@ class Settings:
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """Return the defaults, then the file in ``arguments.config``, then the flags that were given."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        flags = {name: value for name, value in vars(arguments).items() if name in names}
+        flags = {name: value for name, value in vars(arguments).items() if name in _fields(cls)}
         parsed = {
             name: _parse(cls.field_type(name), value) if isinstance(value, str) else value
             for name, value in flags.items()
@@ -211,8 +210,8 @@ class Settings:
         if not isinstance(values, Mapping):
             raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
         for name in values:
-            if name not in cls.__dataclass_fields__:
-                hint = _suggestion(name, cls.__dataclass_fields__)
+            if name not in _fields(cls):
+                hint = _suggestion(name, _fields(cls))
                 raise InputError(f"{source}: unknown setting {shown(name)}{hint}")
         return {name: cls._checked(name, value, source) for name, value in values.items()}
 
@@ -221,7 +220,7 @@ class Settings:
         """Return ``value`` as the type of the setting ``name``, within its range. Raises InputError if it is not."""
         if isinstance(value, str):
             value = cls.FORMER_VALUES.get(name, {}).get(value, value)
-        return _check(cls.__dataclass_fields__[name], cls.field_type(name), value, source)
+        return _check(_fields(cls)[name], cls.field_type(name), value, source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings, as JSON holds them."""
@@ -232,6 +231,11 @@ class Settings:
 @functools.cache
 def _annotations(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Return the settings by name; ``__dataclass_fields__`` holds class variables, too."""
+    return {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
 def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -> Any:

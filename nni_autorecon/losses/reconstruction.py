@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DivergenceError
+from ..errors import DivergenceError, InputError
 from .batchnorm import BatchNormStatistics, record_bn_statistics
 from .forms import GAPS, deviation_gap
 
@@ -32,10 +32,10 @@ class ReconstructionLoss(NamedTuple):
 def bn_statistics_loss(statistics: Sequence[BatchNormStatistics], *, form: str = "var") -> Tensor:
     """Return L_bns of eq. 1, []: the mean over layers of the mean over channels of a gap in statistics.
 
-    form: a key of ``GAPS``; ``var`` is GDFQ's.  Raises ValueError if there are no layers, KeyError for other forms.
+    form: a key of ``GAPS``; ``var`` is GDFQ's.  Raises InputError if there are no layers, KeyError for other forms.
     """
     if not statistics:
-        raise ValueError("no BatchNorm2d with running statistics was called; set the BNS weight to 0")
+        raise InputError("the teacher calls no BatchNorm2d with running statistics; set bns_weight to 0")
     gap = GAPS[form](_joined(statistics))
     return gap @ _shares(tuple(len(s.mean) for s in statistics), gap.dtype, gap.device)
 
@@ -63,7 +63,8 @@ def reconstruction_loss(
 
     images: [N, C, H, W]; labels: [N], or probabilities [N, K]; bns_form: the form of :func:`bn_statistics_loss`.
     L_bns is 0 if ``bns_weight`` is 0 and the teacher calls no BatchNorm2d.
-    Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d although ``bns_weight`` > 0.
+    Raises ValueError if the teacher is in training mode, InputError if it calls no BatchNorm2d although ``bns_weight``
+    > 0.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode; call teacher.eval()")
@@ -89,14 +90,14 @@ def zeroq_loss(teacher: nn.Module, images: Tensor) -> Tensor:
     statistics from mean 0 and standard deviation 1. Statistics are those of the batch, as in the paper; the authors'
     code compares those of every single image. images: [N, C, H, W].
 
-    Raises ValueError if the teacher is in training mode, or calls no BatchNorm2d with running statistics.
+    Raises ValueError if the teacher is in training mode, InputError if it calls no BatchNorm2d with running statistics.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode; call teacher.eval()")
     with record_bn_statistics(teacher) as statistics:
         teacher(images)
     if not statistics:
-        raise ValueError("no BatchNorm2d with running statistics was called; ZeroQ has nothing to match")
+        raise InputError("the teacher calls no BatchNorm2d, so ZeroQ has nothing to match; choose another method")
     var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)  # both [C]
     standard = BatchNormStatistics(mean, var, torch.zeros_like(mean), torch.ones_like(var))
     return statistics_distance([standard, *statistics])

@@ -74,12 +74,13 @@ def _train_supernet(
         LatentLoader(source, "search", config.epoch_steps, epoch),
         LatentLoader(source, "validation", config.validation_steps, lambda: 0),
     )
+    answer = signal.getsignal(signal.SIGINT)
     try:
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
     except SystemExit as stop:  # Lightning answers Ctrl-C by ending the process with another exit code
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, answer)  # Lightning ignores it from then on
         raise KeyboardInterrupt from stop
 
 

@@ -73,7 +73,7 @@ class Teacher:
             mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None is its attribute of that
                 name, a tuple or list, else ImageNet's for three channels and 0 for others.
             std: Their standard deviation, likewise.
-            name: What errors and results call it. None is ``in memory:`` and its class.
+            name: What errors and results call it after ``in memory:``. None is its class.
             resize: Short side of a picture before the centre crop to ``image``, when test data are measured.
             device: Where to compute: ``cpu``, ``cuda`` or ``auto``. None is where the network is.
             need_batchnorm: Whether BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
@@ -86,7 +86,7 @@ class Teacher:
                 images in place, calls no BatchNorm2d although they are needed, or mean or std do not fit.
             MachineError: If ``device`` is cuda and PyTorch sees no GPU.
         """
-        name = name or f"{IN_MEMORY}{type(network).__name__}"
+        name = f"{IN_MEMORY}{name or type(network).__name__}"  # so that nothing takes it for one that can be loaded
         where = resolve_device(device) if isinstance(device, str) else device
         own = copy.deepcopy(network).requires_grad_(False).eval()
         own = own if where is None else own.to(where)

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from torch import nn
 
 from ..data import digits
 from ..errors import InputError, MachineError, named, one_line
-from ..files import is_there
+from ..files import digest, is_there
 from ..networks import digits_resnet
 from .checkpoint import load_checkpoint
 from .digits import load_digits_teacher
@@ -208,10 +209,13 @@ def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
-    """Import a Python file. Raises InputError if it is missing or raises an error."""
+    """Import a Python file, once for the same contents. Raises InputError if it is missing or raises an error."""
     if not is_there(path, Path.is_file):
         raise InputError(f"network {spec}: file {path} does not exist; check the path")
-    name = f"_nni_autorecon_network_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    code = hashlib.sha256(os.fsencode(path.resolve()) + str(digest(path)).encode()).hexdigest()[:16]
+    name = f"_nni_autorecon_network_{code}"
+    if name in sys.modules:  # a second copy would take it away from networks that exist, which pickle needs
+        return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise InputError(f"network {spec}: Python cannot import {path}; give a file whose name ends in .py")

@@ -21,7 +21,7 @@ from nni_autorecon.student.features import feature_alignment_loss, with_features
 from nni_autorecon.student.images import low_pass
 from nni_autorecon.student.inundation import flipping_factor, inundation
 from nni_autorecon.student.training import hard_samples
-from tests.helpers.toys import SmallResNet, toy_teacher
+from tests.helpers.toys import SmallResNet, snapshot, toy_teacher
 
 STUDENT = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 TEACHER = torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 1.0]])
@@ -242,6 +242,19 @@ def test_inundation_loses_nothing_of_a_step_that_is_small_beside_its_weight(rate
     exact = -(gradient.double() + decay * old.double()) * (1 + momentum)
     assert torch.cosine_similarity(step.flatten(), exact.flatten(), dim=0) > 1 - 1e-9
     assert (step != 0).all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_inundation_that_fails_leaves_every_weight_as_it_was(error):
+    student, _ = quantize_network(SmallResNet(), Quantization("w4a4"))
+    before = snapshot(student)
+    with pytest.raises(error), inundation(student, share=0.1, decay=0.5):  # noqa: PT012
+        with torch.no_grad():
+            weight = student.get_parameter("stem.0.parametrizations.weight.original")
+            assert not weight.any()
+            weight += 1.0
+        raise error
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
 
 
 def codes_of(weight):
