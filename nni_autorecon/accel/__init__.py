@@ -2,7 +2,7 @@
 
 With :data:`enabled` false, everything here computes the same plainly: with PyTorch's own operations, in the usual
 layout, and without recording. So do the quantizer of activations (:mod:`..quantization.fake_quantize`) and the norms of
-a teacher that is observed (:mod:`..teacher.batchnorm`). All of them look at it in each call.
+a teacher that is observed (:mod:`..losses.batchnorm`). All of them look at it in each call.
 """
 
 import os

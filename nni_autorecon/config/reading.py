@@ -24,7 +24,8 @@ def read_names_and_values(path: str | Path, what: str, *, remedy: str) -> dict[A
     try:
         values = parse_json_or_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
-        raise InputError(f"{what} {path} is neither JSON nor YAML: {one_line(error)}; {remedy}") from error
+        reason = one_line(error).replace('"<unicode string>", ', "")
+        raise InputError(f"{what} {path} is neither JSON nor YAML: {reason}; {remedy}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

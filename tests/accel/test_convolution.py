@@ -14,6 +14,7 @@ from nni_autorecon.generator.operations import ClassAffine
 CONVS = [[(1, 1)], [(3, 1)], [(5, 2)], [(5, 1), (5, 2)], [(3, 3)], [(5, 1), (1, 1), (3, 1), (3, 2), (5, 2)]]
 """Kernel size and dilation of each convolution."""
 LABELS = torch.tensor([0, 3, 1, 6, 3])
+from tests.helpers.calls import Called
 
 
 def _random(*shape):
@@ -91,18 +92,6 @@ def test_only_the_wanted_gradients_are_computed(both_ways):
             other.requires_grad_(other is wanted)
         (_, merged), (_, plain) = both_ways(lambda: _value_and_gradients(edges))
         assert_close(merged, plain)
-
-
-class Called(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the calls of an operation of PyTorch."""
-
-    def __init__(self, operation):
-        super().__init__()
-        self.operation, self.count = operation, 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.count += function.overloadpacket is self.operation
-        return function(*arguments, **(keywords or {}))
 
 
 def _calls(operation, function):

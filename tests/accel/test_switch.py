@@ -25,7 +25,7 @@ from nni_autorecon.nas.space import GeneratorSpace
 from nni_autorecon.quantization.fake_quantize import fake_quantize
 from nni_autorecon.quantization.ranges import affine_qparams
 from nni_autorecon.shapes import ImageShape
-from tests.accel.test_convolution import Called
+from tests.helpers.calls import Called
 from tests.helpers.searches import CONFIG
 from tests.helpers.toys import GENERATOR, IMAGE, toy_teacher
 
