@@ -70,10 +70,9 @@ def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
     """
     outputs = {}
     for node, layer, norm_node, norm in list(normed_layers(network)):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         layer.weight, layer.bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            layer.weight, layer.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
         outputs[str(node.target)] = Normal(*(value.to(layer.weight) for value in batchnorm_output(norm)))
         norm_node.replace_all_uses_with(node)
@@ -107,8 +106,14 @@ class Normal(NamedTuple):
 
 
 def batchnorm_output(norm: nn.Module) -> Normal:
-    """What a BatchNorm puts out on the data it was trained with: mean beta, standard deviation |gamma|."""
-    assert isinstance(norm, BATCHNORMS)
+    """Return what a BatchNorm puts out on the data it was trained with: mean beta, standard deviation |gamma|.
+
+    Raises TypeError for any other layer.
+    """
+    if not isinstance(norm, BATCHNORMS):
+        raise TypeError(
+            f"{type(norm).__name__} is no BatchNorm; give one of {', '.join(b.__name__ for b in BATCHNORMS)}"
+        )
     if norm.affine:
         return Normal(norm.bias.detach(), norm.weight.detach().abs())
     zeros = torch.zeros(norm.num_features)
@@ -116,7 +121,7 @@ def batchnorm_output(norm: nn.Module) -> Normal:
 
 
 def affine_of(norm: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """The factor and the shift, both [C], that ``norm`` is in eval mode; differentiable in its parameters."""
+    """Return the factor and the shift, both [C], that ``norm`` applies in eval mode; differentiable in its parameters."""
     mean, variance = (cast(Tensor, each).to(dtype=dtype) for each in (norm.running_mean, norm.running_var))
     factor = (variance + norm.eps).rsqrt()
     if norm.weight is not None:

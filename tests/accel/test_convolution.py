@@ -10,11 +10,11 @@ from torch.testing import assert_close
 from nni_autorecon import accel
 from nni_autorecon.accel.convolution import ConvSum, activated_conv, summed, waiting_sums
 from nni_autorecon.generator.operations import ClassAffine
+from tests.helpers.calls import Called
 
 CONVS = [[(1, 1)], [(3, 1)], [(5, 2)], [(5, 1), (5, 2)], [(3, 3)], [(5, 1), (1, 1), (3, 1), (3, 2), (5, 2)]]
 """Kernel size and dilation of each convolution."""
 LABELS = torch.tensor([0, 3, 1, 6, 3])
-from tests.helpers.calls import Called
 
 
 def _random(*shape):

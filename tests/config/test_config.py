@@ -100,7 +100,7 @@ GDFQ = CompressConfig(generator="gdfq")
         (
             CompressConfig(),
             {"method": "dfq", "epochs": 77, "steps": 3},
-            "dfq, so that steps would do nothing",
+            "dfq, so that steps, epochs would do nothing",
         ),
         (CompressConfig(), {"method": "dfc", "weight_lr": 0.1}, "method is dfc, so that weight_lr would do nothing"),
         (GDFQ, {"bns_weight": 0.0, "bns_form": "kl"}, "bns_weight is 0, so that bns_form would do nothing"),
