@@ -121,7 +121,7 @@ def batchnorm_output(norm: nn.Module) -> Normal:
 
 
 def affine_of(norm: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Return the factor and the shift, both [C], that ``norm`` applies in eval mode; differentiable in its parameters."""
+    """Return the factor and shift, [C] each, that ``norm`` applies in eval mode; differentiable in its parameters."""
     mean, variance = (cast(Tensor, each).to(dtype=dtype) for each in (norm.running_mean, norm.running_var))
     factor = (variance + norm.eps).rsqrt()
     if norm.weight is not None:
