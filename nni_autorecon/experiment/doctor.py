@@ -1,4 +1,4 @@
-"""What this machine and environment lack for the command line, NNI and its experiments. Needs little to run itself."""
+"""The doctor says what a machine lacks for the command line, NNI and its experiments. It needs little to run itself."""
 
 from __future__ import annotations
 
@@ -25,13 +25,23 @@ from .gpus import count_gpus, refuse_unmeetable_request
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 PYTHON = ">=3.10,<3.14"
-PACKAGES = {  # as in pyproject.toml
+PACKAGES = {  # the dependencies in pyproject.toml
     "nni": "==3.0",
     "torch": ">=2.6",
     "torchvision": ">=0.21",
-    "pytorch-lightning": ">=2.5,<3",
-    "setuptools": ">=77.0.3,<80.9",
     "numpy": ">=1.26",
+    "pandas": ">=2.0",
+    "matplotlib": ">=3.8",
+    "pytorch-lightning": ">=2.5,<3",
+    "scikit-learn": ">=1.3",
+    "safetensors": ">=0.4",
+    "setuptools": ">=77.0.3,<80.9",
+    "filelock": ">=3.4",
+    "platformdirs": ">=4.0",
+    "pyyaml": ">=6.0",
+    "psutil": ">=5.9",
+    "requests": ">=2.28",
+    "tqdm": ">=4.64",
 }
 PORT = 8080
 GIB = 2**30
@@ -41,7 +51,7 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found: ``ok``, ``note`` (worth knowing) or ``wrong``, and what to do about it."""
+    """The finding of a check: ``ok``, ``note`` (worth knowing) or ``wrong``, and what to do about it."""
 
     name: str
     state: str
@@ -63,7 +73,7 @@ def doctor(file: Path | None = None) -> None:
 
 
 def examine(file: Path | None = None) -> Iterator[Finding]:
-    """Findings about the machine and, with ``file``, about that experiment, one after another."""
+    """Yield findings about the machine and, with ``file``, about that experiment, one after another."""
     yield check_python()
     yield Finding("nni-autorecon", OK, f"{__version__}, {Path(__file__).parents[1]}")
     yield from (check_package(name, wanted) for name, wanted in PACKAGES.items())
@@ -100,7 +110,7 @@ def check_machine() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """What PyTorch can use, beside what the driver has."""
+    """Compare the GPUs that PyTorch can use with those that the driver has."""
     driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])[1].split("\n")[0]
     there = count_gpus()
     try:
@@ -139,7 +149,7 @@ def check_nnictl() -> Finding:
 
 
 def check_manager() -> Finding:
-    """NNI brings a node of its own, which runs the manager."""
+    """Start the node that NNI brings, which runs the manager."""
     package = util.find_spec("nni_node")
     folders = (package and package.submodule_search_locations) or []
     code, output = _run([str(Path(folder, "node")) for folder in folders] + ["--version"])
@@ -151,7 +161,7 @@ def check_manager() -> Finding:
 
 
 def check_path() -> Finding:
-    """``trialCommand: python …`` is run by the shell."""
+    """Look which Python the shell finds, for it runs ``trialCommand: python …``."""
     code, prefix = _run(["python", "-c", "import sys; print(sys.prefix)"])
     if code == 0 and prefix and Path(prefix).resolve() == Path(sys.prefix).resolve():
         return Finding("python on PATH", OK, "this environment's, as trialCommand needs")
@@ -160,7 +170,7 @@ def check_path() -> Finding:
 
 
 def check_experiments() -> Finding:
-    """Experiments that NNI's list calls running although nobody runs them."""
+    """Look for experiments that NNI's list calls running although nobody runs them."""
     listed = _nni_home() / ".experiment"
     try:
         experiments = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
@@ -191,7 +201,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 
 def check_folder(name: str, folder: Path, remedy: str) -> Finding:
-    """Whether files can be written in ``folder``, or where it would be made, and for how much there is space."""
+    """Try whether files can be written in ``folder``, or where it would be made, and how much space is left."""
     try:
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=there):
@@ -204,7 +214,7 @@ def check_folder(name: str, folder: Path, remedy: str) -> Finding:
 
 
 def check_experiment(file: Path) -> Finding:
-    """Whether NNI can give the experiment's trials the GPUs that they ask for."""
+    """Look whether NNI can give the experiment's trials the GPUs that they ask for."""
     from ..config.reading import read_names_and_values  # it needs PyYAML, which may be missing
 
     try:
@@ -217,7 +227,7 @@ def check_experiment(file: Path) -> Finding:
 
 
 def _meets(version: str, wanted: str) -> bool:
-    """Whether ``version`` is in a range such as ``>=2.5,<3``; of it, only the numbers at its beginning count."""
+    """Return True if ``version`` is in a range such as ``>=2.5,<3``; only the numbers at its beginning count."""
     for operator, bound in re.findall(r"(==|>=|<)([\d.]+)", wanted):
         pairs = list(zip_longest(_numbers(version), _numbers(bound), fillvalue=0))
         ours, limit = [a for a, _ in pairs], [b for _, b in pairs]
@@ -232,7 +242,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _run(command: list[str]) -> tuple[int, str]:
-    """Exit code and output of a program; -1 and the reason if it cannot be started or does not end."""
+    """Return exit code and output of a program; -1 and the reason if it cannot be started or does not end."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def _is(finding, state, found, remedy=""):
 def test_versions_are_those_of_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     assert f'requires-python = "{doctor.PYTHON}"' in project
-    assert [name for name, wanted in doctor.PACKAGES.items() if f'"{name}{wanted}"' not in project] == []
+    listed = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    needed = re.findall(r'^ *"([^"]+)"', listed, flags=re.MULTILINE)
+    assert sorted(f"{name}{wanted}" for name, wanted in doctor.PACKAGES.items()) == sorted(needed) != []
 
 
 @pytest.mark.parametrize(
