@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,9 +35,6 @@ from ..shapes import ImageShape
 from ..teacher.loading import IN_MEMORY, Teacher
 from ..teacher.sources import architecture, names_code
 from ..version import __version__
-
-if TYPE_CHECKING:
-    from .onnx import Agreement
 
 FORMAT = 2
 """Counted up whenever an earlier version could no longer read the file."""
@@ -132,31 +129,6 @@ class SavedNetwork:
         )
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool
-class Student:
-    """A quantized student after its training: the network, with quantizers in it, and what its file says of it."""
-
-    network: nn.Module
-    description: Description
-    teacher: nn.Module
-    """The network that it was made of, which gives the structure of what is exported."""
-
-    def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file, replacing ``path``. Raises InputError if the file cannot be written."""
-        save_network(path, self.network, self.description)
-
-    def to_onnx(self, path: str | Path) -> Agreement:
-        """Write it as ONNX, replacing ``path``, and return how well onnxruntime agrees with PyTorch on noise.
-
-        Raises InputError if the extra ``onnx`` is missing or the network has a part that ONNX lacks, MachineError if
-        the runtimes disagree.
-        """
-        from .onnx import export_onnx  # slow to import
-
-        content = student_bytes(self.network, self.description)
-        return export_onnx(_network_of(content, str(path), self.teacher), path)
-
-
 def save_network(path: str | Path, student: nn.Module, description: Description) -> None:
     """Write ``student`` as one safetensors file, replacing ``path``.
 
@@ -209,11 +181,11 @@ def load_network(path: str | Path, *, teacher: str | nn.Module | None = None) ->
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read saved network {path}: {error.strerror or error}; check the path") from error
-    return _network_of(content, str(path), teacher)
+    return network_of_bytes(content, str(path), teacher)
 
 
-def _network_of(content: bytes, path: str, teacher: str | nn.Module | None) -> SavedNetwork:
-    """Return the network in a file's ``content``; ``path`` is what errors call it."""
+def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None) -> SavedNetwork:
+    """Return the network in a file's ``content``, as :func:`load_network` does; errors call the file ``path``."""
     header, tensors = _read(content, path)
     try:
         description = Description.from_dict(header["description"])

@@ -17,7 +17,8 @@ from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
-from ..export.student_file import Description, Student, float_size
+from ..export.student import Student
+from ..export.student_file import Description, float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images

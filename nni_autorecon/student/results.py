@@ -13,7 +13,7 @@ from ..config.student import StudentConfig
 from ..data.images import EvaluationData
 from ..data.test_sets import load_evaluation_data
 from ..errors import InputError
-from ..export.student_file import Student
+from ..export.student import Student
 from ..quantization.coverage import Coverage
 from ..teacher.loading import Teacher
 
