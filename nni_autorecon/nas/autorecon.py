@@ -1,4 +1,4 @@
-"""Stage 1 of Algorithm 1 as an NNI one-shot strategy: α and W of one supernet, searched by gradient."""
+"""Stage 1 of Algorithm 1 is an NNI one-shot strategy: it searches α and W of one supernet by gradient."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from .supernet import EpochCallback, SupernetModule, SupernetStrategy
 
 
 class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
-    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, with α and W updated in two phases an epoch.
 
-    An ``opponent`` adds AdaDFQ's game to what both minimize.
+    An ``opponent`` adds AdaDFQ's game to the objective of both.
     """
 
     def __init__(self, config: SearchConfig, *, opponent: Opponent | None = None, **arguments: Any) -> None:
@@ -60,16 +60,16 @@ class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
         return supernet
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
-        """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
+        """Return argmax α on every edge, dead nodes repaired, and the labels of the edges that the repair changed."""
         return repair(choices_of(self.oneshot_module.export()), self.probabilities())
 
     def probabilities(self) -> dict[str, dict[str, float]]:
-        """p = softmax(α) (eq. 4) by edge label and operation."""
+        """Return p = softmax(α) (eq. 4) by edge label and operation."""
         return {edge.edge.label: edge.probabilities() for edge in self.oneshot_module.mixed_edges()}
 
 
 class GumbelSample(GumbelSoftmax):
-    """Mixture weights m of an edge from its α, at a temperature that changes in place: a recorded step reads it there.
+    """The mixture weights m of an edge from its α, at a temperature that changes in place for recorded steps.
 
     NNI sets ``tau``, a number, at the start of every epoch.
     """
@@ -86,10 +86,16 @@ class GumbelSample(GumbelSoftmax):
 
 
 class MixedEdge(BaseSuperNetModule):
-    """An edge of the supernet: eq. 8, the sum of its candidates weighted by a Gumbel sample."""
+    """An edge of the supernet, eq. 8: the sum of its candidates weighted by a Gumbel sample."""
 
-    def __init__(self, edge: Edge, operations: Mapping[str, nn.Module], choice: Categorical, alpha: nn.Parameter,
-                 sample: nn.Module) -> None:  # fmt: skip
+    def __init__(
+        self,
+        edge: Edge,
+        operations: Mapping[str, nn.Module],
+        choice: Categorical,
+        alpha: nn.Parameter,
+        sample: nn.Module,
+    ) -> None:
         super().__init__()
         self.edge = edge
         self.operations = nn.ModuleDict(dict(operations))
@@ -99,7 +105,7 @@ class MixedEdge(BaseSuperNetModule):
 
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's hook: replaces the space's choices, leaves every other module alone."""
+        """Replace the space's choices and leave every other module alone; this is NNI's hook."""
         if isinstance(module, CrossChoice):
             choice = module.choice.choice
         elif type(module) is LayerChoice and module.label in EDGE_BY_LABEL:
@@ -121,7 +127,7 @@ class MixedEdge(BaseSuperNetModule):
         yield self.alpha
 
     def resample(self, memo: Sample) -> Sample:
-        return {}  # every forward pass draws its own
+        return {}  # every forward pass draws its own sample
 
     def export(self, memo: Sample) -> Sample:
         index = int(self.alpha.argmax())
@@ -131,6 +137,7 @@ class MixedEdge(BaseSuperNetModule):
         return {self.edge.label: self.probabilities()}
 
     def probabilities(self) -> dict[str, float]:
+        """Return p = softmax(α) by the name of the operation."""
         return dict(zip(self.edge.candidates, self.alpha.detach().softmax(-1).tolist(), strict=True))
 
 
@@ -138,9 +145,13 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
 
     def __init__(
-        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
-        state: State | None = None, opponent: Opponent | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        training_module: LightningModule,
+        config: SearchConfig,
+        on_epoch: EpochCallback,
+        state: State | None = None,
+        opponent: Opponent | None = None,
+    ) -> None:
         schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
         super().__init__(training_module, config, on_epoch, state, schedule)
         self.opponent = opponent
@@ -174,7 +185,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.opponent:
-            self.opponent.require_finite()  # before L_r, which the student's loss would have ruined, too
+            self.opponent.require_finite()  # this comes before L_r, which the student's loss would have ruined too
         super().on_validation_epoch_end()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -185,7 +196,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
             self.opponent.learn(self.epoch, images, loss.logits)
 
     def _update(self, searching: bool, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
-        """One update of α, or of W; images and L_r from before it."""
+        """Update α or W once; return the images and L_r from before the update."""
         weights, architecture = self.optimizers()
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
@@ -202,12 +213,12 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return images.detach(), loss.detach()
 
     def _settled_by_epoch(self, searching: bool) -> object:
-        """Whether the opponent plays, and the epoch if the entropy penalty of α grows with it: no tensors tell that."""
+        """Return what no tensor tells a step: if the opponent plays, and the epoch if α's penalty grows with it."""
         plays = self.opponent is not None and self.opponent.plays(self.epoch)
         return plays, self.epoch if searching and self.config.entropy_penalty else None
 
     def penalized(self, total: Tensor) -> Tensor:
-        """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""
+        """Add to ``total`` the other objectives of α: expected MACs and undecided edges, relative to uniform p."""
         config = self.config
         if config.mac_penalty:
             total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
@@ -225,33 +236,36 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         betas = (self.config.architecture_beta1, self.config.architecture_beta2)
         return adam(
-            self.arch_parameters(), self.config.architecture_lr, betas=betas,
+            self.arch_parameters(),
+            self.config.architecture_lr,
+            betas=betas,
             weight_decay=self.config.architecture_decay,
-        )  # fmt: skip
+        )
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """α of every edge, in the order of the edges: NNI's own order differs from process to process."""
+        """Return α of every edge, in the order of the edges; NNI's own order differs from process to process."""
         return [edge.alpha for edge in self.mixed_edges()]
 
     def mixed_edges(self) -> list[MixedEdge]:
+        """Return the edges of the supernet, in the order of their modules."""
         return [module for module in self.supernet_modules() if isinstance(module, MixedEdge)]
 
     def confidence(self) -> float:
-        """Mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
+        """Return the mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
         return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
 
     def indecision(self) -> Tensor:
-        """Mean over the edges of H(p) / log F, from 1 (undecided) to 0 (decided), differentiable in α; a scalar."""
+        """Return the mean over the edges of H(p) / log F, [], from 1 (undecided) to 0; differentiable in α."""
         logs = [alpha.log_softmax(-1) for alpha in self.arch_parameters()]
         return torch.stack([-(log_p.exp() @ log_p) / math.log(len(log_p)) for log_p in logs]).mean()
 
     def expected_macs(self) -> Tensor:
-        """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""
+        """Return the expected MACs, [], of a generator sampled from p; differentiable in α."""
         return self._expected_macs(lambda alpha: alpha.softmax(-1))
 
     @cached_property
     def uniform_macs(self) -> float:
-        """Expected MACs when every operation is equally likely: the unit of the penalty."""
+        """Return the expected MACs if every operation is equally likely, which is the unit of the penalty."""
         return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
 
     def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
@@ -264,10 +278,10 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     @cached_property
     def _macs(self) -> tuple[float, list[Tensor]]:
-        """MACs that every generator has, and those of each edge's candidates, on the device of α."""
+        """Return the MACs that every generator has, and those of each edge's candidates, on the device of α."""
         generator = self.model.generator
         width, image = generator.width, generator.image
-        with torch.inference_mode(False):  # validation may be the first to ask
+        with torch.inference_mode(False):  # validation may be the first to ask for these tensors, in inference mode
             by_edge = [
                 torch.tensor(
                     [
@@ -282,7 +296,10 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
 
 class TemperatureSchedule:
-    """τ by epoch, in the form NNI's Gumbel module asks for it: of ``current``, counted from the ``first`` of a run."""
+    """The temperature τ by epoch, in the form that NNI's Gumbel module expects.
+
+    ``current`` counts epochs from the ``first`` of a run.
+    """
 
     def __init__(self, config: SearchConfig, first: int = 0) -> None:
         self.config = config
@@ -291,6 +308,9 @@ class TemperatureSchedule:
     def step(self, current: int, total: int) -> float:
         config = self.config
         return temperature_at(
-            self.first + current, config.epochs,
-            start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
-        )  # fmt: skip
+            self.first + current,
+            config.epochs,
+            start=config.temperature_start,
+            end=config.temperature_end,
+            schedule=config.temperature_schedule,
+        )
