@@ -30,6 +30,7 @@ class UpsampledConv(nn.Conv2d):
         super().__init__(channels, out, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """Return the convolution, [N, out, *size], of x [N, C, h, w] enlarged to ``size``."""
         if accel.enabled and size == (2 * x.shape[2], 2 * x.shape[3]):
             kernel = self.weight.transpose(0, 1).flip(2, 3)
             sums = F.avg_pool2d(kernel, 2, stride=1, padding=1, divisor_override=1)  # 2×2 sums, [C, out, 4, 4]

@@ -9,7 +9,7 @@ PAPER_SEARCH = {
     "architecture_steps": 50, "final_steps": 2000, "weight_lr": 2e-3, "weight_schedule": "constant",
     "architecture_lr": 0.02,
 }  # fmt: skip
-"""The paper's relaxation and width, on 32×32 images. What it leaves open, such as rates, is ours."""
+"""The paper's relaxation and width, on 32×32 images. All settings that it leaves open, such as rates, are ours."""
 BEST_SEARCH = {"bns_weight": 1.0, "epochs": 37}
 """These found the best generators for a ResNet-20, in 1,184 batches; eight random genotypes cost about as much."""
 SEARCH_PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER_SEARCH, "best": BEST_SEARCH}

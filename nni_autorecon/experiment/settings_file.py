@@ -49,7 +49,7 @@ def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path)
     except InputError:
         raise
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        fault = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # for NNI's bare assertions
+        fault = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # bare assertions say nothing
         raise InputError(f"NNI does not take {file}: {fault}") from error
     finally:
         utils.unset_base_path()

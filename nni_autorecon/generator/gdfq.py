@@ -80,6 +80,7 @@ class _GDFQNorm(nn.Module):
         self.affine = None if num_classes is None else ClassAffine(channels, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Normalize x [N, C, h, w] with the affine map of the labels [N], or probabilities [N, K]."""
         if self.affine is None:
             return self.norm(x)
         scale, shift = self.affine(labels)[..., None, None].unbind(1)  # both [N, C, 1, 1]

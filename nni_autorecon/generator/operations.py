@@ -80,6 +80,7 @@ class ConvOperation(nn.Module):
         self.conv = nn.Conv2d(width, width, kernel_size, padding=padding, dilation=dilation)
 
     def forward(self, features: Features, labels: Tensor) -> Summand:
+        """Return [N, C, h, w] for features [N, C, h, w] and labels [N], or probabilities [N, K]."""
         return activated_conv(features.normalized, self.affine, labels, self.conv)
 
 
@@ -93,6 +94,7 @@ class UpOperation(nn.Module):
         self.conv = nn.Conv2d(shape.width, shape.width, 1)
 
     def forward(self, features: Features, labels: Tensor) -> Summand:
+        """Return [N, C, *size] for features [N, C, h, w] and labels [N], or probabilities [N, K]."""
         if not repeats_last(self.mode, features.x.shape[2:], self.size):
             features = features.resized(self.mode, self.size)
         return activated_conv(features.normalized, self.affine, labels, self.conv, size=self.size)
@@ -102,6 +104,7 @@ class Identity(nn.Module):
     """The operation that returns the features themselves."""
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
+        """Return the tensor of the features, [N, C, h, w]."""
         return features.x
 
 
@@ -113,6 +116,7 @@ class NoConnection(nn.Module):
         self.size = size
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
+        """Return zeros [N, C, *size]."""
         return features.x.new_zeros(()).expand(*features.x.shape[:2], *self.size)
 
 

@@ -71,6 +71,7 @@ class ToImage(nn.Module):
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
+        """Return images [N, channels, h, w] for features [N, width, h, w] and labels [N], or probabilities [N, K]."""
         x = summed([activated_conv(features.normalized, self.affine, labels, self.conv)])
         return Features(torch.tanh(x)).normalized
 

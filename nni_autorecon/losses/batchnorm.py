@@ -60,6 +60,7 @@ class ObservedBatchNorm2d(nn.BatchNorm2d):
     recorded: list[BatchNormStatistics] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [N, C, H, W] by the running statistics, and record its own if a list is given for them."""
         if self.recorded is None:
             return super().forward(x)
         remembered = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)

@@ -45,15 +45,19 @@ class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
         self.opponent = opponent
 
     def configure_softmax(self) -> nn.Module:
+        """Return the module that samples an edge's weights; NNI asks for it."""
         return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
 
     def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
+        """Return the Lightning module that searches; NNI asks for it."""
         return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state, self.opponent)
 
     def default_mutation_hooks(self) -> list[Any]:
+        """Return NNI's hooks, after the hook that makes mixed edges."""
         return [MixedEdge.mutate, *super().default_mutation_hooks()]
 
     def mutate_model(self, model: GeneratorSpace) -> GeneratorSpace:
+        """Return the supernet of a space, with α drawn from N(0, architecture_init²)."""
         supernet = super().mutate_model(model)
         for alpha in self._arch_parameters.values():
             nn.init.normal_(alpha, std=self.config.architecture_init)
@@ -82,6 +86,7 @@ class GumbelSample(GumbelSoftmax):
         self.register_buffer("temperature", torch.tensor(float(self.tau)), persistent=False)
 
     def forward(self, alpha: Tensor) -> Tensor:
+        """Draw m [F] for α [F]."""
         return gumbel_softmax(alpha, temperature=self.temperature, relaxation=self.relaxation, hard=self.hard)
 
 
@@ -116,24 +121,30 @@ class MixedEdge(BaseSuperNetModule):
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
     def forward(self, features: Features, labels: Tensor) -> Summand:
+        """Return the mixture, [N, C, *size], under newly drawn weights; hard samples run one operation."""
         mix = sampled_operation if self.sample.hard else mixture
         return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
 
     def freeze(self, sample: Sample) -> nn.Module:
+        """Return a copy of the operation that ``sample`` chooses, with its weights."""
         self.validate(sample)
         return copy.deepcopy(self.operations[chosen_operation(self.edge.label, sample)])
 
     def arch_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield α [F] of this edge."""
         yield self.alpha
 
     def resample(self, memo: Sample) -> Sample:
+        """Return no sample."""
         return {}  # every forward pass draws its own sample
 
     def export(self, memo: Sample) -> Sample:
+        """Return argmax α by the label of the edge: a list of one index on a cross edge, else a name."""
         index = int(self.alpha.argmax())
         return {self.edge.label: [index] if self.edge.kind == CROSS else self.edge.candidates[index]}
 
     def export_probs(self, memo: Sample) -> Sample:
+        """Return p = softmax(α) by the label of the edge."""
         return {self.edge.label: self.probabilities()}
 
     def probabilities(self) -> dict[str, float]:
@@ -165,30 +176,39 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         ]
 
     def on_train_epoch_start(self) -> None:
+        """Set the temperature of the epoch, in place."""
         super().on_train_epoch_start()
         for module in self.modules():
             if isinstance(module, GumbelSample):
                 module.temperature.fill_(module.tau)
 
     def on_fit_end(self) -> None:
+        """Release the recorded steps."""
         super().on_fit_end()
         for step in self._steps:
             step.forget()
 
     def state(self) -> State:
+        """Return the state of the search and of its opponent."""
         return {**super().state(), "opponent": self.opponent and self.opponent.state()}
 
     def on_fit_start(self) -> None:
+        """Take up the saved state, if there is one."""
         super().on_fit_start()
         if self.opponent and self.initial_state is not None:
             self.opponent.load(self.initial_state["opponent"])
 
     def on_validation_epoch_end(self) -> None:
+        """Report the epoch. Raises DivergenceError if a loss is no longer finite."""
         if self.opponent:
             self.opponent.require_finite()  # this comes before L_r, which the student's loss would have ruined too
         super().on_validation_epoch_end()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update W in the first ``weight_steps`` batches of an epoch, and α in the others.
+
+        batch: latent vectors [N, latent_dim] and labels [N].
+        """
         searching = batch_idx >= self.config.weight_steps
         images, loss = self._steps[searching](*batch)
         self._train_loss.add(loss)
@@ -227,6 +247,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return total
 
     def architecture_metrics(self) -> dict[str, float]:
+        """Return temperature, confidence and expected MACs."""
         return {
             "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
             "confidence": self.confidence(),
@@ -234,6 +255,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         }
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam for α, with the configured rates."""
         betas = (self.config.architecture_beta1, self.config.architecture_beta2)
         return adam(
             self.arch_parameters(),
@@ -306,6 +328,7 @@ class TemperatureSchedule:
         self.first = first
 
     def step(self, current: int, total: int) -> float:
+        """Return τ of epoch ``first + current``; ``total`` is NNI's, and the configured epochs count instead."""
         config = self.config
         return temperature_at(
             self.first + current,

@@ -51,9 +51,8 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     generators = _generator_names(filled)
     genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
     for settings, genotype in zip(filled, genotypes, strict=True):
-        matters = settings.get("genotype") and _has_width_of_genotype(
-            settings
-        )  # otherwise the generator's name holds it
+        # If only the generator's own name refers to the genotype, that name holds it.
+        matters = settings.get("genotype") and _has_width_of_genotype(settings)
         settings["genotype"] = genotype.partition(":")[2] if matters else None
     for rule in SEARCH_RULES if any("strategy" in one for one in filled) else COMPRESS_RULES:
         for name in rule.names:

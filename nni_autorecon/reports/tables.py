@@ -145,9 +145,8 @@ def make_table(
         row = tuple(entry.settings.get(name) for name in row_names)
         groups[row, entry.settings[column] if column else None].append(entry)
     rows = sorted({row for row, _ in groups}, key=lambda row: [*map(_rank, row_names, row)])
-    columns = sorted(
-        {value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits"
-    )  # w6a6 comes first
+    # Columns of bit widths fall: w6a6 comes first.
+    columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")
     cells = {key: _cell(metric, group) for key, group in groups.items()}
     by_row = {row: [groups[row, value] for value in columns if (row, value) in groups] for row in rows}
     texts = {row: tuple(_text(name, group, column) for name in beside) for row, group in by_row.items()}
@@ -160,7 +159,7 @@ def _cell(metric: str, group: Sequence[Entry]) -> Cell:
 
 
 def _by_seed(metric: str, group: Iterable[Entry]) -> dict[int, float]:
-    """Return ``metric`` by seed, as it is printed. Of several finished runs with the same seed, the last one counts."""
+    """Return ``metric`` by seed, as it is printed; the last of several finished runs with the same seed counts."""
     finished = [entry for entry in group if entry.run.status == FINISHED]
     values = {entry.settings["seed"]: entry.run.metrics.get(metric) for entry in finished}
     return {seed: MEASURES[metric].factor * value for seed, value in values.items() if value is not None}

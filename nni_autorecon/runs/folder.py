@@ -229,8 +229,6 @@ class NoFolder(RunFolder):
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
     """Return a name for the folder of a run, from stage, time and process: ``runs/search-20210819-143000-77``."""
     name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    names = (
-        name,
-        *(f"{name}-{number}" for number in range(2, 1000)),
-    )  # a second run may begin in the same second and process
+    # A second run may begin in the same second and process.
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(path for each in names if not (path := root / each).exists())

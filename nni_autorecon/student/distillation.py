@@ -71,9 +71,8 @@ class Distillation:
         started = time.perf_counter()
         config.require_consistent()
         torch.manual_seed(config.seed)
-        student = student_for(
-            teacher, config.student
-        )  # it comes first, so that every generator teaches the same student
+        # The student comes first, so that every generator teaches the same one.
+        student = student_for(teacher, config.student)
         student = student.to(memory_format=memory_format(student, teacher.image, modes=(False, True)))
         generator = configured_generator(config, teacher)
         objective = objective_for(teacher.observed, config)

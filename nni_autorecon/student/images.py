@@ -275,9 +275,7 @@ def low_pass(images: Tensor, *, sigma: float) -> Tensor:
     """
     if sigma == 0:
         return images
-    from torchvision.transforms.functional import (
-        gaussian_blur,
-    )  # the import takes half a second, which only a filter needs
+    from torchvision.transforms.functional import gaussian_blur  # it takes half a second to import
 
     largest = 2 * min(images.shape[2:]) - 1
     return gaussian_blur(images, min(2 * math.ceil(3 * sigma) + 1, largest), sigma)

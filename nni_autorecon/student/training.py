@@ -60,7 +60,7 @@ class StudentTraining:
             set_learning_rate(optimizer, rate * SCHEDULES[self.config.student_schedule](progress))
 
     def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        """Update once on images [N, C, H, W] with labels [N], or probabilities [N, K]; return L_S from before, a scalar.
+        """Update once on images [N, C, H, W] with labels [N], or probabilities [N, K]; return L_S from before it, [].
 
         ``teacher_logits`` [N, K] are computed if they are None.
         """

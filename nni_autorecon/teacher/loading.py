@@ -303,9 +303,8 @@ def _normalization(
     if mean is None or std is None:
         usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
         mean, std = getattr(network, "mean", None), getattr(network, "std", None)
-        if not isinstance(mean, (tuple, list)) or not isinstance(
-            std, (tuple, list)
-        ):  # a network with tensors normalizes by itself
+        # A network whose attributes are tensors normalizes by itself.
+        if not isinstance(mean, (tuple, list)) or not isinstance(std, (tuple, list)):
             mean, std = expected.normalization or usual
     if not len(mean) == len(std) == channels:
         raise InputError(
