@@ -1,4 +1,4 @@
-"""What Python users call: three stages, and the teachers and students that go in and come out.
+"""Python users call these functions: three stages, and the loaders of teachers and students.
 
 The command line calls the same functions.
 """
@@ -61,20 +61,20 @@ def search(
 
     Args:
         teacher: The frozen network, or its name as ``load_teacher`` takes it.
-        folder: Where settings, metrics, figures and the genotype go. None writes nothing.
+        folder: The folder for settings, metrics, figures and the genotype. None writes nothing.
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
         progress: Show a progress bar.
-        on_epoch: Called with the metrics of each epoch (or candidate). What it raises ends the search.
-        on_step: Called with every batch. What it raises ends the search.
-        on_result: Called with the result while the folder is still this process's own.
+        on_epoch: A function called with the metrics of each epoch (or candidate). Its errors end the search.
+        on_step: A function called with every batch. Its errors end the search.
+        on_result: A function called with the result while the folder is still this process's own.
         config: All settings at once, instead of ``settings``.
-        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        mode: The treatment of a folder that holds something, instead of ``resume`` and ``replace``.
         **settings: Settings of :class:`SearchConfig` by name, such as ``seed=1`` or ``preset="best"``.
 
     Returns:
-        The genotype, L_r of its generator after the final training, and what the search cost.
+        The genotype, L_r of its generator after the final training, and the costs of the search.
 
     Raises:
         InputError: If a setting, the teacher or the folder cannot be used.
@@ -87,7 +87,7 @@ def search(
         >>> len(found.genotype.choices)
         33
     """
-    from .nas.search import run_search  # NNI, which the other stages do without
+    from .nas.search import run_search  # NNI is imported here, because the other stages do without it
 
     network, config = _configured(SearchConfig, config, teacher, settings)
     with _run_folder(folder, _mode(mode, resume, replace), tensorboard) as run:
@@ -116,21 +116,21 @@ def compress(
 
     Args:
         teacher: The frozen network, or its name as ``load_teacher`` takes it.
-        genotype: The generator's, as a search returned it, or a file of it.
-        folder: Where settings, metrics, figures and the student go. None writes nothing.
+        genotype: The generator's genotype, as a search returned it, or a file of it.
+        folder: The folder for settings, metrics, figures and the student. None writes nothing.
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
         progress: Show a progress bar.
-        on_epoch: Called with the metrics of each epoch. What it raises ends the run.
-        on_step: Called with every batch. What it raises ends the run.
-        on_result: Called with the result while the folder is still this process's own.
+        on_epoch: A function called with the metrics of each epoch. Its errors end the run.
+        on_step: A function called with every batch. Its errors end the run.
+        on_result: A function called with the result while the folder is still this process's own.
         config: All settings at once, instead of ``genotype`` and ``settings``.
-        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        mode: The treatment of a folder that holds something, instead of ``resume`` and ``replace``.
         **settings: Settings of :class:`CompressConfig` by name, such as ``bits="w4a4"`` or ``test_data="mine.npz"``.
 
     Returns:
-        What was measured, and the student, to be saved or exported.
+        The measurements, and the student, which can be saved or exported.
 
     Raises:
         InputError: If a setting, the teacher, the genotype or the folder cannot be used.
@@ -170,21 +170,21 @@ def distill(
 
     Args:
         teacher: The frozen network, or its name as ``load_teacher`` takes it.
-        genotype: The generator's, as a search returned it, or a file of it.
-        folder: Where settings, metrics, figures and the student go. None writes nothing.
+        genotype: The generator's genotype, as a search returned it, or a file of it.
+        folder: The folder for settings, metrics, figures and the student. None writes nothing.
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
         progress: Show a progress bar.
-        on_epoch: Called with the metrics of each epoch. What it raises ends the run.
-        on_step: Called with every iteration. What it raises ends the run.
-        on_result: Called with the result while the folder is still this process's own.
+        on_epoch: A function called with the metrics of each epoch. Its errors end the run.
+        on_step: A function called with every iteration. Its errors end the run.
+        on_result: A function called with the result while the folder is still this process's own.
         config: All settings at once, instead of ``genotype`` and ``settings``.
-        mode: What is done with a folder that holds something, instead of ``resume`` and ``replace``.
+        mode: The treatment of a folder that holds something, instead of ``resume`` and ``replace``.
         **settings: Settings of :class:`DistillConfig` by name, such as ``student="models.py:make"``.
 
     Returns:
-        What was measured, and the trained network.
+        The measurements, and the trained network.
 
     Raises:
         InputError: If a setting, the teacher, the student, the genotype or the folder cannot be used.
@@ -209,11 +209,11 @@ def load_student(path: str | Path, *, teacher: str | nn.Module | None = None) ->
 
     Args:
         path: The file.
-        teacher: Where its structure is, if not where the file says: a name as ``load_teacher`` takes it, or the
-            network itself. Code of the person's own must be named, for a file has no business to.
+        teacher: The source of its structure, if it is not the one in the file: a name as ``load_teacher`` takes it, or
+            the network itself. A file may not run the person's own code, so that such code must be named.
 
     Returns:
-        The network on the CPU in eval mode, and what its file says of it.
+        The network on the CPU in eval mode, and the description in its file.
 
     Raises:
         InputError: If the file is missing, damaged or of another kind, or does not fit the structure.
@@ -253,7 +253,7 @@ def _configured(
         if settings or genotype is not None:
             raise InputError(f"config is given, and {', '.join(settings) or 'genotype'} beside it; give one of them")
         if isinstance(teacher, str):
-            if teacher not in ("digits", config.teacher):  # digits is what the parameter has if it is left out
+            if teacher not in ("digits", config.teacher):  # digits is the parameter's default
                 raise InputError(f"teacher {teacher} is given beside a config of {config.teacher}; give one of them")
             return None, config
         return teacher, _of_loaded(teacher, config)
@@ -266,7 +266,7 @@ def _configured(
 
 
 def _of_loaded(teacher: Teacher, config: AnyConfig) -> AnyConfig:
-    """Return ``config`` with the settings of a loaded teacher. Raises InputError if it speaks of one itself."""
+    """Return ``config`` with the settings of a loaded teacher. Raises InputError if it sets such ones itself."""
     known = ("teacher", "checkpoint", "num_classes", "image_size", "mean", "std", "device")
     if said := [name for name in known if name in config.given]:
         raise InputError(f"the teacher is loaded already, so that {', '.join(said)} would do nothing; leave it out")
@@ -274,7 +274,7 @@ def _of_loaded(teacher: Teacher, config: AnyConfig) -> AnyConfig:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the result of a search when it is first named, for NNI takes seconds."""
+    """Import the result of a search when it is first named, because NNI takes seconds."""
     if name != "SearchResult":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .nas.search import SearchResult
@@ -283,7 +283,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _mode(mode: Mode | None, resume: bool, replace: bool) -> Mode:
-    """Return what is done with a folder that holds something. Raises InputError if both flags are set."""
+    """Return the treatment of a folder that holds something. Raises InputError if both flags are set."""
     if mode is not None:
         return mode
     if resume and replace:
@@ -292,7 +292,10 @@ def _mode(mode: Mode | None, resume: bool, replace: bool) -> Mode:
 
 
 def _run_folder(folder: str | Path | None, mode: Mode, tensorboard: bool) -> RunFolder:
-    """Return the folder of a run, or what stands for it where nothing is to be written."""
+    """Return the folder of a run, or its stand-in if nothing is to be written.
+
+    Raises InputError if there is no folder to resume, to replace or to write into.
+    """
     if folder is not None:
         return RunFolder(folder, mode, tensorboard=tensorboard)
     if mode != "new" or tensorboard:

@@ -1,11 +1,11 @@
-"""What exists for speed alone, behind plain functions and one switch.
+"""This package holds the code that exists for speed alone, behind plain functions and one switch.
 
-With :data:`enabled` false, everything here computes the same plainly: with PyTorch's own operations, in the usual
-layout, and without recording. So do the quantizer of activations (:mod:`..quantization.fake_quantize`) and the norms of
-a teacher that is observed (:mod:`..losses.batchnorm`). All of them look at it in each call.
+If :data:`enabled` is false, everything here computes the same values plainly: with PyTorch's own operations, in the
+usual layout, and without recording. The quantizer of activations (:mod:`..quantization.fake_quantize`) and the norms of
+an observed teacher (:mod:`..losses.batchnorm`) obey the switch too. All of them read it in each call.
 """
 
 import os
 
 enabled: bool = os.environ.get("NNI_AUTORECON_ACCEL") != "0"
-"""The switch. The environment variable NNI_AUTORECON_ACCEL=0 turns it off for a process."""
+"""The switch is on unless the environment variable NNI_AUTORECON_ACCEL is 0 when the process starts."""

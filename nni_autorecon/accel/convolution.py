@@ -1,8 +1,8 @@
-"""Searched convolutions, and sums of them in as few convolutions as possible.
+"""Searched convolutions are summed in as few convolutions as possible.
 
-Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, smaller kernels
-padded by zeros. The five convolutions of a normal edge become two, one for each dilation. Those of several edges into a
-node become one, of the channels of all edges.
+Convolution is linear in its kernel: Σ_j m_j · conv_j(a) is the convolution with Σ_j m_j · kernel_j, if smaller kernels
+are padded with zeros. The five convolutions of a normal edge become two, one for each dilation. The convolutions of
+several edges into a node become one, over the channels of all edges.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _sums_wait = False
 
 @contextmanager
 def waiting_sums() -> Iterator[None]:
-    """Within it, :func:`activated_conv` is not computed at once, so that :func:`summed` can compute several as one."""
+    """Let :func:`activated_conv` wait inside the block, so that :func:`summed` can compute several as one."""
     global _sums_wait
     before, _sums_wait = _sums_wait, accel.enabled
     try:
@@ -39,10 +39,10 @@ def waiting_sums() -> Iterator[None]:
 def activated_conv(
     x: Tensor, affine: nn.Module, labels: Tensor, conv: nn.Conv2d, *, size: tuple[int, int] | None = None
 ) -> Summand:
-    """conv(leaky_relu(scale · x + shift)), [N, C', h, w]; each pixel is then repeated, up to ``size``.
+    """Return conv(leaky_relu(scale · x + shift)), [N, C', h, w], enlarged to ``size`` by nearest neighbour.
 
     x: [N, C, h, w].  ``affine`` maps ``labels`` to scale and shift, [N, 2, C].  ``conv`` has a bias, a square kernel
-    and a padding that keeps the size.
+    and a padding that keeps the size.  Inside :func:`waiting_sums` the result is a :class:`ConvSum`.
     """
     if accel.enabled:
         total = ConvSum((_Term(x, affine, labels, conv, size or (x.shape[2], x.shape[3])),))
@@ -52,7 +52,7 @@ def activated_conv(
 
 
 def summed(parts: Iterable[Summand]) -> Tensor:
-    """The sum of all parts, none of which waits any longer."""
+    """Return the sum of all parts as a tensor, [N, C', h, w]; parts that wait are computed now."""
     total = reduce(add, parts)
     return total if isinstance(total, Tensor) else total.computed()
 
@@ -64,18 +64,18 @@ class _Term(NamedTuple):
     conv: nn.Conv2d
     size: tuple[int, int]
     weight: Tensor | None = None
-    """A factor, []; None stands for 1."""
+    """This factor is a scalar tensor, []; None stands for 1."""
 
     @property
     def edge(self) -> tuple[Any, ...]:
-        """A key that terms share if the same tensor enters their convolutions."""
+        """Return a key that terms share if the same tensor enters their convolutions."""
         return id(self.x), id(self.affine), id(self.labels), self.size, self.weight is None
 
 
 class ConvSum:
-    """A tensor that is not computed yet: a sum of weighted convolutions, and of a tensor.
+    """A tensor that is not computed yet: the sum of weighted convolutions and of a tensor ``rest``.
 
-    It can be multiplied by a scalar tensor from the left, and added to others of its kind, to tensors and to 0.
+    It can be multiplied by a scalar tensor from the left. It can be added to others of its kind, to tensors and to 0.
     """
 
     __slots__ = ("rest", "terms")
@@ -99,7 +99,7 @@ class ConvSum:
 
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Serve a tensor on the left of + and ·, which would find out ten times as slowly that it must ask."""
+        """Handle + and · with a tensor on the left; without this method Python takes ten times as long to ask us."""
         if function is Tensor.mul:
             return args[1].__rmul__(args[0])
         return args[1].__radd__(args[0]) if function is Tensor.add else NotImplemented
@@ -119,17 +119,17 @@ class ConvSum:
 
 
 Summand = Tensor | ConvSum
-"""A part of a node's sum, which may wait to be computed until :func:`summed` has all parts."""
+"""A part of a node's sum may wait to be computed until :func:`summed` has all parts."""
 
 
 def _form(edge: Sequence[_Term]) -> tuple[Any, ...]:
-    """A key that edges share if one convolution can sum them."""
+    """Return a key that edges share if one convolution can sum them."""
     convs = [(term.conv.kernel_size, term.conv.dilation, term.conv.out_channels) for term in edge]
     return edge[0].x.shape, edge[0].size, edge[0].weight is None, *convs
 
 
 def _one_conv(edges: Sequence[Sequence[_Term]]) -> Tensor:
-    """The sum of all terms of edges of the same form: one convolution of all their channels for each dilation."""
+    """Sum all terms of edges of the same form, by one convolution of all their channels for each dilation."""
     firsts = [edge[0] for edge in edges]
     x = _joined([term.x for term in firsts], 1)  # [N, T·C, h, w]
     scale, shift = _pixels(_joined([term.affine(term.labels) for term in firsts], 2)).unbind(1)
@@ -143,7 +143,7 @@ def _one_conv(edges: Sequence[Sequence[_Term]]) -> Tensor:
 
 
 def _merged(edges: Sequence[Sequence[_Term]]) -> tuple[dict[int, Tensor], Tensor]:
-    """Find one kernel for each dilation, [C', T·C, k, k], and a bias [C'] for all terms."""
+    """Return one kernel for each dilation, [C', T·C, k, k], and one bias [C'] for all terms."""
     by_conv = list(zip(*edges, strict=True))  # J × T
     biases = [cast(Tensor, term.conv.bias) for terms in by_conv for term in terms]  # J·T times [C']
     kernels = [_joined([term.conv.weight for term in terms], 1) for terms in by_conv]
@@ -162,7 +162,7 @@ def _merged(edges: Sequence[Sequence[_Term]]) -> tuple[dict[int, Tensor], Tensor
 
 
 def _padded_sum(kernels: Sequence[Tensor]) -> Tensor:
-    """The sum of kernels [C', C, k, k], as large as the largest of them."""
+    """Return the sum of kernels [C', C, k, k], with k of the largest of them."""
     largest = max(kernel.shape[-1] for kernel in kernels)
     margins = [(largest - kernel.shape[-1]) // 2 for kernel in kernels]
     return reduce(
@@ -175,7 +175,7 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _pixels(values: Tensor) -> Tensor:
-    """[..., C] as [..., C, 1, 1]."""
+    """Return values [..., C] as [..., C, 1, 1]."""
     return values.view(*values.shape, 1, 1)
 
 
@@ -184,16 +184,16 @@ def _at_size(y: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _conv(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """The convolution with the kernel, of the size of a [N, C, h, w]."""
+    """Convolve a [N, C, h, w] with the kernel [C', C, k, k]; the result keeps h and w."""
     if dilation > 1 and a.device.type == "cpu" and a.shape[2] % dilation == 0 == a.shape[3] % dilation:
         return cast(Tensor, _ConvOfGrids.apply(a, kernel, bias, dilation))
     return F.conv2d(a, kernel, bias, padding=dilation * (kernel.shape[-1] - 1) // 2, dilation=dilation)
 
 
 class _ConvOfGrids(torch.autograd.Function):
-    """A dilated convolution, whose kernel's gradient is slow on a CPU but for this way.
+    """A dilated convolution whose gradient is fast on a CPU; PyTorch's own gradient of such a kernel is slow there.
 
-    The pixels of an image form dilation² grids that do not touch one another, and on each the kernel is a plain one.
+    The pixels of an image form dilation² grids that do not touch one another. On each grid the kernel is a plain one.
     """
 
     @staticmethod
@@ -217,7 +217,7 @@ class _ConvOfGrids(torch.autograd.Function):
 
 
 def _gradients(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int, wanted: list[bool]) -> tuple[Tensor, ...]:
-    """The gradients of a convolution for a, kernel and bias, as far as they are wanted."""
+    """Return the gradients of a convolution for a, kernel and bias, as far as they are wanted."""
     padding = [dilation * (kernel.shape[-1] - 1) // 2] * 2
     return torch.ops.aten.convolution_backward(
         dy, a, kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1, wanted
@@ -225,7 +225,7 @@ def _gradients(dy: Tensor, a: Tensor, kernel: Tensor, dilation: int, wanted: lis
 
 
 def _grids(x: Tensor, step: int) -> Tensor:
-    """[N, C, h, w] as [step²·N, C, h / step, w / step]: every ``step``-th pixel."""
+    """Return x [N, C, h, w] as grids [step²·N, C, h / step, w / step], each of which has every ``step``-th pixel."""
     n, c, h, w = x.shape
     grids = x.view(n, c, h // step, step, w // step, step).permute(3, 5, 0, 2, 4, 1)
     return grids.reshape(-1, h // step, w // step, c).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a GPU runs a training step as it was recorded, without Python between its kernels."""
+"""CUDA graphs let a GPU run a training step as it was recorded, without Python between its kernels."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 WARM_UP = 2
-"""Calls before a step is recorded: libraries choose their kernels in them, and optimizers make their state."""
+"""A step is called this often before it is recorded: libraries choose their kernels, optimizers make their state."""
 
 
 class Recorded(Generic[Result]):
-    """``step``, which maps tensors of fixed shapes to tensors, or to tuples of them, all detached.
+    """A step that a GPU records: ``step`` maps tensors of fixed shapes to detached tensors, or to tuples of them.
 
-    On the CPU it is called. On a GPU the third call records its kernels, and all others replay them. What it uses
-    besides its arguments must then stay where it is and change in place: parameters, the state of optimizers, their
-    learning rates (:mod:`.optimizers`). Numbers of Python are recorded as they are, and so are decisions: where such
-    change, ``depends_on`` returns a key that changes with them. With another key, or arguments of other shapes, the
-    step begins again, with two calls before it is recorded.
+    On the CPU the step is just called. On a GPU the third call records its kernels, and all later calls replay them.
+    All that the step uses besides its arguments must then stay in its place and change in place: parameters, the state
+    of optimizers, their learning rates (:mod:`.optimizers`). Python's numbers are recorded as they are, and so are
+    decisions. If such things change, ``depends_on`` must return a key that changes with them. With another key, or with
+    arguments of other shapes, the step begins again, with two calls before it is recorded.
 
-    A step that makes the CPU wait for the GPU cannot be recorded; it is called each time, and a warning says ``what``
-    it is.
+    A step that makes the CPU wait for the GPU cannot be recorded. It is called each time, and a warning names it by
+    ``what``.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Recorded(Generic[Result]):
         self._outputs: Any = None
 
     def forget(self) -> None:
-        """Let the recording and its memory go."""
+        """Release the recording and its memory."""
         self._graph, self._inputs, self._outputs = None, (), None
 
     def __call__(self, *inputs: Tensor) -> Result:
@@ -70,13 +70,13 @@ class Recorded(Generic[Result]):
         return cast(Result, _each(self._outputs, Tensor.clone))
 
     def _warm_up(self, *inputs: Tensor) -> Result:
-        """Call the step on another stream, as PyTorch asks for, and look whether it waits."""
+        """Call the step on another stream, as PyTorch asks for, and check that it does not make the CPU wait."""
         here, aside = torch.cuda.current_stream(), _stream_aside(inputs[0].device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside), _waits_listed() as waits:
             result = self.step(*inputs)
         here.wait_stream(aside)
-        if waits and self._calls == WARM_UP:  # what is done but once may wait in the call before
+        if waits and self._calls == WARM_UP:  # the first call may wait for what is done only once
             self._give_up("the CPU waits for the GPU in it")
         return result
 
@@ -88,8 +88,8 @@ class Recorded(Generic[Result]):
         try:
             with torch.cuda.graph(graph, stream=_stream_aside(device)):
                 self._outputs = _each(self.step(*self._inputs), Tensor.detach)
-        except RuntimeError as error:  # of what waits without being noticed, is not allowed, or finds no memory
-            torch.cuda.set_stream(here)  # PyTorch leaves both as they were while it recorded
+        except RuntimeError as error:  # the step waits unnoticed, does what is not allowed, or finds no memory
+            torch.cuda.set_stream(here)  # PyTorch leaves the stream and the generator as they were while it recorded
             random.graphsafe_set_state(state)
             self.forget()
             self._give_up(one_line(error))
@@ -102,19 +102,19 @@ class Recorded(Generic[Result]):
 
 
 def can_be_recorded(device: torch.device) -> bool:
-    """Whether steps on ``device`` can be."""
+    """Return True if steps on ``device`` can be recorded."""
     return accel.enabled and device.type == "cuda"
 
 
 @cache
 def _stream_aside(device: torch.device) -> torch.cuda.Stream:
-    """One for all steps: libraries keep memory for every stream that they have seen."""
+    """Return one stream for all steps, for libraries keep memory for every stream that they have seen."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def _waits_listed() -> Iterator[list[str]]:
-    """At its end, the list that it gives has an entry for every time that the CPU waited for the GPU."""
+    """Give a list that has, when the block ends, an entry for every time that the CPU waited for the GPU."""
     waits: list[str] = []
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
@@ -133,7 +133,7 @@ def _waits_listed() -> Iterator[list[str]]:
 
 
 def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value``, which is a tensor or a tuple of such, with ``function`` applied to every tensor."""
+    """Return ``value``, a tensor or a tuple of tensors, with ``function`` applied to every tensor."""
     if isinstance(value, Tensor):
         return function(value)
     parts = [_each(part, function) for part in value]

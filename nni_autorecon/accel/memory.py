@@ -1,4 +1,4 @@
-"""The memory of tensors: what the C library keeps of it, and how the pixels of images and features lie in it."""
+"""This module tells the C library to keep the memory of tensors, and chooses the layout of their pixels."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from ..shapes import ImageShape
 
 log = logging.getLogger(__name__)
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, as in glibc's malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # these are names of mallopt's parameters in glibc's malloc.h
 LARGEST_INT, LARGEST_MMAP_THRESHOLD = 2**31 - 1, 2**25
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what tensors leave, for the next ones. Returns whether the C library can do that.
+    """Let this process keep the memory of freed tensors for new ones; return True if the C library can do that.
 
-    A training step frees what the next one asks for again. glibc would return the larger part to the system in
-    between, page by page, and every page costs when it is first touched again. What is larger than 32 MB still goes
-    back at once, so that no large holes are kept.
+    A training step frees memory that the next step asks for again. glibc would return most of it to the system in
+    between, page by page, and every page costs time when it is first touched again. Blocks over 32 MB still go back at
+    once, so that no large holes are kept.
     """
     if not accel.enabled:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
+    except (AttributeError, OSError, TypeError):  # this is another C library, or another system
         return False
     return bool(mallopt(TRIM_THRESHOLD, LARGEST_INT) and mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD))
 
 
 def conv_layout() -> torch.memory_format:
-    """``torch.channels_last``, in which convolutions are faster; the usual layout where nothing is accelerated."""
+    """Return ``torch.channels_last``, in which convolutions are faster; if not accelerated, the usual layout."""
     return torch.channels_last if accel.enabled else torch.contiguous_format
 
 
 def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, ...] = (False,)) -> torch.memory_format:
-    """:func:`conv_layout`, if ``network`` can be brought into it.
+    """Return :func:`conv_layout` if ``network`` works in it, else the usual layout.
 
-    A network whose code depends on the usual layout (``view`` does) cannot; that is logged. ``modes`` are those in
-    which it will run: training or not. Only a copy is run.
+    A network whose code depends on the usual layout (``view`` does) does not work in it; that is logged. ``modes`` are
+    the modes in which it will run: True for training, False for evaluation. Only a copy is run, on zeros [2, *image].
     """
     if not accel.enabled:
         return conv_layout()
@@ -61,5 +61,5 @@ def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, .
 
 
 def in_usual_layout(network: nn.Module) -> nn.Module:
-    """``network`` itself, as a file of its weights would be loaded."""
+    """Bring ``network`` into the usual layout, in place, as if its weights were loaded from a file, and return it."""
     return network.to(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Optimizers of one kernel for all parameters, whose steps can be recorded on a GPU (:mod:`.cuda_graphs`)."""
+"""These optimizers have one kernel for all parameters, and a GPU can record their steps (:mod:`.cuda_graphs`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch.optim.Adam:
-    """PyTorch's Adam, with its further ``settings``."""
+    """Return PyTorch's Adam, with its further ``settings``."""
     return _recordable(torch.optim.Adam(parameters, lr, fused=accel.enabled, **settings))
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov's momentum."""
+    """Return SGD, with Nesterov's momentum if ``momentum`` is above 0."""
     nesterov, fused = momentum > 0, accel.enabled
     return _recordable(
         torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
@@ -36,12 +36,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of all parameters."""
+    """Return the learning rate of all parameters."""
     return float(optimizer.param_groups[0]["lr"])
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Let the gradients of all parameters go; ``zero_grad`` would do the same in several times the time."""
+    """Remove the gradients of all parameters; ``zero_grad`` does the same in several times the time."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -54,7 +54,7 @@ def _recordable(optimizer: AnyOptimizer) -> AnyOptimizer:
 
 
 def _place(optimizer: torch.optim.Optimizer) -> None:
-    """Put the learning rate where the parameters are on a GPU: a recorded step would read a number only once."""
+    """Put the learning rate on the GPU of the parameters, if any: a recorded step would read a number only once."""
     for group in optimizer.param_groups:
         device, rate = group["params"][0].device, float(group["lr"])
         recordable = accel.enabled and device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Arguments of the command line that several commands share."""
+"""These arguments of the command line are shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..config.common import Config
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, and takes ``-1,0,0`` for a value."""
+    """A parser whose errors take one line, and which takes ``-1,0,0`` for a value."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*")
 
     def error(self, message: str) -> NoReturn:
-        """Print one line that ends in what to do, and exit with code 2."""
+        """Print one line that names the error and the help, and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 

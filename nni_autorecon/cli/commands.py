@@ -1,4 +1,4 @@
-"""What a person does beside running a stage: start, continue, export, diff, measure. Heavy imports wait."""
+"""These commands do all but run a stage: they start, continue, export, compare and measure. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def continue_experiment(arguments: argparse.Namespace) -> None:
-    """Go on with an experiment."""
+    """Go on with a stopped experiment."""
     from ..experiment.launch import resume_experiment
 
     resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    """Check the machine."""
+    """Check the machine and, if a file is given, its experiment."""
     from ..experiment.doctor import doctor
 
     doctor(arguments.file)
@@ -51,7 +51,10 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write tables of an experiment's trials, or of runs in folders, as Markdown, CSV and PNG; print the Markdown."""
+    """Write tables and a figure of an experiment's trials, or of runs in folders, and print the tables.
+
+    The files are Markdown, CSV and PNG. Raises InputError unless either folders or an experiment is given.
+    """
     if bool(arguments.folders) == bool(arguments.experiment):
         raise InputError("report takes either folders or --experiment ID; give one of them")
     from ..figures.canvas import save_figure
@@ -79,7 +82,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def to_onnx(arguments: argparse.Namespace) -> None:
-    """Write a saved student as ONNX."""
+    """Write a saved student as ONNX, and print its size and how well it agrees with the student."""
     from ..export.onnx import export_onnx
     from ..export.onnx_runtime import load_onnx
     from ..export.student_file import load_network
@@ -94,7 +97,10 @@ def to_onnx(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure a saved student again, from its file alone."""
+    """Measure the test accuracy of a saved student, from its file alone, and print it.
+
+    Raises InputError if no images are named and none are known, or if an ONNX file is to be measured on a GPU.
+    """
     from ..api import load_student
     from ..data.images import accuracy
     from ..data.test_sets import load_evaluation_data
@@ -151,7 +157,7 @@ def _genotype(name: str) -> Genotype:
 
 
 def _summary(genotype: Genotype) -> str:
-    """Return what is known of a genotype, in a line."""
+    """Return the known details of a genotype in one line."""
     details = genotype.details
     loss, macs = details.get("loss"), details.get("macs")
     parts = [

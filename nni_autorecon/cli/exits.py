@@ -1,4 +1,4 @@
-"""How a process ends: errors that are meant for a person as one line, exit codes, without delay."""
+"""A process ends with an exit code, and without delay; an error that is meant for a person is one line."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import NoReturn
 from ..errors import AutoReConError, InputError, MachineError
 
 PROGRAM = "nni-autorecon"
-INTERRUPTED, TERMINATED = 130, 143  # as a shell says it of Ctrl-C and of SIGTERM
+INTERRUPTED, TERMINATED = 130, 143  # a shell reports Ctrl-C and SIGTERM by these codes
 CODES = ((InputError, 2), (MachineError, 3))
-"""Exit codes of errors that the person can mend, and of what lies with the machine; that of other errors is 1."""
+"""Exit codes of errors that the person can mend and of errors of the machine; other errors have 1."""
 
 
 def report_errors(run: Callable[[], object]) -> int:
     """Call ``run`` and return its exit code; errors that are meant for a person become one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
-    heeds_signals = threading.current_thread() is threading.main_thread()  # Python lets no other set a handler
+    heeds_signals = threading.current_thread() is threading.main_thread()  # only there Python lets us set a handler
     before = signal.signal(signal.SIGTERM, _terminated) if heeds_signals else None
     try:
         run()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, as head does, has read enough
+    except BrokenPipeError:  # the reader of the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except AutoReConError as error:
@@ -52,7 +52,7 @@ def report_errors(run: Callable[[], object]) -> int:
     return 0
 
 
-class Terminated(BaseException):  # no Exception: what handles errors must not handle it
+class Terminated(BaseException):  # not an Exception: code that handles errors must not handle it
     """SIGTERM has come."""
 
 
@@ -61,7 +61,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return True if an error says that there is no memory: PyTorch has no class for it on the CPU."""
+    """Return True if an error says that there is no memory; PyTorch has no class for it on the CPU."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
@@ -69,7 +69,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. One that was stopped does not unload torch and NNI first, which takes seconds."""
+    """End the process. A process that was stopped skips the unloading of torch and NNI, which takes seconds."""
     if code in (INTERRUPTED, TERMINATED):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

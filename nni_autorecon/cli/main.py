@@ -1,4 +1,4 @@
-"""``nni-autorecon``: the parser of what a person types, and its exit code. Heavy imports wait."""
+"""``nni-autorecon`` parses a command line, runs the command and returns its exit code. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .exits import PROGRAM, leave, report_errors
 from .stages import run_compress, run_distill, run_search
 
 FORMER_NAMES = {"export": "best-genotype", "export-model": "to-onnx", "compare": "diff", "resume": "continue"}
-"""What commands were once called, and what they are called now; the former names keep working."""
+"""Former names of commands, with their present names; the former names keep working."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    It is 0, 1 for a run that failed, 2 for something that the person can mend, 3 for something about the machine, 130
-    for Ctrl-C, or 143 for SIGTERM.
+    The code is 0 for success, 1 for a run that failed, 2 for an error that the person can mend, 3 for an error of the
+    machine, 130 for Ctrl-C and 143 for SIGTERM.
     """
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The three stages as commands and as NNI trials. Heavy imports wait until one of them runs."""
+"""The three stages run as commands and as NNI trials. Heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def _run_student(
     arguments: argparse.Namespace,
     trial: Trial | None,
 ) -> None:
-    """Train a student by ``run_stage``, print what came of it, report to NNI inside a trial."""
+    """Train a student by ``run_stage``, print its result, and report to NNI inside a trial."""
     silent = config.phases.count(WARM_UP) if isinstance(config, CompressConfig) else 0
 
     def on_epoch(row: Mapping[str, Any]) -> None:
-        if trial and "agreement" in row:  # there is no student to speak of during the warm-up
+        if trial and "agreement" in row:  # there is no student to measure during the warm-up
             trial.report_intermediate(_for_nni(row, default="agreement"), row["epoch"] - 1 - silent)
 
     def on_result(result: CompressionResult | DistillationResult) -> None:
@@ -83,14 +83,14 @@ def _run_student(
 
 
 def _conclude(result: Any, path: Path, what: str, config: Config, trial: Trial | None) -> None:
-    """Print where the result is and where it was computed; in a trial, report it."""
+    """Print where the result is and where it was computed; inside a trial, report it to NNI."""
     print(f"{what}: {path}\ndevice: {result.device}")
     if trial:
         trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
 
 
 def _at_every_step(trial: Trial | None) -> dict[str, Any]:
-    """Return what a stage does beside its work: a trial looks for its manager, a person sees a progress bar."""
+    """Return the extra arguments of a stage: a trial checks that its manager lives, a person sees a progress bar."""
     if trial:
         return {"on_step": trial.require_manager, "progress": False}
     return {"progress": sys.stderr.isatty()}
@@ -100,10 +100,10 @@ RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}
 
 
 def trial(stage: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the whole of a trial script for the ``stage`` of this name, and end the process.
+    """Run a whole trial script for the stage of this name, and end the process.
 
-    Flags come from ``trialCommand``, parameters from the tuner, and results go to NNI. Started by hand, outside an
-    experiment, it is the stage's command.
+    Flags come from ``trialCommand``, parameters come from the tuner, and results go to NNI. Started by hand, outside an
+    experiment, the script is the stage's command.
     """
     leave(run_as_trial(stage, argv))
 
@@ -111,7 +111,7 @@ def trial(stage: str, argv: Sequence[str] | None = None) -> NoReturn:
 def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
     """Run a stage as an NNI trial, or as a command outside an experiment, and return the exit code.
 
-    A trial that NNI stops by SIGINT ends by that signal: an exit code, NNI takes for a failure.
+    A trial that NNI stops by SIGINT ends by that signal, because NNI takes an exit code for a failure.
     """
     parser = Parser(description=f"NNI trial of the stage {stage}: flags fix settings, the tuner varies others.")
     arguments = add_stage(parser, STAGES[stage].config).parse_args(argv)
@@ -131,13 +131,16 @@ def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
-    """Return the stage's settings: the file's, the flags', the tuner's."""
+    """Return the stage's settings: the tuner's override the flags', and these override the file's."""
     config = kind.from_arguments(arguments)
     return config.as_shared().override(trial.parameters, source="tuner") if trial else config
 
 
 def _place(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> dict[str, Any]:
-    """Return the folder and its mode: that of --output, NNI's for the trial, or a new one."""
+    """Return the folder and its mode; the folder is that of --output, NNI's for the trial, or a new one.
+
+    Raises InputError if --force and --resume are both given, or --resume without a folder.
+    """
     from ..runs.folder import EVENTS, new_folder
 
     if arguments.force and arguments.resume:
@@ -154,7 +157,7 @@ def _place(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> di
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:
-    """A row of metrics as NNI wants it: what its curve and tuner follow is called ``default``."""
+    """Return a row of metrics as NNI wants it: the metric that its curve and tuner follow is called ``default``."""
     counts = ("epoch", "candidate")
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in counts}
     return {"default": numbers.pop(default), **numbers}

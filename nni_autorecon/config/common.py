@@ -1,4 +1,4 @@
-"""Settings shared by every stage, and the schedules of learning rates."""
+"""These settings are shared by every stage; so are the schedules of learning rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
     "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
 }
-"""Factor of a learning rate at a progress in [0, 1) through training."""
+"""Each schedule maps the progress through training, in [0, 1), to the factor of a learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,10 @@ class Config(Settings):
     """Settings shared by every stage: the frozen network, the seed and the device."""
 
     teacher: str = setting(
-        "digits", "frozen network: digits, torchvision:, timm: or pytorchcv:NAME, or module-or-file.py:factory",
+        "digits",
+        "frozen network: digits, torchvision:, timm: or pytorchcv:NAME, or module-or-file.py:factory",
         symbol="M_p",
-    )  # fmt: skip
+    )
     checkpoint: str | None = setting(None, "state_dict file for the teacher (default: its own weights)")
     num_classes: int | None = setting(None, "number of classes, if the teacher cannot tell", low=2)
     image_size: int | None = setting(None, "height and width of its input, if the teacher cannot tell", low=8)
@@ -42,18 +43,18 @@ class Config(Settings):
         100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ's is 0.1, 100 suits the digits", low=0.0
     )
     bns_form: str = setting(
-        "var", "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
+        "var",
+        "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
         choices=GAPS,
-    )  # fmt: skip
+    )
 
     @property
     def files(self) -> dict[str, str]:
-        """Checkpoint, genotypes and the person's own code, on whose contents a run depends, by the setting that names
-        them."""
+        """Return the files on whose contents a run depends, by setting: checkpoint, genotypes and the person's code."""
         return {**({"checkpoint": self.checkpoint} if self.checkpoint else {}), **code_file("teacher", self.teacher)}
 
 
 def code_file(name: str, spec: str) -> dict[str, str]:
-    """The file of a ``models.py:factory`` under the name of its setting; nothing for other networks."""
+    """Return the file of a ``models.py:factory`` under the name of its setting; other networks have no file."""
     path, colon, _ = spec.rpartition(":")
     return {name: path} if colon and path.endswith(".py") else {}

@@ -1,4 +1,4 @@
-"""Settings of stage 2 of Algorithm 1, and of the methods of Table 5."""
+"""These are the settings of stage 2 of Algorithm 1, and of the methods of Table 5."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .settings import Presets, setting
 from .student import StudentConfig
 
 WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
-"""Phases of stage 2: the generator alone learns, the ranges of activations are tracked, the student learns."""
+"""In the phases of stage 2 the generator alone learns, activation ranges are tracked, and the student learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig(StudentConfig):
-    """Stage 2 of Algorithm 1, and the methods of Table 5."""
+    """Settings of stage 2 of Algorithm 1, and of the methods of Table 5."""
 
     PRESETS: ClassVar[Presets] = {"preset": COMPRESS_PRESETS, "losses": LOSSES}
     RULES: ClassVar[tuple[Rule, ...]] = COMPRESS_RULES
@@ -55,14 +55,16 @@ class CompressConfig(StudentConfig):
     FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"protocol": FORMER_NAMES}
 
     preset: str | None = setting(
-        None, "for 32×32 images: gdfq, its training with its generator; paper, the same with the one searched; best, "
+        None,
+        "for 32×32 images: gdfq, its training with its generator; paper, the same with the one searched; best, "
         "ours for a short training; other settings override its own",
         choices=COMPRESS_PRESETS,
-    )  # fmt: skip
+    )
     losses: str | None = setting(
-        None, "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
+        None,
+        "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
         choices=LOSSES,
-    )  # fmt: skip
+    )
     method: str = setting(
         "gdfq",
         "gdfq: a generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
@@ -86,17 +88,20 @@ class CompressConfig(StudentConfig):
     weight_ranges: str = setting("minmax", "ranges of weights, per output channel", choices=RANGES)
     activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
     range_lr: float = setting(
-        0.0, "Adam learning rate of the logarithms of these ranges while the student trains, by its schedule (LSQ); 0: "
-        "they rest", low=0.0,
-    )  # fmt: skip
+        0.0,
+        "Adam learning rate of the logarithms of these ranges while the student trains, by its schedule (LSQ); 0: "
+        "they rest",
+        low=0.0,
+    )
     epochs: int = setting(14, "epochs in all, warm-up and range tracking included", symbol="L2", low=1)
     steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
     warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
     range_epochs: int = setting(1, "epochs after the warm-up in which activation ranges are tracked", low=1)
     generator_updates: str = setting(
-        "always", "train the generator throughout (GDFQ) or only in the warm-up (Algorithm 1)",
+        "always",
+        "train the generator throughout (GDFQ) or only in the warm-up (Algorithm 1)",
         choices=("always", "warmup"),
-    )  # fmt: skip
+    )
     mixed_share: float = setting(
         0.0, "share of the generator's images that belong to several classes at once (Qimera: 0.4)", low=0.0, high=1.0
     )
@@ -111,21 +116,25 @@ class CompressConfig(StudentConfig):
         0.0, "weight of AdaDFQ's game in the generator's objective once the student trains (AdaDFQ: 1)", low=0.0
     )
     hard_step: float = setting(
-        0.0, "step on an image along the sign of the student's gradient before the student learns from it (HAST)",
+        0.0,
+        "step on an image along the sign of the student's gradient before the student learns from it (HAST)",
         low=0.0,
-    )  # fmt: skip
+    )
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
     ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S", low=0.0)
     kd_weight: float = setting(1.0, "weight of the distillation term in L_S", symbol="α", low=0.0)
     kd_temperature: float = setting(20.0, "temperature of the distillation term", symbol="T", low=1e-3, high=1e6)
     kd_reduction: str = setting(
-        "mean", "mean also divides by the class count (as GDFQ does); batchmean does not",
+        "mean",
+        "mean also divides by the class count (as GDFQ does); batchmean does not",
         choices=REDUCTIONS,
-    )  # fmt: skip
+    )
     ce_gate: float = setting(
-        1.0, "cross-entropy in L_S only where the teacher's probability of the label exceeds 1 - this (SynQ); 1: all",
-        low=1e-6, high=1.0,
-    )  # fmt: skip
+        1.0,
+        "cross-entropy in L_S only where the teacher's probability of the label exceeds 1 - this (SynQ); 1: all",
+        low=1e-6,
+        high=1.0,
+    )
     disagreement_weight: float = setting(
         0.0, "weight of -T^2 H(softmax((t - s) / T)) in L_S, the student's side of AdaDFQ's game", low=0.0
     )
@@ -133,9 +142,11 @@ class CompressConfig(StudentConfig):
         0.0, "weight of feature alignment at residual blocks in L_S (HAST: 1000 for CIFAR-10 at 1e-5)", low=0.0
     )
     flip_share: float = setting(
-        0.0, "share of the integers of each weight that a step of the student must change (AIT: 0.001); 0: any step",
-        low=0.0, high=0.5,
-    )  # fmt: skip
+        0.0,
+        "share of the integers of each weight that a step of the student must change (AIT: 0.001); 0: any step",
+        low=0.0,
+        high=0.5,
+    )
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
 
     def require_consistent(self) -> None:
@@ -152,7 +163,7 @@ class CompressConfig(StudentConfig):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """That of each epoch. All methods that train the student train it for the same number of epochs."""
+        """Return the phase of each epoch. All methods that train the student train it for the same number of epochs."""
         warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
         training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
         without_warm_up = {"dfq": (), "zeroq": tracking, "zeroq-kd": tracking + training, "dfc": tracking + training}
@@ -174,10 +185,10 @@ class CompressConfig(StudentConfig):
 
     @property
     def generator_spec(self) -> GeneratorSpec | None:
-        """The generator that is meant for this seed; None for a method that has none."""
+        """Return the generator for this seed; None for a method without a generator."""
         return super().generator_spec if self.method == "gdfq" else None
 
     @property
     def quantization(self) -> Quantization:
-        """How the network is to be quantized."""
+        """Return the settings of the quantization."""
         return Quantization(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Quantization)})

@@ -1,4 +1,4 @@
-"""Settings of data-free distillation into another architecture (Table 4)."""
+"""These are the settings of data-free distillation into another architecture (Table 4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .student import StudentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StudentConfig):
-    """Data-free distillation (Table 4) into another architecture, in floating point, by DFAD's alternation."""
+    """Settings of data-free distillation (Table 4) into another architecture, in floating point, as DFAD alternates."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "what most people set": (
@@ -46,9 +46,11 @@ class DistillConfig(StudentConfig):
 
     @property
     def files(self) -> dict[str, str]:
+        """Return the files on whose contents a run depends, by the setting that names them."""
         return {**super().files, **code_file("student", self.student)}
 
     def require_consistent(self) -> None:
+        """Raise InputError if settings that are fine one by one do not go together."""
         super().require_consistent()
         if not (self.reconstruction_weight or self.adversarial_weight or self.balance_weight):
             raise InputError(

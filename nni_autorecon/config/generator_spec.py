@@ -1,4 +1,4 @@
-"""What a generator's name means: one parsed value, from the setting to the table in a report."""
+"""A generator's name is parsed into one value, which serves from the setting to the table in a report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ SEARCH_SPACE = ("searched", "published", "random", "all")
 class GeneratorSpec:
     """A generator by its name; ``str`` gives the name back.
 
-    ``kind`` is one of ``SEARCH_SPACE``, and ``argument`` what stands behind its colon (a file, a name, a seed or an
-    operation; only ``searched`` may have none), or one of ``HUMAN_DESIGNED``, with ``equal_macs`` at the width at which
-    it costs as much as a genotype. Worked example: ``random:7`` is kind ``random`` with argument ``7``.
+    For a ``kind`` in ``SEARCH_SPACE``, ``argument`` is the text behind the colon: a file, a name, a seed or an
+    operation; only ``searched`` may have none. For a ``kind`` in ``HUMAN_DESIGNED``, ``equal_macs`` asks for the width
+    at which the generator costs as much as a genotype. Worked example: ``random:7`` has kind ``random`` and argument
+    ``7``.
     """
 
     kind: str
@@ -26,7 +27,7 @@ class GeneratorSpec:
 
     @classmethod
     def parse(cls, text: str) -> GeneratorSpec:
-        """Read a name. Raises InputError for any that is none."""
+        """Parse a name. Raises InputError if no generator has it."""
         design, at, modifier = text.partition("@")
         if design in HUMAN_DESIGNED and modifier == ("equal-macs" if at else ""):
             return cls(design, equal_macs=bool(at))
@@ -40,14 +41,14 @@ class GeneratorSpec:
 
     @property
     def family(self) -> str:
-        """The name without its argument, under which reports list it: ``random``, ``gdfq@equal-macs``."""
+        """Return the name without its argument, under which reports list it: ``random``, ``gdfq@equal-macs``."""
         return self.kind + ("@equal-macs" if self.equal_macs else "")
 
     @property
     def needs_genotype(self) -> bool:
-        """True if it refers to a genotype that is named elsewhere."""
+        """Return True if it refers to a genotype that is named elsewhere."""
         return self.equal_macs or (self.kind == "searched" and not self.argument)
 
     def uses_genotype(self, width: int | None) -> bool:
-        """Return True if a genotype that is named elsewhere has a say: a random one takes its width from it."""
+        """Return True if it uses a genotype that is named elsewhere; a random generator takes its width from one."""
         return self.needs_genotype or (self.kind in ("random", "all") and width is None)

@@ -1,4 +1,4 @@
-"""Settings that go together: those of papers, by their names, and ours."""
+"""Presets are settings that go together: those of papers, by their names, and ours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ PAPER_SEARCH = {
     "architecture_steps": 50, "final_steps": 2000, "weight_lr": 2e-3, "weight_schedule": "constant",
     "architecture_lr": 0.02,
 }  # fmt: skip
-"""The paper's relaxation and width, on 32×32 images. What it leaves open, such as all rates, is ours."""
+"""The paper's relaxation and width, on 32×32 images. All settings that it leaves open, such as rates, are ours."""
 BEST_SEARCH = {"bns_weight": 1.0, "epochs": 37}
-"""What found the best generators for a ResNet-20: 1,184 batches, about what trying eight random genotypes takes."""
+"""These found the best generators for a ResNet-20, in 1,184 batches; eight random genotypes cost about as much."""
 SEARCH_PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER_SEARCH, "best": BEST_SEARCH}
 GDFQ = {
     "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
@@ -22,7 +22,7 @@ BEST = {
     "bns_form": "kl", "bns_weight": 100.0, "weight_lr": 3e-3, "batch_size": 64, "activation_ranges": "percentile",
     "range_lr": 0.01, "feature_weight": 100.0,
 }  # fmt: skip
-"""What made the best w4a4 and w3a3 students of a ResNet-20 in some hundred batches, the training it was chosen for."""
+"""These made the best w4a4 and w3a3 students of a ResNet-20 in some hundred batches, for which they were chosen."""
 COMPRESS_PRESETS: dict[str, dict[str, Any]] = {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": BEST}
 GDFQ_LOSSES: dict[str, Any] = {
     "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
@@ -36,11 +36,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "class_weight": 0.0, "adaptability_weight": 1.0,
         "ce_weight": 0.0, "kd_weight": 0.0, "disagreement_weight": 1.0,
     },
-    "hast": {"feature_weight": 100.0, "hard_step": 0.01},  # 1000 at a tenth of GDFQ's learning rate
+    "hast": {"feature_weight": 100.0, "hard_step": 0.01},  # HAST has 1000 at a tenth of GDFQ's learning rate
     "qimera": {"mixed_share": 0.4},
     "synq": {"low_pass": 0.5, "ce_gate": 0.5},
     "ait": {"ce_weight": 0.0, "flip_share": 0.001},
 }  # fmt: skip
 LOSSES = {name: GDFQ_LOSSES | changes for name, changes in _CHANGES.items()}
-"""What others have added to GDFQ's losses, or put in their place, by the name of the paper; the rest, such as
-the weight of the distillation term, stays GDFQ's. ``batchmean`` does not divide that term by the class count."""
+"""Changes of other papers to GDFQ's losses, by the name of the paper; the rest, such as the weight of the distillation
+term, stays GDFQ's. ``batchmean`` does not divide that term by the class count."""

@@ -1,4 +1,4 @@
-"""Files of names and values that a person writes, in JSON or YAML: one reader for settings and for experiments."""
+"""This module reads the names and values that a person writes in JSON or YAML, for settings and for experiments."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ..errors import InputError, one_line, shown
 from ..files import DEEPEST, parse_json, read_text
 
 LARGEST = 10_000
-"""The values that a file may hold, repeated ones counted as often as they are meant."""
+"""A file may hold this many values; a value that aliases repeat counts each time."""
 
 
 def read_names_and_values(path: str | Path, what: str, *, remedy: str) -> dict[Any, Any]:
-    """Return the names and values in ``path``, which is a ``what``; an empty file holds none.
+    """Return the names and values in the file ``path``; an empty file holds none.
 
-    YAML merges (``<<``) and the aliases that they need are read. Raises InputError, ending in ``remedy``, if the file
-    is missing, is neither JSON nor YAML, holds anything but names and values, or has a name twice.
+    ``what`` is the kind of file that errors name. YAML merges (``<<``) and the aliases that they need are read. Raises
+    InputError, ending in ``remedy``, if the file is missing, is neither JSON nor YAML, holds anything but names and
+    values, or has a name twice.
     """
     text = read_text(Path(path), what)
     try:
         values = parse_json_or_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError stands for an impossible number or date
         reason = one_line(error).replace('"<unicode string>", ', "")
         raise InputError(f"{what} {path} is neither JSON nor YAML: {reason}; {remedy}") from error
     if values is None:
@@ -34,10 +35,10 @@ def read_names_and_values(path: str | Path, what: str, *, remedy: str) -> dict[A
 
 
 def parse_json_or_yaml(text: str) -> Any:
-    """Return what ``text`` says; JSON is read as JSON, for YAML 1.1 takes its 1e-05 for text.
+    """Return the value that ``text`` spells; JSON is read as JSON, because YAML 1.1 takes its 1e-05 for text.
 
-    Raises ValueError or yaml.YAMLError, with a message for a person, also for a name that stands twice and for values
-    that are nested too deeply or, by aliases, are endless.
+    Raises ValueError or yaml.YAMLError, with a message for a person. This includes a name that stands twice, values
+    that are nested too deeply, and values that are endless by their aliases.
     """
     try:
         return parse_json(text)
@@ -48,7 +49,7 @@ def parse_json_or_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads data only, as ``yaml.safe_load`` does, but no mapping in which a name stands twice."""
+    """A loader that reads data only, as ``yaml.safe_load`` does, and refuses a mapping in which a name stands twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = set()

@@ -1,4 +1,4 @@
-"""Which setting is used when: one table for every setting that only some methods, strategies or weights use."""
+"""One table says when each setting is used, for settings that only some methods, strategies or weights use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
 
 
 class Rule(NamedTuple):
-    """``names`` are settings that are used only where one of the settings ``when`` is one of ``values``, or is not 0.
+    """The settings ``names`` are used only if one of the settings ``when`` has one of ``values``, or is not 0.
 
-    Worked example: ``image_count`` is used where ``method`` is zeroq, zeroq-kd or dfc.
+    Worked example: ``image_count`` is used if ``method`` is zeroq, zeroq-kd or dfc.
     """
 
     names: tuple[str, ...]
@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     """None stands for all values but 0."""
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
-        """Return True if the settings are used, also where what decides is not known (None or absent)."""
+        """Return True if the settings are used, also if the deciding setting is unknown (None or absent)."""
         return any(self._decides(settings.get(name)) for name in self.when)
 
     def _decides(self, value: Any) -> bool:
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
         return value is None or value in self.values
 
     def reason(self, settings: Mapping[str, Any]) -> str:
-        """Return why they are not used, as in ``mixed_share is 0``."""
+        """Return why the settings are not used, as in ``mixed_share is 0``."""
         return " and ".join(f"{name} is {_plain(settings[name])}" for name in self.when)
 
 

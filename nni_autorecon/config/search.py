@@ -1,4 +1,4 @@
-"""Settings of stage 1 of Algorithm 1: their types, defaults, ranges and paper symbols."""
+"""These are the settings of stage 1 of Algorithm 1: their types, defaults, ranges and paper symbols."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "logits": lambda alpha: alpha,  # log p but for a constant, which the softmax of the scores takes away
+    "logits": lambda alpha: alpha,  # this is log p up to a constant, which the softmax of the scores removes
     "paper": lambda alpha: alpha.softmax(-1),
 }
-"""What Gumbel noise is added to, from the architecture parameters α [..., F] of an edge: log p, or p as in eq. 7."""
+"""Each maps an edge's architecture parameters α [..., F] to the values to which Gumbel noise is added: log p, or p as
+in eq. 7."""
 
 TEMPERATURES: dict[str, Callable[[float, float, float], float]] = {
     "constant": lambda start, end, progress: start,
@@ -31,15 +32,15 @@ TEMPERATURES: dict[str, Callable[[float, float, float], float]] = {
     "exponential": lambda start, end, progress: start * (end / start) ** progress,
     "cosine": lambda start, end, progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2,
 }
-"""Temperature between ``start`` and ``end`` at a progress in [0, 1], by the name of the path."""
+"""Each path maps ``start``, ``end`` and a progress in [0, 1] to the temperature."""
 
 FINAL_VALIDATION_STEPS = 16
-"""Batches on which the generator found is measured."""
+"""The generator found is measured on this many batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """Stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
+    """Settings of stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
 
     PRESETS: ClassVar[Presets] = {"preset": SEARCH_PRESETS}
     RULES: ClassVar[tuple[Rule, ...]] = SEARCH_RULES
@@ -67,9 +68,10 @@ class SearchConfig(Config):
     }  # fmt: skip
 
     preset: str | None = setting(
-        None, "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",
+        None,
+        "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",
         choices=SEARCH_PRESETS,
-    )  # fmt: skip
+    )
     strategy: str = setting(
         "autorecon",
         "autorecon, or one of NNI's at the same cost: enas, by shared weights and a controller; random, evolution and "
@@ -78,10 +80,10 @@ class SearchConfig(Config):
     )
     weight_lr: float = setting(0.016, "Adam learning rate of the generator's weights W", low=0.0)
     weight_schedule: str = setting(
-        "cosine", "that rate over the training of one generator, a candidate or the one found; a supernet has "
-        "it throughout",
+        "cosine",
+        "that rate over the training of one generator, a candidate or the one found; a supernet has it throughout",
         choices=SCHEDULES,
-    )  # fmt: skip
+    )
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
         16, "channels of every node (the paper's generators: 64)", symbol="C", low=1, high=LARGEST_SIZE
@@ -93,16 +95,19 @@ class SearchConfig(Config):
     )
     validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
     candidate_steps: int = setting(
-        8, "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
-        "as L1 * (T1 + V1) batches allow", low=1,
-    )  # fmt: skip
+        8,
+        "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
+        "as L1 * (T1 + V1) batches allow",
+        low=1,
+    )
     relaxation: str = setting(
         "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=RELAXATIONS
     )
     sampling: str = setting(
-        "soft", "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
+        "soft",
+        "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
         choices=("soft", "hard"),
-    )  # fmt: skip
+    )
     temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)
     temperature_end: float = setting(1.5, "temperature of the last epoch", symbol="τ", low=1e-3)
     temperature_schedule: str = setting("exponential", "path between the two", choices=TEMPERATURES)
@@ -117,19 +122,25 @@ class SearchConfig(Config):
         0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
     )
     entropy_penalty: float = setting(
-        0.0, "weight of the entropy of p (1 = that of uniform p, mean over edges) in the loss of alpha, reached by "
-        "equal steps over the epochs; edges get decided", low=0.0,
-    )  # fmt: skip
+        0.0,
+        "weight of the entropy of p (1 = that of uniform p, mean over edges) in the loss of alpha, reached by "
+        "equal steps over the epochs; edges get decided",
+        low=0.0,
+    )
     adaptability_weight: float = setting(
-        0.0, "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
-        "epochs; 0: none", low=0.0,
-    )  # fmt: skip
+        0.0,
+        "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
+        "epochs; 0: none",
+        low=0.0,
+    )
     student_bits: Bits = setting(Bits("w4a4"), "bit widths of that student")  # noqa: RUF009 (immutable)
     student_lr: float = setting(1e-3, "its SGD learning rate", low=0.0)
     tournament: int = setting(
-        0, "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
-        "trained a little from scratch, and the best is taken", low=0,
-    )  # fmt: skip
+        0,
+        "architectures drawn from softmax(alpha) at the end, which compete with the most probable one: all are "
+        "trained a little from scratch, and the best is taken",
+        low=0,
+    )
     tournament_steps: int = setting(24, "batches that train each of these", low=1)
     inherit_weights: bool = setting(
         False, "start the final training of the found generator from the supernet's weights, not from scratch"
@@ -140,28 +151,28 @@ class SearchConfig(Config):
 
     @property
     def epoch_steps(self) -> int:
-        """Batches of an epoch."""
+        """Return the batches of an epoch."""
         return self.weight_steps + self.architecture_steps
 
     @property
     def candidates(self) -> int:
-        """How many candidates a multi-trial strategy can train for what AutoReCon's search costs."""
+        """Return how many candidates a multi-trial strategy can train at the cost of AutoReCon's search."""
         return self.epochs * self.epoch_steps // self.candidate_steps
 
     @property
     def updates(self) -> int:
-        """Batches that the search spends before the final training: they update W or α, or reward a controller."""
+        """Return the search's batches before the final training: they update W or α, or reward a controller."""
         if self.strategy in MULTI_TRIAL:
             return self.candidates * self.candidate_steps
         return self.epochs * self.epoch_steps + self.tournament_updates
 
     @property
     def tournament_updates(self) -> int:
-        """Batches of them that train those who compete at the end."""
+        """Return how many of these batches train the architectures that compete at the end."""
         return (self.tournament + 1) * self.tournament_steps if self.tournament else 0
 
     def require_consistent(self) -> None:
-        """Raise InputError if settings are given that nothing would come of, or that allow no candidate."""
+        """Raise InputError if a given setting would have no effect, or if settings allow no candidate."""
         self.require_used()
         if self.adaptability_weight and self.epochs == 1:
             raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")

@@ -1,4 +1,4 @@
-"""Settings that check themselves when they are made, whether by a constructor, a file, a flag or the tuner."""
+"""Settings check themselves when they are made, whether by a constructor, a file, a flag or the tuner."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ def setting(
     high: float | None = None,
     choices: Iterable[str] | None = None,
 ) -> Any:
-    """Return a dataclass field that knows its range (both ends included), its choices and what it means."""
+    """Return a dataclass field that knows its range (both ends included), its choices and its meaning."""
     choices = None if choices is None else tuple(choices)
     metadata = {"help": help, "symbol": symbol, "low": low, "high": high, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Settings whose values stand for values of others: by name and value."""
+"""A preset is a setting whose value sets others: by the preset's name, by its value, by the other's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Named values, each declared by :func:`setting` in a subclass and checked when an object is made.
 
-    What the constructor is given stands; a preset among it gives its values to the other settings (of two presets, the
-    later in ``PRESETS`` wins); what is left has its default. ``given`` holds the names that were given.
+    A value that the constructor is given stands. A preset among these sets other settings (of two presets, the later in
+    ``PRESETS`` wins). All remaining settings have their defaults. ``given`` holds the names that were given.
 
-    Raises InputError for a value of a wrong type or out of range. A whole float is taken for an int: NNI's
+    Raises InputError for a value of a wrong type or out of range. A whole float is taken for an int, because NNI's
     ``quniform`` sends 4.0.
     """
 
     PRESETS: ClassVar[Presets] = {}
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Headings of the help, in their order, and the settings below each; the rest comes last."""
+    """Headings of the help, in their order, with the settings below each; all other settings come last."""
     RULES: ClassVar[tuple[Rule, ...]] = ()
-    """Which settings are used when."""
+    """These rules say when settings are used."""
     IDLE_PRESETS: ClassVar[bool] = True
-    """Whether a preset may say something that is not used."""
+    """This is True if a preset may set a setting that is not used."""
     FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Values that a setting once had, by setting, and what they are called now; they are still read."""
+    """Former values by setting, with their present names; they are still read."""
 
     given: ClassVar[frozenset[str]] = frozenset()
     """The names that the constructor was given; each object has its own. No result depends on it, so it is no field."""
 
     shared: ClassVar[frozenset[str]] = frozenset()
-    """Those of them that may be of no use, for they are meant for several trials; see :meth:`as_shared`."""
+    """These given names may have no effect, because they are meant for several trials; see :meth:`as_shared`."""
 
     def __new__(cls, **values: Any) -> Self:
         made = super().__new__(cls)
@@ -83,7 +83,7 @@ class Settings:
 
     @property
     def preset_values(self) -> dict[str, Any]:
-        """What the presets say, whether or not it was given otherwise."""
+        """Return the values that the presets set, also for settings that were given otherwise."""
         said = [meanings.get(str(getattr(self, name)), {}) for name, meanings in self.PRESETS.items()]
         return {name: value for meaning in said for name, value in meaning.items()}
 
@@ -99,13 +99,13 @@ class Settings:
         return made
 
     def as_shared(self) -> Self:
-        """Return a copy whose settings may turn out to be of no use: a tuner chooses others, trial by trial."""
+        """Return a copy whose settings may have no effect: a tuner chooses others, trial by trial."""
         made = self.override({})
         object.__setattr__(made, "shared", made.given)
         return made
 
     def require_used(self) -> None:
-        """Raise InputError if something was given that nothing would come of, by ``RULES``."""
+        """Raise InputError if a setting was given that has no effect, by ``RULES``."""
         values = self.to_dict()
         asked = {name for name in self.given - self.shared if values[name] is not None}
         by_preset = {} if self.IDLE_PRESETS else self._named_by_presets(asked)
@@ -134,7 +134,7 @@ class Settings:
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any], *, source: str) -> Self:
-        """Return the settings that an earlier run wrote down; what it lacks has its default, whatever a preset says.
+        """Return the settings that an earlier run wrote down; missing ones have their defaults, whatever a preset says.
 
         Raises InputError as :meth:`override` does.
         """
@@ -145,7 +145,10 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | Path | None) -> Self:
-        """Return the defaults overridden by a JSON or YAML file; the defaults alone if ``path`` is None."""
+        """Return the defaults overridden by a JSON or YAML file; return the defaults alone if ``path`` is None.
+
+        Raises InputError if the file cannot be read, or as :meth:`override` does.
+        """
         if path is None:
             return cls()
         values = read_names_and_values(path, "config file", remedy="give a line for each setting, such as epochs: 3")
@@ -154,7 +157,7 @@ class Settings:
 
     @classmethod
     def _as_meant(cls, name: Any, value: Any) -> Any:
-        """Mend what YAML misreads: it takes 1e-3 for text, and a grey mean of 0.5 for a number."""
+        """Mend two misreadings of YAML: it takes 1e-3 for text, and a grey mean of 0.5 for a number."""
         if name in ("mean", "std") and isinstance(value, (int, float)):
             return str(value)
         if isinstance(value, str) and name in _fields(cls) and cls.field_type(name) is float:
@@ -163,7 +166,7 @@ class Settings:
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add one flag per setting. A flag that is not given leaves no trace: files and defaults show through."""
+        """Add one flag per setting. A flag that is not given leaves no trace; files and defaults show through."""
         fields = _fields(cls)
         listed = {name for names in cls.GROUPS.values() for name in names}
         rest = tuple(name for name in fields if name not in listed)
@@ -188,7 +191,7 @@ class Settings:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the defaults, then the file in ``arguments.config``, then the flags that were given."""
+        """Return the defaults, overridden by the file in ``arguments.config`` and then by the flags that were given."""
         flags = {name: value for name, value in vars(arguments).items() if name in _fields(cls)}
         parsed = {
             name: _parse(cls.field_type(name), value) if isinstance(value, str) else value
@@ -198,7 +201,7 @@ class Settings:
 
     @classmethod
     def field_type(cls, name: str) -> type:
-        """Return the plain type of a setting: int, float, bool, str or a kind of str (None may be allowed beside)."""
+        """Return the plain type of a setting: int, float, bool, str or a kind of str; a None beside it is left out."""
         annotation = _annotations(typing.cast(Any, cls))[name]
         if isinstance(annotation, types.UnionType):
             annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
@@ -217,7 +220,7 @@ class Settings:
 
     @classmethod
     def _checked(cls, name: str, value: Any, source: str) -> Any:
-        """Return ``value`` as the type of the setting ``name``, within its range. Raises InputError if it is not."""
+        """Return ``value`` as the type of the setting ``name``, within its range. Raises InputError if that fails."""
         if isinstance(value, str):
             value = cls.FORMER_VALUES.get(name, {}).get(value, value)
         return _check(_fields(cls)[name], cls.field_type(name), value, source)
@@ -239,7 +242,7 @@ def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -> Any:
-    """Return ``value`` as ``kind``, within the field's range. Raises InputError if it is not."""
+    """Return ``value`` as ``kind``, within the field's range. Raises InputError if that fails."""
     meta, where = field.metadata, f"{source}: {field.name}"
     if value is None and field.default is None:
         return None
@@ -273,10 +276,10 @@ _LARGEST_INT = 2**31 - 1
 
 
 def _can_be_a_name(text: str) -> bool:
-    """Return True if the system can be asked for a file of this name: most text settings are one."""
+    """Return True if the system can be asked for a file of this name; most text settings name a file."""
     try:
         return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a character that JSON spells in two
+    except UnicodeEncodeError:  # the text holds one half of a surrogate pair
         return False
 
 
@@ -284,7 +287,7 @@ _ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def _parse(kind: type, text: str) -> Any:
-    """Return a flag's text as ``kind``; what cannot be read stays text, for ``_check`` to name."""
+    """Return a flag's text as ``kind``; text that cannot be read stays text, and ``_check`` names it."""
     if issubclass(kind, str):
         return text
     try:

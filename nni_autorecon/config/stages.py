@@ -1,4 +1,4 @@
-"""What a stage is: its name, its settings, what it measures and which files it leaves. One table for all."""
+"""One table says what a stage is: its name, its settings, its metrics and its files."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Stage:
     default: str
     """The metric that NNI's ``default`` stands for."""
     symbol: str
-    """What a person calls that metric."""
+    """The name of that metric for a person."""
     metrics: tuple[str, ...]
-    """What it measures, under the names in result.json."""
+    """The metrics of a result, under their names in result.json."""
     files: tuple[str, ...]
-    """What it leaves in its folder beside the files of every run."""
+    """The files that the stage leaves in its folder beside the files of every run."""
 
     @property
     def makes_student(self) -> bool:
-        """True if its result is a student."""
+        """Return True if the stage's result is a student."""
         return self.default == "agreement"
 
 
@@ -70,12 +70,12 @@ STAGES = {
 
 
 def stage_of_settings(settings: Mapping[str, Any]) -> Stage:
-    """Return the stage that ``settings`` are of: the one with most names in common."""
+    """Return the stage to which ``settings`` belong: it has most names in common with them."""
     return max(STAGES.values(), key=lambda stage: len(settings.keys() & stage.config.__dataclass_fields__.keys()))
 
 
 def stage_of_command(command: str) -> Stage | None:
-    """Return the stage that a ``trialCommand`` runs, by the name of its script; None if there is none such.
+    """Return the stage that a ``trialCommand`` runs, by the name of its script; return None if it runs no stage.
 
     Raises ValueError if the command cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Settings that compression and distillation share."""
+"""These settings are shared by compression and distillation."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class StudentConfig(Config):
         None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3, high=LARGEST_SIZE
     )
     weight_schedule: str = setting(
-        "constant", "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
+        "constant",
+        "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
         choices=SCHEDULES,
-    )  # fmt: skip
+    )
     student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
     student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
     student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
@@ -48,9 +49,10 @@ class StudentConfig(Config):
         8, "held-out batches, the same in every epoch, on which student and teacher are compared", low=1
     )
     test_data: str | None = setting(
-        None, "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
+        None,
+        "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
         "imagenet:FOLDER (default: digits for the digits teacher)",
-    )  # fmt: skip
+    )
     download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
 
     def __post_init__(self) -> None:
@@ -60,17 +62,17 @@ class StudentConfig(Config):
 
     @property
     def generator_spec(self) -> GeneratorSpec | None:
-        """The generator that is meant for this seed; None where there is none."""
+        """Return the generator for this seed; None for a method without a generator."""
         return GeneratorSpec.parse((self.generator or "searched").replace("{seed}", str(self.seed)))
 
     @property
     def genotype_file(self) -> str | None:
-        """The genotype file for this seed."""
+        """Return the genotype file for this seed."""
         return self.genotype and self.genotype.replace("{seed}", str(self.seed))
 
     @property
     def files(self) -> dict[str, str]:
-        """The files on whose contents a run depends, by the setting that names them."""
+        """Return the files on whose contents a run depends, by the setting that names them."""
         files, spec = dict(super().files), self.generator_spec
         if spec and spec.uses_genotype(self.width) and self.genotype_file and not self.genotype_file.startswith("{"):
             files["genotype"] = self.genotype_file

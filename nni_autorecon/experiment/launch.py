@@ -1,4 +1,4 @@
-"""Starting or resuming an NNI experiment so that it either works or says why not, and only this machine reaches it."""
+"""This module starts or resumes an NNI experiment so that it works or says why not, and is reached from here alone."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .loopback import SHIELD, TUNER_PATIENCE, node_options, require_loopback_suf
 from .manager import Manager
 from .settings_file import check_experiment, read_experiment, training_services
 
-ORPHANS = 60.0  # seconds for what a killed manager has left behind; a tuner needs some 12
+ORPHANS = 60.0  # the processes of a killed manager may take so many seconds to end; a tuner needs some 12
 ANEW = "its file and start a new experiment"
 
 
 def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) -> None:
-    """Start the experiment, wait until a trial works, and print what one needs next.
+    """Start the experiment, wait until a trial works, and print the next commands.
 
-    The trials get this Python, whether or not its environment is active. Unless ``listen_everywhere``, nobody but
-    this machine can reach NNI. Raises InputError, before anything starts, if something in the file cannot work or the
-    port is taken, and AutoReConError with the reason, the experiment being stopped, if no trial works.
+    The trials get this Python, also if its environment is not active. Unless ``listen_everywhere``, only this machine
+    can reach NNI. Raises InputError, before anything starts, if something in the file cannot work or the port is taken.
+    Raises AutoReConError with the reason, after stopping the experiment, if no trial works.
     """
     settings = read_experiment(file)
     config = _checked(settings, file, file.parent)
@@ -40,13 +40,13 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
 
 
 def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> None:
-    """Go on with an experiment that was stopped, or whose manager was killed, as :func:`start_experiment` begins one.
+    """Go on with an experiment that was stopped, or whose manager was killed, in the way of :func:`start_experiment`.
 
-    Trials that were interrupted start again, each with its id and in its folder. Raises InputError also if there is no
-    such experiment, or its manager or a trial of it still runs.
+    Interrupted trials start again, each with its id and in its folder. Raises InputError also if there is no such
+    experiment, or if its manager or one of its trials still runs.
     """
     settings = read_settings(experiment_id)
-    settings.pop("searchSpaceFile", None)  # it may have changed since; NNI keeps what it said
+    settings.pop("searchSpaceFile", None)  # the file may have changed since; NNI keeps the space that it read
     known = known_experiments()[experiment_id]
     if is_running(experiment_id, known):
         address = f"http://127.0.0.1:{known['port']}"
@@ -55,7 +55,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
         config = _checked(settings, f"experiment {experiment_id}", Path(known["logDir"]))
     except InputError as error:
         raise InputError(f"{error} (an experiment keeps its settings; to change them, mend {ANEW})") from error
-    config.experiment_working_directory = known["logDir"]  # where its database is
+    config.experiment_working_directory = known["logDir"]  # the database is there
     _require_reachable(config, port, listen_everywhere)
     _wait_for_orphans(experiment_id)
     experiment = Experiment(config, id=experiment_id)
@@ -65,16 +65,16 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
 
 
 def _checked(settings: Mapping[str, Any], source: Path | str, folder: Path) -> ExperimentConfig:
-    """The settings as NNI understands them. Raises InputError if trials could not run with them."""
+    """Return the settings as NNI understands them. Raises InputError if trials could not run with them."""
     silence_stdout()
-    logging.getLogger("nni").addHandler(logging.NullHandler())  # or its warnings go to stderr
+    logging.getLogger("nni").addHandler(logging.NullHandler())  # otherwise its warnings go to stderr
     config = check_experiment(settings, source, folder)
     refuse_unmeetable_request(settings, count_gpus())
     return config
 
 
 def _require_reachable(config: ExperimentConfig, port: int, listen_everywhere: bool) -> None:
-    """Raise InputError if the port is taken, or machines of the experiment could not reach this one."""
+    """Raise InputError if the port is taken, or if machines of the experiment could not reach this one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -88,7 +88,7 @@ def _require_reachable(config: ExperimentConfig, port: int, listen_everywhere: b
 
 
 def _wait_for_orphans(experiment_id: str) -> None:
-    """Let a killed manager's tuner and trials end: they would talk to the next. Raises InputError if any stays."""
+    """Let a killed manager's tuner and trials end; they would talk to the next one. Raises InputError if any stays."""
     left = orphans(experiment_id)
     if left:
         print(f"waiting for {len(left)} processes to end that the last manager has left behind", file=sys.stderr)
@@ -101,7 +101,7 @@ def _wait_for_orphans(experiment_id: str) -> None:
 
 
 def _launch(manager: Manager, port: int, listen_everywhere: bool, config: ExperimentConfig) -> None:
-    """Start the manager, wait until a trial works, and print what one needs next. If none does, nothing stays."""
+    """Start the manager, wait until a trial works, and print the next commands; stop the experiment if none works."""
     try:
         manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
         print("waiting for the first trial to work; Ctrl-C stops the experiment", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An experiment's YAML file, and what is wrong with it that NNI would say late, at length, or never."""
+"""This module reads an experiment's YAML file, and checks what NNI would report late, at length, or never."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def read_experiment(file: Path) -> dict[str, Any]:
 
 
 def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path) -> ExperimentConfig:
-    """The settings as NNI understands them, paths absolute. Raises InputError naming what NNI would stumble over.
+    """Return the settings as NNI understands them, paths absolute. Raises InputError for settings that NNI cannot use.
 
-    ``file`` is what errors call it; ``folder`` is where relative paths begin.
+    ``file`` names the file in errors. Relative paths begin at ``folder``.
     """
     utils.set_base_path(folder)
     try:
@@ -49,13 +49,13 @@ def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path)
     except InputError:
         raise
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        fault = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # NNI's bare assertions
+        fault = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # bare assertions say nothing
         raise InputError(f"NNI does not take {file}: {fault}") from error
     finally:
         utils.unset_base_path()
     _check_algorithm("tuner", config.tuner)
     _check_algorithm("assessor", config.assessor)
-    if config.tuner.name:  # a tuner of one's own may have types of its own
+    if config.tuner.name:  # a tuner of the person's own may have types of its own
         _check_space(space, source)
     for service in training_services(config):
         _check_command(service.trial_command, Path(service.trial_code_directory), file)
@@ -63,12 +63,12 @@ def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path)
 
 
 def training_services(config: ExperimentConfig) -> list[Any]:
-    """Where the trials run."""
+    """Return the training services on which the trials run."""
     return config.training_service if isinstance(config.training_service, list) else [config.training_service]
 
 
 def _search_space(config: ExperimentConfig, file: Path | str, folder: Path) -> tuple[Any, Path | str]:
-    """The search space, and the file in which it stands."""
+    """Return the search space and the file that holds it."""
     if config.search_space_file is None:
         return config.search_space, file
     path = folder / os.path.expanduser(config.search_space_file)
@@ -94,7 +94,7 @@ def _check_space(space: Any, source: Path | str) -> None:
 
 
 def _check_algorithm(kind: str, algorithm: Any) -> None:
-    """Raise InputError if NNI has no such tuner or assessor, or it cannot be made with these arguments."""
+    """Raise InputError if NNI has no such tuner or assessor, or cannot make it with these arguments."""
     if algorithm is None or not algorithm.name:
         return
     known = [meta for meta in get_all_algo_meta() if meta.algo_type == kind]
@@ -115,7 +115,7 @@ def _check_algorithm(kind: str, algorithm: Any) -> None:
 
 
 def _check_command(command: str, folder: Path, file: Path | str) -> None:
-    """Raise InputError if there is none, or a plain ``python SCRIPT`` names one that is not in the trials' folder."""
+    """Raise InputError if the command is empty, or is ``python SCRIPT`` with a script that is not in ``folder``."""
     try:
         words = shlex.split(command)
     except ValueError as error:

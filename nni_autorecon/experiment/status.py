@@ -1,4 +1,4 @@
-"""How an experiment stands: its trials, what they measured so far, and how long they will take."""
+"""This module reports the state of an experiment: its trials, their metrics so far, and the time they still need."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from .database import (
 from .trial import plain_parameters
 
 INTERRUPTED = "interrupted"
-"""What the database calls running when there is no manager any more."""
+"""The state of a trial that the database calls running although no manager runs any more."""
 OVER = (FINISHED, INCOMPLETE, FAILED, CANCELED)
 
 
 @dataclass(frozen=True)
 class Point:
-    """An intermediate result: when it came, in seconds, and which of them it is, counted from 0."""
+    """An intermediate result: its ``time`` in seconds since 1970, and its number in ``sequence``, counted from 0."""
 
     time: float
     sequence: int
@@ -49,14 +49,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial is to do, as far as known: its stage and settings."""
+    """A trial's stage and settings, as far as they are known."""
 
     stage: Stage | None = None
     config: Config | None = None
 
     @property
     def epochs(self) -> int | None:
-        """How many there will be, or candidates, where a search tries one after another."""
+        """Return the number of epochs, or of candidates if a search tries one after another; None if it is unknown."""
         if isinstance(self.config, CompressConfig):
             return len(self.config.phases)
         if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
@@ -65,12 +65,12 @@ class Plan:
 
     @property
     def silent_epochs(self) -> int:
-        """Epochs at the start that NNI does not hear of."""
+        """Return the number of epochs at the start that NNI does not hear of."""
         return self.config.phases.count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
 
     @property
     def afterwards(self) -> float:
-        """What a search does after its last epoch, a tournament and the training of the generator found, in epochs."""
+        """Return a search's work after its last epoch, in epochs: a tournament, and training the generator found."""
         if not isinstance(self.config, SearchConfig):
             return 0.0
         steps = self.config.candidate_steps if self.config.strategy in MULTI_TRIAL else self.config.epoch_steps
@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """A trial: its state, epochs done of how many, what it measured last, and seconds to its end, as far as known."""
+    """A trial: its state, its epochs done and in all, its last metrics, and the seconds to its end, as far as known."""
 
     id: str
     state: str
@@ -90,7 +90,7 @@ class TrialStatus:
     has_snapshot: bool = False
 
     def cells(self, measures: Sequence[str]) -> list[str]:
-        """A row of the table, with a column for each of ``measures``."""
+        """Return a row of the table, with a column for each of ``measures``."""
         of = "" if self.epochs is None else f"/{self.epochs}"
         epoch = "–" if self.epoch is None else f"{self.epoch}{of}"
         values = [f"{self.measured[name]:.4f}" if name in self.measured else "–" for name in measures]
@@ -99,7 +99,7 @@ class TrialStatus:
 
 @dataclass(frozen=True)
 class ExperimentStatus:
-    """An experiment: its name, where its manager is reached if it runs, and its trials, ``planned`` where known."""
+    """An experiment: its name, the address of a running manager, its trials, and their planned number if known."""
 
     id: str
     name: str
@@ -108,13 +108,14 @@ class ExperimentStatus:
     planned: int | None
 
     def summary(self) -> str:
+        """Return one line: the name, the manager's state, and how many trials are done."""
         done = sum(trial.state in OVER for trial in self.trials)
         of = "" if self.planned is None else f" of {self.planned}"
         manager = f"manager running at {self.address}" if self.address else "manager not running"
         return f"{self.name} ({self.id}): {manager}, {done}{of} trials done"
 
     def to_text(self) -> str:
-        """The line on the experiment, a table of its trials, and what can go on."""
+        """Return the line on the experiment, a table of its trials, and a line on trials that can go on."""
         measures = list(dict.fromkeys(name for trial in self.trials for name in trial.measured))
         rows = [
             ["trial", "state", "epoch", *measures, "time left"],
@@ -130,9 +131,9 @@ class ExperimentStatus:
 
 
 def experiment_status(experiment_id: str | None = None, *, now: float | None = None) -> ExperimentStatus:
-    """How an experiment stands at ``now``, in seconds since 1970; by default the only one whose manager runs.
+    """Return the state of an experiment at ``now``, in seconds since 1970; by default the only one whose manager runs.
 
-    Raises InputError if NNI does not know it, or if none is named and more than one, or none, is running.
+    Raises InputError if NNI does not know the experiment, or if none is named and not exactly one is running.
     """
     experiment_id = experiment_id or _only_running()
     profile = read_settings(experiment_id)
@@ -156,7 +157,7 @@ def experiment_status(experiment_id: str | None = None, *, now: float | None = N
 
 
 def planned_trials(profile: Mapping[str, Any]) -> int | None:
-    """How many trials there will be: maxTrialNumber, or fewer where a grid has fewer; None where nothing ends them."""
+    """Return the number of trials: maxTrialNumber, or a grid's size if that is less; None if nothing limits them."""
     limits = [profile["maxTrialNumber"]] if profile.get("maxTrialNumber") else []
     tuner, space = profile.get("tuner") or {}, profile.get("searchSpace") or {}
     if tuner.get("name") == "GridSearch" and all(_is_flat_choice(dimension) for dimension in space.values()):
@@ -165,7 +166,7 @@ def planned_trials(profile: Mapping[str, Any]) -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """To a person: ``40 s``, ``3 min``, ``2 h 05 min``."""
+    """Return a time for a person: ``40 s``, ``3 min``, ``2 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -184,7 +185,7 @@ def _only_running() -> str:
 
 
 def _points(experiment_id: str) -> dict[str, list[Point]]:
-    """The intermediate results of every trial, in the order they came."""
+    """Return the intermediate results of every trial, in the order in which they came."""
     points: dict[str, list[Point]] = {}
     sql = "SELECT trialJobId, timestamp, sequence, data FROM MetricData WHERE type = 'PERIODICAL' ORDER BY timestamp"
     for trial, milliseconds, sequence, data in query(experiment_id, sql):
@@ -193,7 +194,7 @@ def _points(experiment_id: str) -> dict[str, list[Point]]:
 
 
 def _starts(experiment_id: str) -> dict[str, float]:
-    """When each trial began to run, the last time that it did."""
+    """Return the time at which each trial last began to run, in seconds since 1970."""
     sql = "SELECT trialJobId, max(timestamp) FROM TrialJobEvent WHERE event = 'RUNNING' GROUP BY trialJobId"
     return {trial: milliseconds / 1000 for trial, milliseconds in query(experiment_id, sql)}
 
@@ -220,7 +221,7 @@ def _trial(
 
 
 def _plan(trial: TrialRecord, command: str) -> Plan:
-    """By the trial's own config.json, else, as on another machine, by its command and what NNI gave it."""
+    """Return the plan by the trial's own config.json, or, on another machine, by its command and NNI's parameters."""
     stage = None
     try:
         stage = stage_of_command(command)
@@ -234,11 +235,11 @@ def _plan(trial: TrialRecord, command: str) -> Plan:
         parser.add_argument("--config")
         stage.config.add_arguments(parser)
         arguments = parser.parse_known_args(shlex.split(command))[0]
-        if arguments.config is not None:  # it may be on another machine
+        if arguments.config is not None:  # the file may be on another machine
             return Plan(stage)
         config = stage.config.from_arguments(arguments)
         return Plan(stage, config.override(plain_parameters(trial.parameters)))
-    except (InputError, ValueError):  # the trial itself says so, in its trial.stderr
+    except (InputError, ValueError):  # the trial itself reports this in its trial.stderr
         return Plan(stage)
 
 
@@ -253,7 +254,7 @@ def _measured(stage: Stage | None, metrics: Mapping[str, Any]) -> dict[str, floa
 
 
 def _epochs_done(trial: TrialRecord, plan: Plan, last: Point | None) -> int | None:
-    """By the rows of metrics.csv, else by the last intermediate result."""
+    """Return the number of epochs done, by the rows of metrics.csv, else by the last intermediate result."""
     rows = trial.folder / "metrics.csv" if trial.folder else None
     if rows and rows.exists():
         return len(rows.read_text(encoding="utf-8").splitlines()) - 1
@@ -261,7 +262,7 @@ def _epochs_done(trial: TrialRecord, plan: Plan, last: Point | None) -> int | No
 
 
 def _pace(points: Sequence[Point]) -> float | None:
-    """Seconds per epoch, whatever pauses lie between attempts."""
+    """Return the median seconds per epoch; pauses between attempts do not count."""
     steps = [b.time - a.time for a, b in pairwise(points) if b.sequence == a.sequence + 1]
     return statistics.median(steps) if steps else None
 

@@ -25,9 +25,9 @@ GDFQ_EPS = 0.8  # the released code passes 0.8 where BatchNorm2d expects eps; it
 class GDFQGenerator(nn.Module):
     """GDFQ's human-designed generators (Xu et al., 2020), after ACGAN.
 
-    Two upsamplings by nearest neighbour from a quarter of the image, widths ``width`` and ``width`` / 2.
-    With ``conditional`` false, the label enters by embedding(y) ⊙ z (their CIFAR generator); with true, by
-    class-conditional normalization in all three places (their ImageNet generator).
+    They start from a quarter of the image's size and enlarge it twice by nearest neighbour, at widths ``width`` and
+    ``width`` / 2. If ``conditional`` is false, the label enters by embedding(y) ⊙ z (their CIFAR generator). If it is
+    true, the label enters by class-conditional normalization in all three places (their ImageNet generator).
     Convolutions before a BatchNorm have no bias, which would change no image.
     """
 
@@ -57,11 +57,11 @@ class GDFQGenerator(nn.Module):
         self.to(memory_format=conv_layout())
 
     def macs(self) -> int:
-        """Multiply-accumulates for one image."""
+        """Return the multiply-accumulates for one image."""
         return gdfq_macs(width=self.width, image=self.image, latent_dim=self.latent_dim)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
+        """Return images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
         if self.embedding is not None:
             z = embedded(self.embedding, labels) * z
         x = self.stem(z).view(-1, self.width, *self.sizes[0]).contiguous(memory_format=conv_layout())
@@ -72,7 +72,7 @@ class GDFQGenerator(nn.Module):
 
 
 class _GDFQNorm(nn.Module):
-    """BatchNorm with one affine map, or one per class."""
+    """A BatchNorm with one affine map, or with one per class."""
 
     def __init__(self, channels: int, num_classes: int | None, eps: float) -> None:
         super().__init__()
@@ -80,6 +80,7 @@ class _GDFQNorm(nn.Module):
         self.affine = None if num_classes is None else ClassAffine(channels, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Normalize x [N, C, h, w] with the affine map of the labels [N], or probabilities [N, K]."""
         if self.affine is None:
             return self.norm(x)
         scale, shift = self.affine(labels)[..., None, None].unbind(1)  # both [N, C, 1, 1]

@@ -1,4 +1,4 @@
-"""From a latent vector and a label to an image: the generators of the search space (Figure 2)."""
+"""Generators of the search space (Figure 2) map a latent vector and a label to an image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from .operations import ClassAffine, EdgeShape, Features, make_operation
 from .topology import EDGES, NUM_BLOCKS, Edge, Node, incoming, latent_split, node_size
 
 EdgeFactory = Callable[[Edge, EdgeShape], nn.Module]
-"""Makes what stands on an edge: one operation of a genotype, or NNI's choice between all of them."""
+"""It makes the module on an edge: one operation of a genotype, or NNI's choice between all of them."""
 
 
 class Generator(nn.Module):
-    """The macro-architecture of Figure 2; ``make_edge`` decides what stands on its 33 edges.
+    """The macro-architecture of Figure 2; ``make_edge`` makes the modules on its 33 edges.
 
-    An edge is a module that maps the :class:`Features` of a node and labels [N] to what it adds to its target node.
+    The module on an edge maps the :class:`Features` of a node and labels [N] to its summand at the target node.
 
-    Images are standardized per channel by the last BatchNorm, that is, they are already what the teacher
-    expects of a normalized input.
+    The last BatchNorm standardizes the images per channel, so that they are what the teacher expects: normalized input.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.image, self.num_classes, self.width, self.latent_dim = image, num_classes, width, latent_dim
-        self.choices: Mapping[str, str] = {}  # of a genotype; a space has none
+        self.choices: Mapping[str, str] = {}  # a genotype sets them; a space has none
         self.latent_split = latent_split(latent_dim)
         block_inputs = [node_size(Node(block, 1), image) for block in range(1, NUM_BLOCKS + 1)]
         self.stems = nn.ModuleList(
@@ -44,11 +43,11 @@ class Generator(nn.Module):
         self.to(memory_format=conv_layout())
 
     def macs(self) -> int:
-        """Multiply-accumulates for one image, of a generator with a genotype."""
+        """Return the multiply-accumulates for one image, of a generator with a genotype."""
         return generator_macs(self.choices, width=self.width, image=self.image, latent_dim=self.latent_dim)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
+        """Return images [N, C, H, W] for latent vectors z [N, latent_dim] and labels [N], or probabilities [N, K]."""
         chunks = z.split(self.latent_split, dim=1)
         nodes: dict[Node, Features] = {}
         for block, (stem, chunk) in enumerate(zip(self.stems, chunks, strict=True), start=1):
@@ -72,6 +71,7 @@ class ToImage(nn.Module):
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
+        """Return images [N, channels, h, w] for features [N, width, h, w] and labels [N], or probabilities [N, K]."""
         x = summed([activated_conv(features.normalized, self.affine, labels, self.conv)])
         return Features(torch.tanh(x)).normalized
 
@@ -79,7 +79,7 @@ class ToImage(nn.Module):
 def derived_generator(
     choices: Mapping[str, str], *, image: ImageShape, num_classes: int, width: int, latent_dim: int
 ) -> Generator:
-    """The generator with the operation that ``choices`` names on each edge, freshly initialized."""
+    """Return a freshly initialized generator that has on each edge the operation that ``choices`` names."""
 
     def make_edge(edge: Edge, shape: EdgeShape) -> nn.Module:
         return make_operation(choices[edge.label], shape)

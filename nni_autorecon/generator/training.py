@@ -1,4 +1,4 @@
-"""Training a generator of fixed architecture on L_r, and measuring it."""
+"""This module trains a generator of fixed architecture on L_r, and measures it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..losses.reconstruction import MeanLoss, ReconstructionLoss, reconstruction
 from .latent import LatentSource, Stream
 
 Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
-"""Eq. 1 for one frozen teacher: images [N, C, H, W] and labels [N] to L_r and its parts."""
+"""Eq. 1 for one frozen teacher maps images [N, C, H, W] and labels [N] to L_r and its parts."""
 
 
 Total = Callable[[Tensor, Tensor, ReconstructionLoss], Tensor]
-"""What a generator minimizes, from its images, their labels and L_r with its parts; a scalar."""
+"""It maps a generator's images, their labels and L_r with its parts to the scalar that the generator minimizes."""
 
 
 def reconstruction_total(images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
-    """L_r itself (eq. 1)."""
+    """Return L_r itself (eq. 1)."""
     return loss.total
 
 
 def objective_for(network: nn.Module, config: Config) -> Objective:
-    """Eq. 1 for a frozen network in the configured form."""
+    """Return eq. 1 for a frozen network in the configured form."""
     return partial(reconstruction_loss, network, bns_weight=config.bns_weight, bns_form=config.bns_form)
 
 
 def weight_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
-    """Adam for the generator's weights W, as the configuration says."""
+    """Return Adam for the generator's weights W, with the configured rates."""
     betas = (config.weight_beta1, config.weight_beta2)
     return adam(parameters, config.weight_lr, betas=betas, weight_decay=config.weight_decay)
 
@@ -50,9 +50,9 @@ def generator_step(
     *,
     total: Total = reconstruction_total,
 ) -> tuple[Tensor, ReconstructionLoss]:
-    """One update of the generator on ``total``. Returns the images and L_r from *before* it, detached.
+    """Update the generator once on ``total``; return the images and L_r from *before* the update, detached.
 
-    Nothing but the parameters of ``optimizer`` gets a gradient.
+    Only the parameters of ``optimizer`` get a gradient.
     """
     images = generator(z, labels)  # [N, C, H, W]
     loss = objective(images, labels)
@@ -92,7 +92,7 @@ def evaluate_generator(
     *,
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Train a generator for ``final_steps`` updates and measure L_r: the figure by which architectures are compared."""
+    """Train a generator for ``final_steps`` updates and measure L_r, the figure by which architectures are compared."""
     steps = config.final_steps
     train_generator(generator, objective, source, config, stream="final", steps=steps, on_step=on_step)
     return measure_generator(generator, objective, source, stream="final-validation", steps=FINAL_VALIDATION_STEPS)
@@ -102,7 +102,10 @@ def evaluate_generator(
 def measure_generator(
     generator: nn.Module, objective: Objective, source: LatentSource, *, stream: Stream, steps: int
 ) -> dict[str, float]:
-    """Mean L_r and its parts over ``steps`` batches. Training mode: like the teacher, it sees batch statistics."""
+    """Return the mean L_r and its parts over ``steps`` batches, in training mode: the generator uses batch statistics.
+
+    Raises DivergenceError if the mean is not finite.
+    """
     generator.train()
     mean = MeanLoss()
     for z, labels in source.batches(stream, 0, steps):
@@ -114,9 +117,9 @@ def measure_generator(
 def images_per_class(
     generator: Any, source: LatentSource, *, count: int, max_classes: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """``count`` images of each of the first classes, [n, C, H, W], and their labels [n], on the CPU: something to see.
+    """Return ``count`` images of each of the first classes, [n, C, H, W], and their labels [n], on the CPU.
 
-    Of images above 64×64 there are fewer, at least one, for they are made in one batch.
+    Images above 64×64 are fewer, but at least one of each class, because all are made in one batch.
     """
     count = max(1, min(count, count * 64**2 // (generator.image.height * generator.image.width)))
     labels = torch.arange(min(source.num_classes, max_classes)).repeat_interleave(count)

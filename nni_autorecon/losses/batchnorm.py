@@ -1,4 +1,4 @@
-"""The statistics of what enters each BatchNorm of a frozen network."""
+"""This module records the statistics of the input of each BatchNorm of a frozen network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchNormStatistics(NamedTuple):
-    """Per-channel statistics of one BatchNorm's input, and those it remembers from training. All [C]."""
+    """Per-channel statistics of one BatchNorm's input, and the running ones kept from training. All are [C]."""
 
     mean: Tensor
     var: Tensor
@@ -31,7 +31,7 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     """Record mean and biased variance of the input of every BatchNorm2d that keeps running statistics.
 
     The list fills during each forward pass inside the block, in execution order. The entries are part of the
-    autograd graph. Nothing stays in the network when the block ends, also by an exception.
+    autograd graph. When the block ends, also by an exception, nothing stays in the network.
     """
     recorded: list[BatchNormStatistics] = []
 
@@ -55,11 +55,12 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
 
 
 class ObservedBatchNorm2d(nn.BatchNorm2d):
-    """A frozen BatchNorm2d whose input's statistics are taken, and differentiated, in the same pass over the data."""
+    """A frozen BatchNorm2d that takes its input's statistics, and differentiates them, in one pass over the data."""
 
     recorded: list[BatchNormStatistics] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [N, C, H, W] by the running statistics, and record its own if a list is given for them."""
         if self.recorded is None:
             return super().forward(x)
         remembered = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
@@ -75,8 +76,15 @@ class _NormAndStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None,
-                bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
         factor = (running_var + eps).rsqrt()
         ctx.save_for_backward(x, mean, factor if weight is None else factor * weight)
@@ -92,14 +100,15 @@ class _NormAndStatistics(torch.autograd.Function):
 
 
 def _channels(values: Tensor) -> Tensor:
-    """[C] as [C, 1, 1]."""
+    """Return values [C] as [C, 1, 1]."""
     return values.view(-1, 1, 1)
 
 
 def observed(network: nn.Module) -> nn.Module:
-    """A deep copy of a frozen network, in eval mode, whose statistics are fast to record.
+    """Return a deep copy of a frozen network, in eval mode, whose statistics are fast to record.
 
-    Subclasses of BatchNorm2d stay what they are, and are recorded by hooks.
+    Subclasses of BatchNorm2d stay what they are, and are recorded by hooks; a warning names them. Another warning names
+    norms that are not matched.
     """
     twin = copy.deepcopy(network).eval().requires_grad_(False)
     hooked, left_out = [], []

@@ -1,4 +1,4 @@
-"""Stage 1 of Algorithm 1 as an NNI one-shot strategy: α and W of one supernet, searched by gradient."""
+"""Stage 1 of Algorithm 1 is an NNI one-shot strategy: it searches α and W of one supernet by gradient."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from .supernet import EpochCallback, SupernetModule, SupernetStrategy
 
 
 class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
-    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, α and W updated in two phases an epoch.
+    """AutoReCon's gradient search (Zhu et al., 2021, § 3.2): one supernet, with α and W updated in two phases an epoch.
 
-    An ``opponent`` adds AdaDFQ's game to what both minimize.
+    An ``opponent`` adds AdaDFQ's game to the objective of both.
     """
 
     def __init__(self, config: SearchConfig, *, opponent: Opponent | None = None, **arguments: Any) -> None:
@@ -45,31 +45,35 @@ class AutoReConStrategy(SupernetStrategy, GumbelDARTS):
         self.opponent = opponent
 
     def configure_softmax(self) -> nn.Module:
+        """Return the module that samples an edge's weights; NNI asks for it."""
         return GumbelSample(self.config.relaxation, hard=self.config.sampling == "hard")
 
     def configure_oneshot_module(self, training_module: LightningModule) -> AutoReConModule:
+        """Return the Lightning module that searches; NNI asks for it."""
         return AutoReConModule(training_module, self.config, self.on_epoch, self.initial_state, self.opponent)
 
     def default_mutation_hooks(self) -> list[Any]:
+        """Return NNI's hooks, after the hook that makes mixed edges."""
         return [MixedEdge.mutate, *super().default_mutation_hooks()]
 
     def mutate_model(self, model: GeneratorSpace) -> GeneratorSpace:
+        """Return the supernet of a space, with α drawn from N(0, architecture_init²)."""
         supernet = super().mutate_model(model)
         for alpha in self._arch_parameters.values():
             nn.init.normal_(alpha, std=self.config.architecture_init)
         return supernet
 
     def derive(self) -> tuple[dict[str, str], list[str]]:
-        """argmax α on every edge, dead nodes repaired; and the labels of the edges that the repair changed."""
+        """Return argmax α on every edge, dead nodes repaired, and the labels of the edges that the repair changed."""
         return repair(choices_of(self.oneshot_module.export()), self.probabilities())
 
     def probabilities(self) -> dict[str, dict[str, float]]:
-        """p = softmax(α) (eq. 4) by edge label and operation."""
+        """Return p = softmax(α) (eq. 4) by edge label and operation."""
         return {edge.edge.label: edge.probabilities() for edge in self.oneshot_module.mixed_edges()}
 
 
 class GumbelSample(GumbelSoftmax):
-    """Mixture weights m of an edge from its α, at a temperature that changes in place: a recorded step reads it there.
+    """The mixture weights m of an edge from its α, at a temperature that changes in place for recorded steps.
 
     NNI sets ``tau``, a number, at the start of every epoch.
     """
@@ -82,14 +86,21 @@ class GumbelSample(GumbelSoftmax):
         self.register_buffer("temperature", torch.tensor(float(self.tau)), persistent=False)
 
     def forward(self, alpha: Tensor) -> Tensor:
+        """Draw m [F] for α [F]."""
         return gumbel_softmax(alpha, temperature=self.temperature, relaxation=self.relaxation, hard=self.hard)
 
 
 class MixedEdge(BaseSuperNetModule):
-    """An edge of the supernet: eq. 8, the sum of its candidates weighted by a Gumbel sample."""
+    """An edge of the supernet, eq. 8: the sum of its candidates weighted by a Gumbel sample."""
 
-    def __init__(self, edge: Edge, operations: Mapping[str, nn.Module], choice: Categorical, alpha: nn.Parameter,
-                 sample: nn.Module) -> None:  # fmt: skip
+    def __init__(
+        self,
+        edge: Edge,
+        operations: Mapping[str, nn.Module],
+        choice: Categorical,
+        alpha: nn.Parameter,
+        sample: nn.Module,
+    ) -> None:
         super().__init__()
         self.edge = edge
         self.operations = nn.ModuleDict(dict(operations))
@@ -99,7 +110,7 @@ class MixedEdge(BaseSuperNetModule):
 
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's hook: replaces the space's choices, leaves every other module alone."""
+        """Replace the space's choices and leave every other module alone; this is NNI's hook."""
         if isinstance(module, CrossChoice):
             choice = module.choice.choice
         elif type(module) is LayerChoice and module.label in EDGE_BY_LABEL:
@@ -110,27 +121,34 @@ class MixedEdge(BaseSuperNetModule):
         return cls(edge, candidates, choice, memo[choice.label], mutate_kwargs["softmax"])
 
     def forward(self, features: Features, labels: Tensor) -> Summand:
+        """Return the mixture, [N, C, *size], under newly drawn weights; hard samples run one operation."""
         mix = sampled_operation if self.sample.hard else mixture
         return mix(dict(self.operations.items()), self.sample(self.alpha), features, labels)
 
     def freeze(self, sample: Sample) -> nn.Module:
+        """Return a copy of the operation that ``sample`` chooses, with its weights."""
         self.validate(sample)
         return copy.deepcopy(self.operations[chosen_operation(self.edge.label, sample)])
 
     def arch_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield α [F] of this edge."""
         yield self.alpha
 
     def resample(self, memo: Sample) -> Sample:
-        return {}  # every forward pass draws its own
+        """Return no sample."""
+        return {}  # every forward pass draws its own sample
 
     def export(self, memo: Sample) -> Sample:
+        """Return argmax α by the label of the edge: a list of one index on a cross edge, else a name."""
         index = int(self.alpha.argmax())
         return {self.edge.label: [index] if self.edge.kind == CROSS else self.edge.candidates[index]}
 
     def export_probs(self, memo: Sample) -> Sample:
+        """Return p = softmax(α) by the label of the edge."""
         return {self.edge.label: self.probabilities()}
 
     def probabilities(self) -> dict[str, float]:
+        """Return p = softmax(α) by the name of the operation."""
         return dict(zip(self.edge.candidates, self.alpha.detach().softmax(-1).tolist(), strict=True))
 
 
@@ -138,9 +156,13 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
     """Algorithm 1, stage 1: in every epoch T1 batches update W with α fixed, then V1 batches update α with W fixed."""
 
     def __init__(
-        self, training_module: LightningModule, config: SearchConfig, on_epoch: EpochCallback,
-        state: State | None = None, opponent: Opponent | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        training_module: LightningModule,
+        config: SearchConfig,
+        on_epoch: EpochCallback,
+        state: State | None = None,
+        opponent: Opponent | None = None,
+    ) -> None:
         schedule = TemperatureSchedule(config, state["epoch"] if state else 0)
         super().__init__(training_module, config, on_epoch, state, schedule)
         self.opponent = opponent
@@ -154,30 +176,39 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         ]
 
     def on_train_epoch_start(self) -> None:
+        """Set the temperature of the epoch, in place."""
         super().on_train_epoch_start()
         for module in self.modules():
             if isinstance(module, GumbelSample):
                 module.temperature.fill_(module.tau)
 
     def on_fit_end(self) -> None:
+        """Release the recorded steps."""
         super().on_fit_end()
         for step in self._steps:
             step.forget()
 
     def state(self) -> State:
+        """Return the state of the search and of its opponent."""
         return {**super().state(), "opponent": self.opponent and self.opponent.state()}
 
     def on_fit_start(self) -> None:
+        """Take up the saved state, if there is one."""
         super().on_fit_start()
         if self.opponent and self.initial_state is not None:
             self.opponent.load(self.initial_state["opponent"])
 
     def on_validation_epoch_end(self) -> None:
+        """Report the epoch. Raises DivergenceError if a loss is no longer finite."""
         if self.opponent:
-            self.opponent.require_finite()  # before L_r, which the student's loss would have ruined, too
+            self.opponent.require_finite()  # this comes before L_r, which the student's loss would have ruined too
         super().on_validation_epoch_end()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update W in the first ``weight_steps`` batches of an epoch, and α in the others.
+
+        batch: latent vectors [N, latent_dim] and labels [N].
+        """
         searching = batch_idx >= self.config.weight_steps
         images, loss = self._steps[searching](*batch)
         self._train_loss.add(loss)
@@ -185,7 +216,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
             self.opponent.learn(self.epoch, images, loss.logits)
 
     def _update(self, searching: bool, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
-        """One update of α, or of W; images and L_r from before it."""
+        """Update α or W once; return the images and L_r from before the update."""
         weights, architecture = self.optimizers()
         optimizer = architecture if searching else weights
         self.toggle_optimizer(optimizer)  # the other phase's parameters need no gradient
@@ -202,12 +233,12 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return images.detach(), loss.detach()
 
     def _settled_by_epoch(self, searching: bool) -> object:
-        """Whether the opponent plays, and the epoch if the entropy penalty of α grows with it: no tensors tell that."""
+        """Return what no tensor tells a step: if the opponent plays, and the epoch if α's penalty grows with it."""
         plays = self.opponent is not None and self.opponent.plays(self.epoch)
         return plays, self.epoch if searching and self.config.entropy_penalty else None
 
     def penalized(self, total: Tensor) -> Tensor:
-        """``total`` and what α minimizes besides: expected MACs and undecided edges, in units of those of uniform p."""
+        """Add to ``total`` the other objectives of α: expected MACs and undecided edges, relative to uniform p."""
         config = self.config
         if config.mac_penalty:
             total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
@@ -216,6 +247,7 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         return total
 
     def architecture_metrics(self) -> dict[str, float]:
+        """Return temperature, confidence and expected MACs."""
         return {
             "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
             "confidence": self.confidence(),
@@ -223,35 +255,39 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         }
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam for α, with the configured rates."""
         betas = (self.config.architecture_beta1, self.config.architecture_beta2)
         return adam(
-            self.arch_parameters(), self.config.architecture_lr, betas=betas,
+            self.arch_parameters(),
+            self.config.architecture_lr,
+            betas=betas,
             weight_decay=self.config.architecture_decay,
-        )  # fmt: skip
+        )
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """α of every edge, in the order of the edges: NNI's own order differs from process to process."""
+        """Return α of every edge, in the order of the edges; NNI's own order differs from process to process."""
         return [edge.alpha for edge in self.mixed_edges()]
 
     def mixed_edges(self) -> list[MixedEdge]:
+        """Return the edges of the supernet, in the order of their modules."""
         return [module for module in self.supernet_modules() if isinstance(module, MixedEdge)]
 
     def confidence(self) -> float:
-        """Mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
+        """Return the mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
         return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
 
     def indecision(self) -> Tensor:
-        """Mean over the edges of H(p) / log F, from 1 (undecided) to 0 (decided), differentiable in α; a scalar."""
+        """Return the mean over the edges of H(p) / log F, [], from 1 (undecided) to 0; differentiable in α."""
         logs = [alpha.log_softmax(-1) for alpha in self.arch_parameters()]
         return torch.stack([-(log_p.exp() @ log_p) / math.log(len(log_p)) for log_p in logs]).mean()
 
     def expected_macs(self) -> Tensor:
-        """Expected MACs of a generator sampled from p, differentiable in α; a scalar."""
+        """Return the expected MACs, [], of a generator sampled from p; differentiable in α."""
         return self._expected_macs(lambda alpha: alpha.softmax(-1))
 
     @cached_property
     def uniform_macs(self) -> float:
-        """Expected MACs when every operation is equally likely: the unit of the penalty."""
+        """Return the expected MACs if every operation is equally likely, which is the unit of the penalty."""
         return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
 
     def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
@@ -264,10 +300,10 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     @cached_property
     def _macs(self) -> tuple[float, list[Tensor]]:
-        """MACs that every generator has, and those of each edge's candidates, on the device of α."""
+        """Return the MACs that every generator has, and those of each edge's candidates, on the device of α."""
         generator = self.model.generator
         width, image = generator.width, generator.image
-        with torch.inference_mode(False):  # validation may be the first to ask
+        with torch.inference_mode(False):  # validation may be the first to ask for these tensors, in inference mode
             by_edge = [
                 torch.tensor(
                     [
@@ -282,15 +318,22 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
 
 class TemperatureSchedule:
-    """τ by epoch, in the form NNI's Gumbel module asks for it: of ``current``, counted from the ``first`` of a run."""
+    """The temperature τ by epoch, in the form that NNI's Gumbel module expects.
+
+    ``current`` counts epochs from the ``first`` of a run.
+    """
 
     def __init__(self, config: SearchConfig, first: int = 0) -> None:
         self.config = config
         self.first = first
 
     def step(self, current: int, total: int) -> float:
+        """Return τ of epoch ``first + current``; ``total`` is NNI's, and the configured epochs count instead."""
         config = self.config
         return temperature_at(
-            self.first + current, config.epochs,
-            start=config.temperature_start, end=config.temperature_end, schedule=config.temperature_schedule,
-        )  # fmt: skip
+            self.first + current,
+            config.epochs,
+            start=config.temperature_start,
+            end=config.temperature_end,
+            schedule=config.temperature_schedule,
+        )

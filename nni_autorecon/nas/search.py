@@ -1,4 +1,4 @@
-"""Stage 1 for one teacher, by AutoReCon or another strategy: configuration in; genotype, history and figures out."""
+"""Stage 1 for one teacher, by AutoReCon or another strategy, turns settings into genotype, history and figures."""
 
 from __future__ import annotations
 
@@ -45,31 +45,32 @@ from .space import sample_of
 from .supernet import SupernetStrategy
 
 DIVERGED = 1e30
-"""The L_r of a candidate whose training went to NaN or infinity: finite, for strategies and files take no other."""
+"""The L_r of a candidate whose training went to NaN or infinity; strategies and files take finite values alone."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The genotype found, L_r of its generator after the final training, and what the search cost before it."""
+    """The genotype found, L_r of its generator after the final training, and the costs of the search."""
 
     genotype: Genotype
     loss: Mapping[str, float]
     probabilities: Mapping[str, Mapping[str, float]] | None
-    """What it was derived from, softmax(α) or the controller's; None where candidates were tried one by one."""
+    """The genotype was derived from these: softmax(α) or the controller's; None if candidates were tried singly."""
     updates: int
-    """Batches of the search: they updated W or α, or rewarded a controller."""
+    """The batches of the search, which updated W or α, or rewarded a controller."""
     seconds: float
-    """The final training included."""
+    """The seconds of search and final training."""
     device: str = ""
-    """Where it ran."""
+    """The device on which the search ran."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return L_r and its parts, the costs and the device, as result.json holds them."""
         details = self.genotype.details
         costs = {"generator_macs": details["macs"], "generator_parameters": details["parameters"]}
         return {**self.loss, **costs, "updates": self.updates, "seconds": self.seconds, "device": self.device}
 
     def metrics(self) -> dict[str, Any]:
-        """What a trial reports as its final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
+        """Return a trial's final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
         values = self.to_dict()
         return {
             "default": values.pop("loss"),
@@ -87,14 +88,14 @@ def run_search(
     on_step: Callable[[], object] = lambda: None,
     progress: bool = False,
 ) -> SearchResult:
-    """Search a generator for ``teacher``, or for the configured one, or go on with it; leave everything in ``run``.
+    """Search a generator for ``teacher``, or for the configured one, or go on with a search; keep all in ``run``.
 
-    ``on_epoch`` receives each epoch's metrics, ``on_step`` is called with every batch. Raises InputError for what the
-    person can mend, DivergenceError if a loss is no longer finite.
+    ``on_epoch`` receives each epoch's metrics; ``on_step`` is called with every batch. Raises InputError for errors
+    that the person can mend, and DivergenceError if a loss is no longer finite.
     """
     config.require_consistent()
     if config.strategy == "enas":
-        _enas_strategy()  # refused before a teacher is loaded
+        _enas_strategy()  # it is refused before a teacher is loaded
     teacher, state = taken_up(run, "search", config, teacher)
     objective = objective_for(teacher.observed, config)
     source = LatentSource(
@@ -154,7 +155,7 @@ def _supernet_strategy(config: SearchConfig, teacher: Teacher, **arguments: Any)
 
 
 def _enas_strategy() -> type[SupernetStrategy]:
-    """Raises InputError if the extra ``enas`` is not installed."""
+    """Return ENAS's strategy. Raises InputError if the extra ``enas`` is not installed."""
     try:
         from .enas import EnasStrategy
     except ImportError as error:
@@ -171,8 +172,10 @@ def _measure_candidate(
     *,
     steps: int,
 ) -> dict[str, float]:
-    """L_r after ``steps`` updates, ``DIVERGED`` if it is not finite then. All candidates begin with the same seed and
-    see the same batches."""
+    """Return L_r and its parts after ``steps`` updates, or ``DIVERGED`` if they are not finite.
+
+    All candidates begin with the same seed and see the same batches.
+    """
     torch.manual_seed(config.seed)
     generator = _fresh_generator(config, teacher, choices)
     train_generator(generator, objective, source, config, stream="search", steps=steps)
@@ -185,7 +188,7 @@ def _measure_candidate(
 def _drawn(
     probabilities: Mapping[str, Mapping[str, float]], count: int, seed: int
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Architectures by ``probabilities``, dead nodes repaired, and the labels of the edges that the repair changed."""
+    """Draw architectures by ``probabilities``; repair dead nodes, and give the labels of the edges so changed."""
     generator = random.Random(seed)
     for _ in range(count):
         choices = {label: generator.choices(list(p), list(p.values()))[0] for label, p in probabilities.items()}
@@ -198,7 +201,7 @@ def _found_generator(
     strategy: SupernetStrategy | CandidateSearch,
     choices: Mapping[str, str],
 ) -> Generator:
-    """The generator of the found genotype, fresh or with the supernet's weights."""
+    """Return the generator of the found genotype, fresh or with the supernet's weights."""
     if config.inherit_weights and not isinstance(strategy, CandidateSearch):
         generator: Generator = strategy.supernet.freeze(sample_of(choices)).generator
         return generator.to(teacher.device)
@@ -207,9 +210,12 @@ def _found_generator(
 
 def _fresh_generator(config: SearchConfig, teacher: Teacher, choices: Mapping[str, str]) -> Generator:
     generator = derived_generator(
-        choices, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
+        choices,
+        image=teacher.image,
+        num_classes=teacher.num_classes,
+        width=config.width,
         latent_dim=config.latent_dim,
-    )  # fmt: skip
+    )
     return generator.to(teacher.device)
 
 
@@ -221,7 +227,7 @@ def _details(
     loss: Mapping[str, float],
     repaired: list[str],
 ) -> dict[str, Any]:
-    """What stands in the genotype's JSON beside the edges."""
+    """Return the details that the genotype's JSON holds beside the edges."""
     return {
         "teacher": teacher.name,
         "image": teacher.image._asdict(),

@@ -1,4 +1,4 @@
-"""Fake quantization: values to the nearest value on a grid, with the straight-through gradient."""
+"""Fake quantization maps values to the nearest value on a grid, with the straight-through gradient."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .. import accel
 def fake_quantize(
     values: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int, log_factor: Tensor | None = None
 ) -> Tensor:
-    """(clamp(round(x / scale) + zero_point, 0, largest_code) - zero_point) · scale; no gradient where clamped.
+    """Return (clamp(round(x / scale) + zero_point, 0, largest_code) - zero_point) · scale; no gradient if clamped.
 
     With ``log_factor`` the scale is exp(log_factor) times as large, and the gradient for it is LSQ's (Esser et al.,
     ICLR 2020, eq. 3): dy / d log s = y - x where x passes, y where it is clamped.
 
-    values: any shape; scale, zero_point, log_factor: [].  Accelerated on the CPU, it is faster than
+    values: any shape; scale, zero_point, log_factor: [].  On the CPU the accelerated code is faster than
     ``torch.fake_quantize_per_tensor_affine``, with the same values.
     """
     if accel.enabled and values.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -49,7 +49,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, *codes = ctx.saved_tensors
-        if gradient.stride() != values.stride():  # that of slices or a pooling; what comes below it would be slow
+        if gradient.stride() != values.stride():  # after slices or a pooling; else later steps are slow
             gradient = torch.empty_like(values).copy_(gradient)
         passing = torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing)
         by_log = [ctx.scale * (gradient * each).sum() - (passing * values).sum() for each in codes]
@@ -57,12 +57,12 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def per_channel(values: Tensor, weight: Tensor) -> Tensor:
-    """``values`` [out] shaped to broadcast over ``weight`` [out, ...]."""
+    """Return ``values`` [out] in a shape that broadcasts over ``weight`` [out, ...]."""
     return values.view(-1, *[1] * (weight.ndim - 1))
 
 
 class FakeQuantizeChannels(torch.autograd.Function):
-    """Fake quantization of each output channel to its own whole range, with the straight-through gradient."""
+    """Fake quantization of each output channel to its whole range, with the straight-through gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int) -> Tensor:

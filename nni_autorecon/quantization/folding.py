@@ -1,4 +1,4 @@
-"""BatchNorms folded into the convolutions before them, in float and in integers."""
+"""BatchNorms are folded into the convolutions before them, in float and in integers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .tracing import BATCHNORMS, QUANTIZED, called, is_in_place, is_plain, trace
 def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
     """Fold each BatchNorm2d that alone follows a quantized Conv2d into its weight and bias, in place.
 
-    ``weights`` are by the name of the layer. Norms elsewhere, and those of a network that is no ``fx.GraphModule``,
-    stay as they are.
+    ``weights`` maps the names of layers to their weights. Norms elsewhere stay as they are, and so do those of a
+    network that is no ``fx.GraphModule``.
     """
     if not isinstance(network, fx.GraphModule):
         return
@@ -36,9 +36,9 @@ def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
 
 
 def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
-    """``weight`` times ``factor`` [out], at the same bit width.
+    """Return ``weight`` times ``factor`` [out], at the same bit width.
 
-    A scale must be positive: where the factor is negative codes are mirrored, where it is 0 they are all the zero's.
+    A scale must be positive. If the factor is negative, codes are mirrored; if it is 0, all codes are those of zero.
     """
     largest = 2**weight.bits - 1
     scale = (weight.scale.double() * factor.abs()).float()
@@ -50,7 +50,10 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
 
 
 def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
-    """A traced copy of ``network`` with BatchNorms folded and every ReLU6 a ReLU, and the folded norms' outputs."""
+    """Return a traced copy of ``network`` with BatchNorms folded and ReLU6 as ReLU, and the folded norms' outputs.
+
+    Raises InputError if a layer computes its weight anew in each call.
+    """
     remedy = "choose a method that uses images"
     traced = trace(network, remedy=remedy)
     for path, layer in traced.named_modules():
@@ -63,10 +66,10 @@ def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
 
 
 def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
-    """Fold every BatchNorm2d into the Conv2d before it, in place, and say what these layers now put out.
+    """Fold every BatchNorm2d into the Conv2d before it, in place, and return the distribution of these layers' outputs.
 
     A BatchNorm is left alone if the layer's output has other uses, if either is called more than once, or if it keeps
-    no running statistics. Returns beta and |gamma| by the layer's path.
+    no running statistics. The result maps the layer's path to mean beta and standard deviation |gamma|.
     """
     outputs = {}
     for node, layer, norm_node, norm in list(normed_layers(network)):
@@ -90,7 +93,7 @@ def replace_relu6(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         if called(network, node)[1].removesuffix("_") == "relu6":
             source = node.all_input_nodes[0]
-            if is_in_place(network, node):  # whoever uses its input from here on saw its output
+            if is_in_place(network, node):  # later users of the input saw the output of the ReLU6
                 for user in [user for user in source.users if user > node]:
                     user.replace_input_with(source, node)
             node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (source,), {}
@@ -106,7 +109,7 @@ class Normal(NamedTuple):
 
 
 def batchnorm_output(norm: nn.Module) -> Normal:
-    """Return what a BatchNorm puts out on the data it was trained with: mean beta, standard deviation |gamma|.
+    """Return the distribution of a BatchNorm's output on its training data: mean beta, standard deviation |gamma|.
 
     Raises TypeError for any other layer.
     """
@@ -130,7 +133,7 @@ def affine_of(norm: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> tuple[T
 
 
 class NormedLayer(NamedTuple):
-    """A convolution and the BatchNorm after it, and their calls."""
+    """A convolution and the BatchNorm after it, with their calls."""
 
     node: fx.Node
     layer: nn.Conv2d
@@ -139,9 +142,9 @@ class NormedLayer(NamedTuple):
 
 
 def normed_layers(traced: fx.GraphModule) -> Iterator[NormedLayer]:
-    """Every Conv2d into which a BatchNorm2d can be folded: it alone uses what the layer puts out.
+    """Find every Conv2d into which a BatchNorm2d can be folded, because it alone uses the layer's output.
 
-    It keeps running statistics, and either is called just once.
+    The BatchNorm keeps running statistics, and each of the two is called just once.
     """
     calls = Counter(called(traced, node)[0] for node in traced.graph.nodes)
     for node in traced.graph.nodes:

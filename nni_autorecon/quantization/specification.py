@@ -1,4 +1,4 @@
-"""What is to be quantized and how: bit widths, protocol and ranges, as one value from the flag to the file."""
+"""One value says how a network is quantized, from the flag to the file: bit widths, protocol and ranges."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PROTOCOLS = {
     "activations": "the outputs of activation functions, as GDFQ does",
     "integer": "all that an integer engine stores",
 }
-"""What is quantized beside weights, by the name of the protocol (see :mod:`.insertion`)."""
+"""Each protocol says what is quantized beside weights (see :mod:`.insertion`)."""
 FORMER_NAMES = {"gdfq": "activations"}
 """Names that protocols had in earlier files and settings; they are still read."""
 INPUT_BITS = 8
-"""Bits of the network input in protocol ``integer`` unless others are asked for."""
+"""Bits of the network input in protocol ``integer``, unless others are asked for."""
 
 
 class Bits(str):
@@ -37,23 +37,23 @@ class Bits(str):
 
     @property
     def weights(self) -> int:
-        """Bits of a weight."""
+        """Return the bits of a weight."""
         return int(self[1])
 
     @property
     def activations(self) -> int:
-        """Bits of an activation."""
+        """Return the bits of an activation."""
         return int(self[3])
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How :func:`~.insertion.quantize_network` quantizes a network.
+    """The settings by which :func:`~.insertion.quantize_network` quantizes a network.
 
-    ``first_bits`` and ``last_bits`` are those of the first and of the last layer's weights and, in protocol
-    ``integer``, of the last layer's input; None means as all others. ``input_bits`` are those of the network input in
-    protocol ``integer``; None means 8. ``weight_ranges`` and ``activation_ranges`` name functions of
-    :data:`~.ranges.RANGES`. With ``allow_partial`` parts that cannot be quantized are listed and left as they are.
+    ``first_bits`` and ``last_bits`` hold for the weights of the first and of the last layer and, in protocol
+    ``integer``, for the last layer's input; None means ``bits``. ``input_bits`` hold for the network input in protocol
+    ``integer``; None means 8. ``weight_ranges`` and ``activation_ranges`` name functions of :data:`~.ranges.RANGES`.
+    With ``allow_partial``, parts that cannot be quantized are listed and left as they are.
 
     Raises InputError for an unknown protocol or range, and for input bits in protocol ``activations``.
     """
@@ -84,7 +84,7 @@ class Quantization:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Quantization:
-        """Read what :meth:`to_dict` gave, or the keyword arguments that files of format 1 hold.
+        """Read the output of :meth:`to_dict`, or the keyword arguments that files of format 1 hold.
 
         Raises InputError, TypeError or KeyError for anything else.
         """

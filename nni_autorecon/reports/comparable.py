@@ -1,4 +1,4 @@
-"""Runs with settings that can be compared: one name for a generator over all seeds, nothing that is not used."""
+"""Runs get settings that can be compared: one name for a generator over all seeds, and no settings without effect."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
 EXECUTION = ("threads", "device")
 NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
-"""Settings that make no row: they make columns and tables, or say where it ran."""
+"""These settings make no row: they make columns and tables, or say where a run was computed."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run and the settings it is compared by, its generator under the name it has over all seeds.
+    """A run and its comparable settings, in which its generator has one name over all seeds.
 
     ``pattern`` spells that name out: "searched" may be ``searched:digits/seed-{seed}.json``.
     """
@@ -34,11 +34,11 @@ class Entry:
 
 
 def compare(runs: Sequence[Run]) -> list[Entry]:
-    """``runs`` with comparable settings.
+    """Return ``runs`` with comparable settings.
 
-    Where NNI's record lacks a setting, it is the other runs' if these agree. A method without a generator has none,
-    whatever the setting says, and so it is with other settings that a method or strategy does not use. A preset speaks
-    for settings that differ as it does.
+    If NNI's record lacks a setting, it takes the value of the other runs, if these agree. A method without a generator
+    gets none, whatever the setting says; so it is with other settings that a method or strategy does not use. If
+    settings differ just as presets do, only the preset stays.
     """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
@@ -51,7 +51,8 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
     generators = _generator_names(filled)
     genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
     for settings, genotype in zip(filled, genotypes, strict=True):
-        matters = settings.get("genotype") and _has_width_of_genotype(settings)  # else it is in the generator's name
+        # If only the generator's own name refers to the genotype, that name holds it.
+        matters = settings.get("genotype") and _has_width_of_genotype(settings)
         settings["genotype"] = genotype.partition(":")[2] if matters else None
     for rule in SEARCH_RULES if any("strategy" in one for one in filled) else COMPRESS_RULES:
         for name in rule.names:
@@ -68,7 +69,7 @@ def compare(runs: Sequence[Run]) -> list[Entry]:
 
 
 def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequence[bool]) -> None:
-    """Give runs that have no use for a setting the one value of those that have, or –, so that it makes no row."""
+    """Give runs that do not use a setting the one value of those that do, or –, so that it makes no row."""
     used = {one.get(name) for one, use in zip(settings, uses, strict=True) if use}
     for one, use in zip(settings, uses, strict=True):
         if used and not use:
@@ -78,9 +79,9 @@ def _level_unless_used(settings: Sequence[dict[str, Any]], name: str, uses: Sequ
 def _level_what_presets_say(
     settings: Sequence[dict[str, Any]], preset: str, meanings: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Take away the settings that differ between runs just as the runs' presets have them differ.
+    """Remove the settings whose differences between runs follow from the runs' presets.
 
-    Beside runs that name a preset, one whose values are a preset's counts as named so.
+    If some runs name a preset, a run whose values are those of a preset counts as if it named that preset.
     """
     if not any(one.get(preset) in meanings for one in settings):
         return
@@ -103,15 +104,15 @@ def _has_width_of_genotype(settings: Mapping[str, Any]) -> bool:
 
 
 def varying(entries: Sequence[Entry], *, among: Iterable[str] | None = None) -> list[str]:
-    """The settings in which ``entries`` differ."""
+    """Return the settings in which ``entries`` differ."""
     names = entries[0].settings if among is None else among
     return [name for name in names if len({entry.settings.get(name) for entry in entries}) > 1]
 
 
 def row_settings(entries: Sequence[Entry], stage: str) -> tuple[str, ...]:
-    """The settings that tell rows apart: of searches, the strategy and others.
+    """Return the settings that tell rows apart: for searches, the strategy and others.
 
-    Of students, method first, generator last, the others between; at least the generator.
+    For students the method comes first and the generator last, with the others between; the generator is always there.
     """
     names = [name for name in varying(entries) if name not in NO_ROW | {"strategy", "method", "generator"}]
     if stage == "search":
@@ -121,14 +122,16 @@ def row_settings(entries: Sequence[Entry], stage: str) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """NNI's record may hold anything; a table needs something that can be compared."""
+    """Return a value that can be compared and printed; NNI's record may hold anything."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """``random:0`` of seed 0 and ``random:1`` of seed 1 are one generator, ("random", "random:{seed}"); so are files.
+    """Return the generators' names and patterns over all seeds.
 
-    If there are several of a kind, the pattern is the name. What runs of several seeds share is left as it is.
+    Worked example: ``random:0`` of seed 0 and ``random:1`` of seed 1 are one generator, ("random", "random:{seed}");
+    files are treated alike. If there are several of a kind, the pattern is the name. A generator that runs of several
+    seeds share keeps its name.
     """
     patterns = _patterns([(_spelled(one), one.get("seed")) for one in settings])
     kinds = Counter(kind_of(pattern) for pattern in set(patterns) if SEED in pattern)
@@ -139,13 +142,13 @@ def _generator_names(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 
 
 def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
-    """Generators, each with its run's seed, with ``{seed}`` in its place unless several seeds share the generator."""
+    """Replace the run's seed in each generator by ``{seed}``, unless several seeds share the generator."""
     alone = {text for text, times in Counter(text for text, _ in set(generators)).items() if times == 1}
     return [_with_placeholder(text, seed) if text in alone else text for text, seed in generators]
 
 
 def _spelled(settings: Mapping[str, Any]) -> str:
-    """The generator with its genotype's file, or – for a method that has none."""
+    """Return the generator with its genotype's file, or – for a method without a generator."""
     if settings.get("method") not in (None, "gdfq"):
         return NOT_USED
     generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
@@ -153,7 +156,7 @@ def _spelled(settings: Mapping[str, Any]) -> str:
 
 
 def _with_placeholder(text: str, seed: int | None) -> str:
-    """The last whole number that is the seed becomes ``{seed}``, if a seed may stand there at all."""
+    """Replace the last whole number that equals the seed by ``{seed}``, if the name may hold a seed."""
     if SEED in text:
         return text
     kind, argument = kind_of(text), text.partition(":")[2]
@@ -164,7 +167,7 @@ def _with_placeholder(text: str, seed: int | None) -> str:
 
 
 def _spec(generator: Any) -> GeneratorSpec | None:
-    """Return what a generator's name means; None for what is no name."""
+    """Return the meaning of a generator's name, or None if the name is not valid."""
     try:
         return GeneratorSpec.parse(str(generator))
     except InputError:
@@ -177,4 +180,5 @@ def _refers_to_genotype(generator: Any) -> bool:
 
 
 def kind_of(generator: str) -> str:
+    """Return the part of a generator's name before the colon."""
     return generator.partition(":")[0]

@@ -1,4 +1,4 @@
-"""The figure of a report: accuracy against bit width or scale, or row by row where there is one column."""
+"""The figure of a report shows accuracy against bit width or scale, or row by row if there is one column."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = {
 
 
 class Series(NamedTuple):
-    """A row of a table: mean and sample standard deviation [columns] as printed, NaN where there is none."""
+    """A row of a table: mean and sample standard deviation [columns] as printed, NaN for a missing value."""
 
     name: str
     mean: Floats
@@ -34,7 +34,7 @@ class Series(NamedTuple):
 
 
 def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
-    """Positions of the columns (log2 of a scale), a series per row, and in words the points that are missing."""
+    """Return the columns' positions (log2 of a scale), a series for each row, and the missing points in words."""
     positions = np.log2(table.columns) if table.column == SCALE else np.arange(len(table.columns), dtype=float)
     series, missing = [], []
     for row in table.rows:
@@ -49,10 +49,10 @@ def comparison_info(table: Table) -> tuple[Floats, list[Series], list[str]]:
 
 
 def plot_report(report: Report) -> Figure:
-    """A panel per section, all on one scale: a line per row with error bars of one standard deviation; dots where there
-    is one column, and a ring for each seed.
+    """Draw one panel for each section, all on one scale: lines with error bars, or dots if there is one column.
 
-    The dashed line is the teacher, if it is near. Points that are missing are named below the panels.
+    Each row of a table is a line or a dot. Error bars are one standard deviation; beside a dot, a ring stands for each
+    seed. The dashed line is the teacher, if it is near. Missing points are named below the panels.
     """
     tables = [section.tables[0] for section in report.sections]
     lines = max(len(table.columns) for table in tables) > 1
@@ -68,10 +68,10 @@ def plot_report(report: Report) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if missing := ", ".join(comparison_info(table)[2]):
             notes.append(f"{section.heading}: {missing}" if section.heading else missing)
-    for axes in panels:  # once the scale is known
+    for axes in panels:  # the scale is known only now
         _draw_teacher(axes, report.teacher_accuracy, upright=not lines)
     keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # last
+    labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # the teacher comes last
     if labels:
         handles = [keys[label] for label in labels]
         place: Literal["outside right center", "outside upper center"]
@@ -85,7 +85,7 @@ def plot_report(report: Report) -> Figure:
 
 
 def row_name(names: tuple[str, ...], row: Row) -> str:
-    """Method, generator and strategy by their values alone, other settings with their names."""
+    """Return a row's name: values alone for method, generator and strategy, names with values for other settings."""
     pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != NOT_USED]
     return ", ".join(
         value if name in ("method", "generator", "strategy") else f"{name}={value}" for name, value in pairs
@@ -107,7 +107,7 @@ def _draw_lines(axes: Axes, table: Table) -> None:
 
 
 def _draw_dots(axes: Axes, table: Table) -> None:
-    """From top to bottom, in the colour of the generator or strategy."""
+    """Draw the rows from top to bottom, each in the colour of its generator or strategy."""
     _, series, _ = comparison_info(table)
     place = 0 if table.row_names[0] == "strategy" else -1
     kinds = list(dict.fromkeys(row[place] for row in table.rows))
@@ -128,7 +128,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _draw_teacher(axes: Axes, accuracy: float | None, *, upright: bool) -> None:
-    """A line unless it would squeeze the points into less than half of the panel; its value in the legend."""
+    """Draw the teacher's line, unless it would squeeze the points into under half of the panel, and name its value."""
     if accuracy is None:
         return
     low, high = axes.get_xlim() if upright else axes.get_ylim()

@@ -1,4 +1,4 @@
-"""From runs to a report: the paper's tables as Markdown, a line per run for CSV, a caption that says what was done.
+"""A report is made of runs: the paper's tables as Markdown, a line per run for CSV, and a caption with the settings.
 
 Students are compared by their accuracy, searches by L_r of the generators found.
 """
@@ -29,7 +29,7 @@ UPDATES = "batches of the search, which update W or α, or reward a controller"
 BESIDE = dict.fromkeys(STAGES, ("generator_macs", "generator_parameters")) | {
     "search": ("class_loss", "bns_loss", "generator_macs", "updates", "seconds")
 }
-"""What stands in a table beside the metric that is compared."""
+"""These metrics stand in a table beside the metric that is compared."""
 IN_CAPTION = dict.fromkeys(
     STAGES, ("teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs")
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
@@ -37,12 +37,12 @@ SAME_IN_SEARCHES = (
     *LOSS_SETTINGS, "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
     "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
 )  # fmt: skip
-"""What L_r depends on beside the architecture: another loss, or another final training."""
+"""L_r depends on these settings beside the architecture: they change the loss or the final training."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Tables of one protocol (and of one bit width, where columns are scales), and what became of their runs."""
+    """The tables of one protocol (and of one bit width, if columns are scales), and a note on their runs' states."""
 
     heading: str
     tables: tuple[Table, ...]
@@ -51,15 +51,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables, how they came about, and a line per run in ``frame``: in what it differs, its status and metrics."""
+    """Tables, a caption, and in ``frame`` a line per run: the settings in which it differs, its status and metrics."""
 
     caption: str
     sections: tuple[Section, ...]
     frame: pd.DataFrame
     teacher_accuracy: float | None
-    """In %; None where it is not known or not the same in all runs."""
+    """This accuracy is in %; None if it is unknown or not the same in all runs."""
 
     def to_markdown(self) -> str:
+        """Return caption, tables and notes as Markdown."""
         parts = [self.caption]
         for section in self.sections:
             parts += [f"## {section.heading}"] if section.heading else []
@@ -71,11 +72,11 @@ class Report:
 
 
 def make_report(runs: Sequence[Run]) -> Report:
-    """Tables of runs of one stage and one teacher; runs that differ in nothing but the seed share a cell.
+    """Return tables of runs of one stage and one teacher; runs that differ in nothing but the seed share a cell.
 
-    Searches beside students are left out. Protocols are never mixed: each has tables of its own. Raises InputError
-    naming two runs that must not be compared: of other commands or teachers, one with test accuracy and one without,
-    or searches whose L_r are not of the same kind.
+    Searches beside students are left out. Protocols are never mixed: each has its own tables. Raises InputError that
+    names two runs if they must not be compared: they differ in command or teacher, only one has test accuracy, or they
+    are searches whose L_r are not of the same kind.
     """
     stage = _stage(runs)
     entries = compare([run for run in runs if stage == "search" or run.command != "search"])
@@ -105,7 +106,7 @@ def make_report(runs: Sequence[Run]) -> Report:
 
 
 def table_markdown(table: Table) -> str:
-    """A GitHub table: the settings that make rows, a column each of ``table.columns``, and what stands beside."""
+    """Return a GitHub table: the settings that make rows, a column for each of ``table.columns``, further metrics."""
     lines = [[*table.row_names, *table.column_heads(), *(MEASURES[name].head for name in table.beside)]]
     lines.append(["---"] * len(lines[0]))
     for row in table.rows:
@@ -114,12 +115,12 @@ def table_markdown(table: Table) -> str:
 
 
 def show(value: Any) -> str:
-    """A setting's value as a person reads it."""
+    """Return a setting's value as a person reads it."""
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _stage(runs: Sequence[Run]) -> str:
-    """The stage of ``runs``: search if there is nothing else. Where no run knows, it is told by their settings."""
+    """Return the stage of ``runs``, which is search only if all are searches; settings decide if no run knows it."""
     told = stage_of_settings({name: None for run in runs for name in run.settings}).name
     return min((run.command for run in runs if run.command), default=told)  # "search" is the last in the alphabet
 
@@ -154,13 +155,13 @@ def _seeds(entries: Sequence[Entry]) -> list[int]:
 
 
 def _measured(entries: Sequence[Entry], metric: str) -> list[float]:
-    """``metric`` of the finished runs that have it."""
+    """Return ``metric`` of the finished runs that have it."""
     values = [entry.run.metrics.get(metric) for entry in entries if entry.run.status == FINISHED]
     return [value for value in values if value is not None]
 
 
 def _headline(entries: Sequence[Entry], metric: str, column: str | None, *, gains: bool) -> str:
-    """Teacher, metric, seeds, last epoch, and what all tables share."""
+    """Return teacher, metric, seeds, last epoch, and the settings that all tables share."""
     fixed = _fixed(entries)
     teacher = f"Teacher {_teacher(entries[0]) or 'unknown'}"
     percents = sorted({f"{100 * value:.2f} %" for value in _measured(entries, "teacher_accuracy")})
@@ -183,7 +184,7 @@ def _headline(entries: Sequence[Entry], metric: str, column: str | None, *, gain
 
 
 def _measurement(entries: Sequence[Entry], metric: str) -> str:
-    """How ``metric`` was measured, as far as known."""
+    """Return how ``metric`` was measured, as far as it is known."""
     fixed = _fixed(entries)
     if metric != "loss":
         epoch = f"last of {fixed['epochs']} epochs" if fixed.get("epochs") else "last epoch"
@@ -201,7 +202,7 @@ def _measurement(entries: Sequence[Entry], metric: str) -> str:
 
 
 def _equal_cost(entries: Sequence[Entry]) -> list[str]:
-    """Whether all finished searches made equally many updates, as a sentence; none if nothing has finished."""
+    """Return a sentence on the cost: if all finished searches made equally many updates; none if none has finished."""
     counts = [f"{updates:.0f}" for updates in sorted(set(_measured(entries, "updates")))]
     if not counts:
         return []
@@ -212,7 +213,7 @@ def _equal_cost(entries: Sequence[Entry]) -> list[str]:
 
 
 def _settings_line(entries: Sequence[Entry], stage: str) -> str:
-    """What all runs share and is no default, where they ran, and what short names of generators stand for."""
+    """Return the shared settings other than defaults, where the runs were computed, and the generators' full names."""
     defaults = STAGES[stage].config().to_dict()
     other = [
         f"{name} = {show(value)}"
@@ -228,8 +229,8 @@ def _settings_line(entries: Sequence[Entry], stage: str) -> str:
 
 
 def _versions_line(entries: Sequence[Entry]) -> str:
-    """The packages' versions, or those that differ."""
-    known: dict[str, dict[str, None]] = defaultdict(dict)  # in the order of their appearance
+    """Return the packages' versions, or only those that differ."""
+    known: dict[str, dict[str, None]] = defaultdict(dict)  # packages stay in the order of their appearance
     for entry in entries:
         for package, version in entry.run.versions.items():
             known[package][version] = None
@@ -242,12 +243,12 @@ def _versions_line(entries: Sequence[Entry]) -> str:
 
 
 def _fixed(entries: Sequence[Entry]) -> Mapping[str, Any]:
-    """The settings in which all ``entries`` agree."""
+    """Return the settings in which all ``entries`` agree."""
     return {name: value for name, value in entries[0].settings.items() if not varying(entries, among=[name])}
 
 
 def _note(entries: Sequence[Entry], table: Table) -> str:
-    """How many runs became what, the unfinished by name."""
+    """Return how many runs have each status, and name the unfinished ones."""
     by_status: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         by_status[entry.run.status].append(entry.run.source)
@@ -260,7 +261,7 @@ def _note(entries: Sequence[Entry], table: Table) -> str:
 
 
 def _frame(entries: Sequence[Entry], rows: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """A line per run: what identifies it or differs, as it was set; status; metrics as measured; in their order."""
+    """Return a line per run, in the runs' order: identity and differing settings as set, then status, then metrics."""
     set_apart = [name for name in entries[0].run.settings if len({str(e.run.settings.get(name)) for e in entries}) > 1]
     names = dict.fromkeys([*rows, "bits", SCALE, "protocol", "seed", *varying(entries), *set_apart])
     lines = []

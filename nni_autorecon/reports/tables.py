@@ -1,4 +1,4 @@
-"""Runs side by side, as the paper's tables have them: a row per method, generator or strategy, over seeds."""
+"""Runs stand side by side as in the paper's tables: a row per method, generator or strategy, over seeds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ IN_ORDER = (
 
 
 class Measure(NamedTuple):
-    """How a metric is printed: under which head, times what, with how many decimals."""
+    """The printed form of a metric: its head, the factor of its values, and their decimals."""
 
     head: str
     factor: float
     decimals: int
 
     def spread(self, values: Iterable[float]) -> str:
-        """Mean ± sample standard deviation of ``values``, which are multiplied already; a single one as it is."""
+        """Return mean ± sample standard deviation of ``values``, already multiplied; return a single value alone."""
         values = list(values)
         mean = f"{statistics.mean(values):.{self.decimals}f}"
         return f"{mean} ± {statistics.stdev(values):.{self.decimals}f}" if len(values) > 1 else mean
@@ -50,22 +50,23 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row and column: what the finished ones measured, by seed, and the status of the others."""
+    """The runs of one row and column: the values of the finished ones by seed, and the status of the others."""
 
     by_seed: Mapping[int, float]
     unfinished: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float | None:
+        """Return the mean over the seeds; None if there are none."""
         return statistics.mean(self.by_seed.values()) if self.by_seed else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds; None for fewer than two."""
+        """Return the sample standard deviation over the seeds; None for fewer than two."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
     def text(self, measure: Measure, *, gain: float | None, seeds: int) -> str:
-        """``92.31 ± 0.20 (+1.10), 1 of 4 failed``; ``n=2`` if fewer than ``seeds`` were run at all."""
+        """Return the text, as in ``92.31 ± 0.20 (+1.10), 1 of 4 failed``; add ``n=2`` if fewer than ``seeds`` ran."""
         counts = Counter(sorted(self.unfinished))
         if not self.by_seed:
             alone = len(counts) == 1
@@ -79,7 +80,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``metric`` as it is printed, over rows that differ in ``row_names`` and columns in the setting ``column``."""
+    """``metric`` as it is printed, over rows that differ in ``row_names`` and columns that differ in ``column``."""
 
     metric: str
     row_names: tuple[str, ...]
@@ -88,19 +89,21 @@ class Table:
     columns: tuple[Any, ...]
     cells: Mapping[tuple[Row, Any], Cell]
     beside: tuple[str, ...]
-    """Further metrics, a column each."""
+    """Further metrics have a column each."""
     texts: Mapping[Row, tuple[str, ...]]
-    """What stands there in each row."""
+    """The texts of these further columns, for each row."""
     seeds: int
-    """How many the whole report has."""
+    """The number of seeds in the whole report."""
 
     def cell(self, row: Row, column: Any) -> Cell:
+        """Return the cell, which is empty if no run was begun."""
         return self.cells.get((row, column), Cell({}))
 
     def gain(self, row: Row, column: Any) -> float | None:
-        """Points over the row that has GDFQ's method, generator and losses, and is the same otherwise; None for it.
+        """Return the points gained over the row with GDFQ's method, generator and losses that is the same otherwise.
 
-        Where GDFQ's generator stands at equal MACs only, that is the row.
+        If GDFQ's generator is there only at equal MACs, that row counts. Returns None for that row itself, for
+        agreement, and if a mean is missing.
         """
         kinds = {kind_of(str(each[-1])): each[-1] for each in self.rows}
         gdfq_row = {
@@ -111,16 +114,17 @@ class Table:
         }
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
-        if self.metric == "agreement":  # each generator's is measured on its own images
+        if self.metric == "agreement":  # each generator's agreement is measured on its own images
             return None
         return None if row == gdfq or mean is None or baseline is None else mean - baseline
 
     def text(self, row: Row, column: Any) -> str:
-        """What stands in the cell; – where no run was begun."""
+        """Return the text of the cell; it is – if no run was begun."""
         gain = self.gain(row, column)
         return self.cell(row, column).text(MEASURES[self.metric], gain=gain, seeds=self.seeds)
 
     def column_heads(self) -> list[str]:
+        """Return the heads of the columns: the metric, or the scales or bit widths."""
         if self.column is None:
             return [MEASURES[self.metric].head]
         return [f"s = {value:g}" if self.column == SCALE else str(value) for value in self.columns]
@@ -135,13 +139,14 @@ def make_table(
     beside: tuple[str, ...],
     seeds: int,
 ) -> Table:
-    """``metric`` of ``entries``, rows and columns in the paper's order, and what stands ``beside`` it."""
+    """Return the table of ``metric`` over ``entries``, in the paper's order, with the metrics ``beside`` it."""
     groups: dict[tuple[Row, Any], list[Entry]] = defaultdict(list)
     for entry in entries:
         row = tuple(entry.settings.get(name) for name in row_names)
         groups[row, entry.settings[column] if column else None].append(entry)
     rows = sorted({row for row, _ in groups}, key=lambda row: [*map(_rank, row_names, row)])
-    columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")  # w6a6 first
+    # Columns of bit widths fall: w6a6 comes first.
+    columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")
     cells = {key: _cell(metric, group) for key, group in groups.items()}
     by_row = {row: [groups[row, value] for value in columns if (row, value) in groups] for row in rows}
     texts = {row: tuple(_text(name, group, column) for name in beside) for row, group in by_row.items()}
@@ -154,14 +159,14 @@ def _cell(metric: str, group: Sequence[Entry]) -> Cell:
 
 
 def _by_seed(metric: str, group: Iterable[Entry]) -> dict[int, float]:
-    """``metric`` as it is printed. Of several finished runs with the same seed, the last one counts."""
+    """Return ``metric`` by seed, as it is printed; the last of several finished runs with the same seed counts."""
     finished = [entry for entry in group if entry.run.status == FINISHED]
     values = {entry.settings["seed"]: entry.run.metrics.get(metric) for entry in finished}
     return {seed: MEASURES[metric].factor * value for seed, value in values.items() if value is not None}
 
 
 def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) -> str:
-    """Over seeds; where columns are scales, one after another."""
+    """Return a metric over seeds; if columns are scales, their values follow one another."""
     if column != SCALE:
         groups = [[entry for group in groups for entry in group]]
     texts = []
@@ -172,9 +177,9 @@ def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) ->
 
 
 def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
-    """Sorts numbers by size, strategies as they are listed, methods and generators as the paper has them.
+    """Return a key that sorts numbers by size, strategies as they are listed, methods and generators as in the paper.
 
-    The rest comes by its letters.
+    All others are sorted by their letters.
     """
     if isinstance(value, (int, float)):
         return -1, value, ""

@@ -1,4 +1,4 @@
-"""How a stage begins: with the teacher that it was given or that its settings name, and with what a run left."""
+"""A stage begins with its teacher, given or named in its settings, and with the state of an unfinished run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .snapshots import State
 
 
 def taken_up(run: RunFolder, command: str, config: Config, teacher: Teacher | None) -> tuple[Teacher, State | None]:
-    """Return the teacher, loaded if it is not given, and what an unfinished run of ``command`` left in the folder.
+    """Return the teacher, loaded if it is not given, and the state of an unfinished run of ``command`` in the folder.
 
-    A run that cannot be resumed is refused before anything is loaded. Raises InputError if it cannot, or as
+    A run that cannot be resumed is refused before anything is loaded. Raises InputError in that case, and as
     :func:`~nni_autorecon.teacher.loading.load_teacher` does.
     """
     if teacher is None:

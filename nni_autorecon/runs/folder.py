@@ -1,4 +1,4 @@
-"""The folder that every run leaves behind."""
+"""Every run leaves a folder behind."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
 RESULTS = (SNAPSHOT, METRICS, RESULT, *sorted({name for stage in STAGES.values() for name in stage.files}))
 Mode = Literal["new", "replace", "resume", "trial"]
-"""What is done with a folder that holds something: refuse it, replace what is there, go on with an unfinished run; an
-NNI trial goes on if it can, waits for an earlier attempt of its own, and replaces what else is there."""
+"""A mode says how a folder that is not empty is treated: new refuses it, replace replaces its results, resume goes on
+with its unfinished run. An NNI trial goes on if it can, waits for an earlier attempt of its own, and otherwise replaces
+the results."""
 
 
 class RunFolder:
     """The folder of a run: ``config.json`` (resolved settings, versions) at the start, ``metrics.csv`` row by row.
 
-    As a context it keeps the folder from other processes while the run is under way. When its block ends well after
-    :meth:`write_result`, there is nothing left to go on with, and the snapshot goes. With ``tensorboard`` the rows are
-    there for TensorBoard, too. ``inputs`` are digests of what a run reads beside the files that its settings name.
+    As a context it keeps the folder from other processes while the run is under way. If its block ends well after
+    :meth:`write_result`, nothing is left to go on with, and the snapshot is deleted. With ``tensorboard`` the rows are
+    also written for TensorBoard. ``inputs`` are digests of the run's inputs beside the files that its settings name.
 
     Raises InputError if the folder holds something and ``mode`` is new, or if it is a file.
     """
 
     keeps = True
-    """False if nothing is written."""
+    """This is False if nothing is written."""
 
     def __init__(self, path: str | Path, mode: Mode = "new", *, tensorboard: bool = False) -> None:
         self.path, self.mode = Path(path), mode
@@ -63,10 +64,10 @@ class RunFolder:
         self._lock = FileLock(self / LOCK)
 
     def earlier(self, command: str, config: Config) -> State | None:
-        """Return what :meth:`save` left of an unfinished run of the same command and settings, its rows read, or None.
+        """Return the state that :meth:`save` left of an unfinished run of the same command and settings, or None.
 
-        One that was killed within its first epoch begins again. Raises InputError if it is to be resumed and cannot;
-        a trial then begins anew.
+        The rows of that run are read, too. A run that was killed within its first epoch begins again. Raises InputError
+        if the run is to be resumed and cannot be; a trial then begins anew.
         """
         self.inputs |= contents(config)
         if self.mode not in ("resume", "trial"):
@@ -93,7 +94,7 @@ class RunFolder:
         return same and not any((self / name).exists() for name in (SNAPSHOT, RESULT))
 
     def save(self, command: str, config: Config, state: State) -> None:
-        """Remember where the run stands, after the row of the epoch was logged."""
+        """Save the state of the run, after the row of the epoch was logged."""
         here = {"layout": LAYOUT, "command": command, "config": config.to_dict(), "files": self.inputs}
         save_snapshot(self / SNAPSHOT, {**here, "rows": self.rows, "state": state})
 
@@ -109,10 +110,13 @@ class RunFolder:
         if kind is None and self._has_result:
             (self / SNAPSHOT).unlink(missing_ok=True)
             (self / LOCK).unlink(missing_ok=True)
-        self._lock.release(force=True)  # however often it was taken
+        self._lock.release(force=True)  # it may have been taken several times
 
     def _take(self) -> None:
-        """Take the folder for this process alone. A trial waits for what may be an earlier attempt of its own."""
+        """Take the folder for this process alone; a trial waits for what may be an earlier attempt of its own.
+
+        Raises InputError if another process works there, or if the folder cannot be locked or written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -128,11 +132,11 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def start(self, command: str, config: Config, *, device: str) -> None:
-        """Write the resolved settings and the device: what was asked for has proved usable, and work begins.
+        """Write the resolved settings and the device, now that all inputs have proved usable and work begins.
 
-        Results of an earlier run of the same command go, if they are to be replaced. Raises InputError if the folder
-        holds those of another, which this one may need, or if another run took it meanwhile. A run that goes on keeps
-        its rows.
+        Results of an earlier run of the same command are deleted if they are to be replaced. A run that goes on keeps
+        its rows. Raises InputError if the folder holds results of another command, which this one may need, or if
+        another run has taken it meanwhile.
         """
         self.device = device
         if self._going_on:
@@ -159,21 +163,21 @@ class RunFolder:
                 raise InputError(f"{name} {path} would be replaced by results; choose another folder for them")
 
     def _begin_events(self) -> None:
-        """Write the rows so far afresh: an earlier attempt may have logged one that its snapshot lacks."""
+        """Write all rows so far afresh, because an earlier attempt may have logged one that its snapshot lacks."""
         if self._events or not self._going_on:
             remove_events(self / EVENTS)
         if self._events:
             self._events.begin(self.rows)
 
     def _earlier(self) -> dict[str, Any]:
-        """Return what config.json says; nothing if it is missing or damaged."""
+        """Return the content of config.json; return nothing if it is missing or damaged."""
         try:
             return dict(parse_json(read_text(self / "config.json", "settings of an earlier run")))
         except (ValueError, TypeError):
             return {}
 
     def _note_device(self) -> None:
-        """Say where a run goes on if it is elsewhere: ``cpu, then cuda:0 NVIDIA A100``."""
+        """Note in config.json that a run goes on on another device: ``cpu, then cuda:0 NVIDIA A100``."""
         earlier = self._earlier()
         if earlier and str(earlier.get("device", self.device)).split(", then ")[-1] != self.device:
             self.device = f"{earlier['device']}, then {self.device}"
@@ -194,7 +198,7 @@ class RunFolder:
 
 
 class NoFolder(RunFolder):
-    """A run that leaves nothing behind: its rows and its device are known while it lasts."""
+    """A run that leaves nothing behind; it knows its rows and its device while it lasts."""
 
     keeps = False
 
@@ -202,7 +206,7 @@ class NoFolder(RunFolder):
         self.rows, self.device, self.inputs = [], "", {}
 
     def earlier(self, command: str, config: Config) -> None:
-        """Return None: there is nothing to go on with."""
+        """Return None, because there is nothing to go on with."""
 
     def save(self, command: str, config: Config, state: State) -> None:
         """Do nothing."""
@@ -225,5 +229,6 @@ class NoFolder(RunFolder):
 def new_folder(stage: str, root: Path = Path("runs")) -> Path:
     """Return a name for the folder of a run, from stage, time and process: ``runs/search-20210819-143000-77``."""
     name = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))  # as a second one of the same second and process
+    # A second run may begin in the same second and process.
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(path for each in names if not (path := root / each).exists())

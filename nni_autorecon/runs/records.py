@@ -1,4 +1,4 @@
-"""What runs left behind, finished or not: the records that a report compares."""
+"""Runs, finished or not, leave records, which a report compares."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "finished", "incomplete", "failed", "canceled", "running", "waiting",
 )  # fmt: skip
 LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
-"""What L_r depends on beside the teacher and the generator."""
+"""L_r depends on these settings beside the teacher and the generator."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a stage: where it is, what was set, how far it came and what it measured.
+    """One run of a stage: its place, its settings, its status and its metrics.
 
-    ``settings`` may lack some where only NNI's own record is left, ``command`` is None then. ``metrics`` holds its
-    stage's metrics, accuracies and agreement as fractions; what was not measured is None or absent.
+    If only NNI's own record is left, ``settings`` may lack some, and ``command`` is None. ``metrics`` holds the metrics
+    of the stage, accuracies and agreement as fractions; a metric that was not measured is None or absent.
     """
 
     source: str
@@ -35,9 +35,9 @@ class Run:
 
 
 def read_folders(folders: Sequence[Path]) -> list[Run]:
-    """The runs in ``folders`` and below them, each once, by path.
+    """Return the runs in ``folders`` and below them, each once, sorted by path within each folder.
 
-    Raises InputError if a folder holds none, or names the file that is damaged.
+    Raises InputError if a folder holds none, or if a file is damaged, which it names.
     """
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
@@ -55,7 +55,7 @@ def read_folders(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_folder(folder: Path) -> Run:
-    """The run in ``folder``; without a result.json it is incomplete. Raises InputError for a damaged file."""
+    """Return the run in ``folder``; without a result.json it is incomplete. Raises InputError for a damaged file."""
     command, settings, versions = read_config(folder / "config.json")
     result = folder / "result.json"
     if not result.exists():
@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> Run:
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
+    """Return command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
     values = _read_json(path)
     command, versions = values.get("command"), values.get("versions", {})
     if not isinstance(command, str) or command not in STAGES or not isinstance(versions, dict):
@@ -74,9 +74,9 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 
 def checked_settings(settings: Any, command: str, *, source: str) -> dict[str, Any]:
-    """Return all settings of ``command``, a default where ``settings`` are of a version that lacked one.
+    """Return all settings of ``command``, with defaults for those that an earlier version lacked.
 
-    Raises InputError if they are anything else.
+    Raises InputError if ``settings`` are no such settings.
     """
     return STAGES[command].config.from_record(settings, source=source).to_dict()
 

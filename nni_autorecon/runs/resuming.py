@@ -1,4 +1,4 @@
-"""Whether an unfinished run can be taken up: the same command, settings and inputs as when it began."""
+"""An unfinished run can be taken up with the same command, settings and inputs as when it began."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..files import digest
 from .snapshots import LAYOUT
 
 NO_MATTER = {"threads", "device", "download"}
-"""Settings on which no result depends."""
+"""No result depends on these settings."""
 
 
 def contents(config: Config) -> dict[str, str | None]:
-    """Return digests of the files that the settings name; None for one that cannot be read, as its reader will say."""
+    """Return digests of the files that the settings name; None for an unreadable file, which its reader will report."""
     return {name: digest(path) for name, path in config.files.items()}
 
 
@@ -28,7 +28,7 @@ def why_not(
 ) -> str | None:
     """Return why a run of ``command`` cannot take up ``snapshot``; None if it can.
 
-    ``inputs`` are digests of what the run reads, by the setting that names it.
+    ``inputs`` are digests of the run's inputs, by the setting that names them.
     """
     if snapshot is None:
         return "holds no unfinished run"

@@ -1,4 +1,4 @@
-"""A snapshot of a run at the end of an epoch, from which a killed run goes on to the same end."""
+"""A killed run goes on from a snapshot at the end of an epoch, and comes to the same result."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 
 
 LAYOUT = 8
-"""Counted up when names or shapes of what a run saves change, so that earlier snapshots cannot be taken up."""
+"""This number grows when names or shapes of the saved state change, so that earlier snapshots are refused."""
 
 
 State = Mapping[str, Any]
-"""Tensors, numbers, strings, and lists and dicts of them."""
+"""A state holds tensors, numbers, strings, and lists and dicts of them."""
 
 
 def save_snapshot(path: Path, state: State) -> None:
-    """Write ``state`` after its checksum, whole or not at all. Raises InputError if the folder cannot be written."""
+    """Write a checksum and ``state``, whole or not at all. Raises InputError if the folder cannot be written."""
     content = tensor_bytes(dict(state))
-    parts = hashlib.sha256(content).digest(), content  # apart: joined, they would be there twice
+    parts = hashlib.sha256(content).digest(), content  # they stay apart, because joining them would copy the content
     write_atomically(path, lambda file: file.writelines(parts))
 
 
 def load_snapshot(path: Path) -> dict[str, Any] | None:
-    """What was saved, its tensors on the CPU; None if there is nothing, or, with a line in the log, nothing whole."""
+    """Return the saved state, its tensors on the CPU; None if there is none or, with a warning, if it is damaged."""
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
@@ -49,13 +49,13 @@ def load_snapshot(path: Path) -> dict[str, Any] | None:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Of the generators from which a run on ``device`` draws."""
+    """Return the state of the random generators from which a run on ``device`` draws."""
     state = {"cpu": torch.get_rng_state()}
     return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
 def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Draw what would have come after :func:`random_state` was called."""
+    """Set the random generators to a state that :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

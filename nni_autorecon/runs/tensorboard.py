@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard reads them."""
+"""A run's metrics are written as TensorBoard reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import unwritable
 
 STEPS = ("epoch", "candidate")
-"""What rows count; each has one of them."""
+"""Rows count one of these; each row has exactly one."""
 
 
 class EventFile:

@@ -45,9 +45,9 @@ EpochMetrics = dict[str, Any]
 class Compression:
     """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
 
-    With a generator, epochs are of warm-up (generator only), then of range tracking, then of training of the student
-    on the images that the generator was just trained with (Xu et al., 2020). Methods without one need no warm-up,
-    and ``zeroq`` and ``dfq`` no training. No real image enters anywhere.
+    With a generator there are epochs of warm-up (generator only), then of range tracking, then of training of the
+    student on the images on which the generator was just trained (Xu et al., 2020). Methods without a generator need no
+    warm-up, and ``zeroq`` and ``dfq`` need no training. No real image enters anywhere.
     """
 
     config: CompressConfig
@@ -57,11 +57,11 @@ class Compression:
     coverage: Coverage
     started: float
     epoch: int = 0
-    """How many are over."""
+    """The number of epochs that are over."""
     ranges_only_accuracy: float | None = None
-    """Measured when the ranges were set, before any training of the student."""
+    """The accuracy when the ranges were set, before any training of the student."""
     metrics: EpochMetrics = field(default_factory=dict)
-    """Of the last epoch."""
+    """The metrics of the last epoch."""
 
     @classmethod
     def start(
@@ -72,9 +72,10 @@ class Compression:
         state: State | None = None,
         on_ready: Callable[[], object] = lambda: None,
     ) -> Compression:
-        """Everything at its initial state, images distilled, or where ``state`` says. Seeds torch.
+        """Return a compression at its initial state, images distilled, or at the saved ``state``; this seeds torch.
 
-        Raises InputError if the settings do not go together; ``on_ready`` is called after that, before the images.
+        ``on_ready`` is called when the settings are known to fit, before the images. Raises InputError if the settings
+        do not go together.
         """
         config.require_consistent()
         started = time.perf_counter()
@@ -86,7 +87,7 @@ class Compression:
         else:
             student, coverage = quantize_network(teacher.network, config.quantization)
         if config.feature_weight:
-            with_features(student)  # says what is wrong before images are made
+            with_features(student)  # it raises its errors before images are made
         source = FixedImages if config.generator_spec is None else GeneratorImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         student = student.to(teacher.device).to(memory_format=teacher.memory_format)
@@ -96,7 +97,7 @@ class Compression:
         return compression
 
     def state(self) -> State:
-        """What :meth:`start` takes up again."""
+        """Return the state that :meth:`start` takes up again."""
         return {
             "epoch": self.epoch,
             "seconds": time.perf_counter() - self.started,
@@ -120,7 +121,7 @@ class Compression:
         self._train_student = Recorded(self.training.step, "the update of the student")
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
-        """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
+        """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
         learning = config.generator_updates == "always" or phase == WARM_UP
         rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(self.phases)) if learning else None
@@ -150,7 +151,7 @@ class Compression:
         return metrics
 
     def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
-        """L_r, with a weight for its cross-entropy, and AdaDFQ's game against the student."""
+        """Return L_r, with a weight for its cross-entropy, plus AdaDFQ's game against the student; a scalar."""
         config = self.config
         total = config.class_weight * loss.class_ + config.bns_weight * loss.bns
         if config.adaptability_weight:
@@ -158,7 +159,7 @@ class Compression:
         return total
 
     def agreement(self) -> float:
-        """Fraction of held-out synthetic images on which student and teacher decide alike."""
+        """Return the fraction of held-out synthetic images on which student and teacher decide alike."""
         return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
 
 
@@ -170,9 +171,9 @@ def compress(
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
 ) -> CompressionResult:
-    """Run what is left of stage 2, measuring on ``data`` before the student's training and after the last epoch.
+    """Run the epochs left of stage 2; measure on ``data`` before the student's training and after the last epoch.
 
-    ``teacher_accuracy`` is known from elsewhere, and only goes into the result.
+    ``teacher_accuracy`` is measured by the caller, and only goes into the result.
     """
     config = compression.config
     last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
@@ -182,7 +183,7 @@ def compress(
             compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
         compression.epoch = epoch + 1
         on_epoch(compression.metrics)
-    in_usual_layout(compression.student)  # as it will be loaded, so that it is measured bit for bit
+    in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
     metrics = compression.metrics
@@ -212,16 +213,16 @@ def run_compression(
     on_step: OnStep = lambda: None,
     progress: bool = False,
 ) -> CompressionResult:
-    """Compress ``teacher``, or the configured one, or go on with it; leave result, student and figures in ``run``.
+    """Compress ``teacher``, or the configured one, or go on with a run; leave result, student and figures in ``run``.
 
-    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. Raises
+    InputError for errors that the person can mend, and DivergenceError if a loss is no longer finite.
     """
     config.require_consistent()
     teacher, state = taken_up(run, "compress", config, teacher)
     data = evaluation_data(config, teacher)
-    teacher_accuracy = teacher.accuracy(
-        teacher.network, data
-    )  # now: data that do not fit are refused before the training
+    # Data that do not fit are refused before the training.
+    teacher_accuracy = teacher.accuracy(teacher.network, data)
     before = 0 if config.generator_spec or state else distillation_steps(config)
     with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
 
@@ -243,7 +244,7 @@ def run_compression(
     student = _student(compression, result)
     result = replace(result, student=student, device=run.device)
     if run.keeps:
-        run.write_result(result.to_dict())  # before anything else can fail
+        run.write_result(result.to_dict())  # this comes before anything else can fail
         student.save(run / "student.safetensors")
         file_bytes = (run / "student.safetensors").stat().st_size
         ratio = float_size(teacher.network) / file_bytes
@@ -254,7 +255,7 @@ def run_compression(
 
 
 def _student(compression: Compression, result: CompressionResult) -> Student:
-    """Return the student with what its file says of it."""
+    """Return the student with the description for its file."""
     config, teacher = compression.config, compression.teacher
     details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
     details |= {"generator": result.generator, "accuracy": result.accuracy}

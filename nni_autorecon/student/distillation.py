@@ -45,9 +45,9 @@ EpochMetrics = dict[str, Any]
 class Distillation:
     """Distillation under way: the frozen teacher, the generator, the student and their optimizers.
 
-    Each iteration has two phases (Fang et al., 2019): the student follows the teacher on fresh images while the
-    generator's weights rest, then the generator makes one step on its own objective while the student rests.
-    No real image enters anywhere.
+    Each iteration has two phases (Fang et al., 2019). First the student follows the teacher on fresh images while the
+    generator's weights rest. Then the generator makes one step on its own objective while the student rests. No real
+    image enters anywhere.
     """
 
     config: DistillConfig
@@ -58,20 +58,21 @@ class Distillation:
     source: LatentSource
     started: float
     epoch: int = 0
-    """How many are over."""
+    """The number of epochs that are over."""
     metrics: EpochMetrics = field(default_factory=dict)
-    """Of the last epoch."""
+    """The metrics of the last epoch."""
 
     @classmethod
     def start(cls, config: DistillConfig, teacher: Teacher, state: State | None = None) -> Distillation:
-        """Everything at its initial state, or where ``state`` says. Seeds torch.
+        """Return a distillation at its initial state, or at the saved ``state``; this seeds torch.
 
         Raises InputError if the settings do not go together.
         """
         started = time.perf_counter()
         config.require_consistent()
         torch.manual_seed(config.seed)
-        student = student_for(teacher, config.student)  # first, so that every generator teaches the same student
+        # The student comes first, so that every generator teaches the same one.
+        student = student_for(teacher, config.student)
         student = student.to(memory_format=memory_format(student, teacher.image, modes=(False, True)))
         generator = configured_generator(config, teacher)
         objective = objective_for(teacher.observed, config)
@@ -82,7 +83,7 @@ class Distillation:
         return distillation
 
     def state(self) -> State:
-        """What :meth:`start` takes up again."""
+        """Return the state that :meth:`start` takes up again."""
         return {
             "epoch": self.epoch,
             "metrics": self.metrics,
@@ -104,14 +105,16 @@ class Distillation:
         config = self.config
         self.generator_optimizer = weight_optimizer(self.generator.parameters(), config)
         self.student_optimizer = sgd(
-            self.student.parameters(), config.student_lr, momentum=config.student_momentum,
+            self.student.parameters(),
+            config.student_lr,
+            momentum=config.student_momentum,
             weight_decay=config.student_decay,
-        )  # fmt: skip
+        )
         self._update_student = Recorded(self._student_step, "the update of the student")
         self._update_generator = Recorded(self._generator_step, "the update of the generator")
 
     def run_epoch(self, epoch: int, on_step: Callable[[], object] = lambda: None) -> EpochMetrics:
-        """One epoch; its metrics. Raises DivergenceError if a loss is no longer finite."""
+        """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config = self.config
         reconstruction, terms, student_losses = MeanLoss(), [], []
         batches = self.source.batches("distill", epoch, config.steps * (config.student_steps + 1))
@@ -140,7 +143,7 @@ class Distillation:
         }
 
     def _student_step(self, z: Tensor, labels: Tensor) -> Tensor:
-        """One update of the student on L1(t, s), its BatchNorms in training mode; the loss from before the update."""
+        """Update the student once on L1(t, s), its BatchNorms in training mode; return the loss from before."""
         self.student.train()
         with torch.no_grad():
             images = self.generator(z, labels)  # [N, C, H, W]
@@ -152,17 +155,19 @@ class Distillation:
         return loss.detach()
 
     def _generator_step(self, z: Tensor, labels: Tensor) -> GeneratorLoss:
-        """One update of the generator against the student as it is measured, in eval mode; the loss before it."""
+        """Update the generator once against the student in eval mode, as it is measured; return the loss before it."""
         config = self.config
         self.student.eval()
         images = self.generator(z, labels)  # [N, C, H, W]
         loss = generator_loss(
-            self.objective(images, labels), self.student(images),
-            reconstruction_weight=config.reconstruction_weight, adversarial_weight=config.adversarial_weight,
+            self.objective(images, labels),
+            self.student(images),
+            reconstruction_weight=config.reconstruction_weight,
+            adversarial_weight=config.adversarial_weight,
             balance_weight=config.balance_weight,
-        )  # fmt: skip
+        )
         clear_gradients(self.generator_optimizer)
-        loss.total.backward(inputs=list(self.generator.parameters()))  # none for the student
+        loss.total.backward(inputs=list(self.generator.parameters()))  # the student gets no gradient
         self.generator_optimizer.step()
         return loss.detach()
 
@@ -172,15 +177,16 @@ class Distillation:
         set_learning_rate(self.generator_optimizer, config.weight_lr * SCHEDULES[config.weight_schedule](progress))
 
     def agreement(self) -> float:
-        """Fraction of held-out synthetic images on which student and teacher decide alike."""
+        """Return the fraction of held-out synthetic images on which student and teacher decide alike."""
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
         return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
 
 
 def student_for(teacher: Teacher, spec: str) -> nn.Module:
-    """The freshly initialized network that ``spec`` names, on the teacher's device and in eval mode.
+    """Return the freshly initialized network that ``spec`` names, on the teacher's device and in eval mode.
 
-    Raises InputError unless it takes the teacher's images and tells the teacher's classes apart.
+    Raises InputError unless it takes the teacher's images, returns logits [N, K] for the teacher's classes, and has
+    parameters to train.
     """
     student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
     known = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -216,7 +222,7 @@ def distill(
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
 ) -> DistillationResult:
-    """Run the epochs left, measuring on ``data`` after the last one; ``teacher_accuracy`` only goes into the result."""
+    """Run the epochs left and measure on ``data`` after the last; ``teacher_accuracy`` only goes into the result."""
     config, teacher = distillation.config, distillation.teacher.network
     for epoch in range(distillation.epoch, config.epochs):
         distillation.metrics = distillation.run_epoch(epoch, on_step)
@@ -252,18 +258,18 @@ def run_distillation(
     on_step: OnStep = lambda: None,
     progress: bool = False,
 ) -> DistillationResult:
-    """Distil the configured teacher into the configured student; leaves result, student and figures in ``run``.
+    """Distil ``teacher``, or the configured one, into the configured student; leave all results in ``run``.
 
     The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. An
-    unfinished run goes on.
+    unfinished run goes on. Raises InputError for errors that the person can mend, and DivergenceError if a loss is no
+    longer finite.
     """
     config.require_consistent()
     teacher, state = taken_up(run, "distill", config, teacher)
     distillation = Distillation.start(config, teacher, state)
     data = evaluation_data(config, teacher)
-    teacher_accuracy = teacher.accuracy(
-        teacher.network, data
-    )  # now: data that do not fit are refused before the training
+    # Data that do not fit are refused before the training.
+    teacher_accuracy = teacher.accuracy(teacher.network, data)
     run.start("distill", config, device=teacher.device_name)
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
         bar.update(distillation.epoch * config.steps)

@@ -1,4 +1,4 @@
-"""Images without a generator: pixels trained against the frozen teacher, as ZeroQ and DFC do."""
+"""Images without a generator are pixels trained against the frozen teacher, as in ZeroQ and DFC."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..shapes import ImageShape
 LEAST_LEARNING_RATE = 1e-4
 
 ImageLoss = Callable[[Tensor, Tensor | None], Tensor]
-"""images [N, C, H, W] and labels [N], if there are any, to a scalar."""
+"""A loss maps images [N, C, H, W], and labels [N] if there are any, to a scalar."""
 
 
 class DistilledImages(NamedTuple):
-    """images: [count, C, H, W], as the teacher takes them; labels: [count] or None."""
+    """Images [count, C, H, W], as the teacher takes them, and labels [count] or None."""
 
     images: Tensor
     labels: Tensor | None
@@ -39,10 +39,11 @@ def distil_images(
     device: torch.device | str = "cpu",
     on_step: Callable[[], object] = lambda: None,
 ) -> DistilledImages:
-    """``count`` images, each batch from N(0, I) by ``steps`` steps of Adam on ``loss``, whose teacher stays as it is.
+    """Return ``count`` images, each batch made from N(0, I) by ``steps`` steps of Adam on ``loss``.
 
-    ZeroQ (Cai et al., CVPR 2020), without labels, and DFC's statistics and class terms (Haroush et al., "The Knowledge
-    Within", CVPR 2020) in the form of eq. 1, with uniform labels from ``num_classes``:
+    The teacher in ``loss`` stays as it is. Two methods make images so: ZeroQ (Cai et al., CVPR 2020), without labels,
+    and DFC with its statistics and class terms (Haroush et al., "The Knowledge Within", CVPR 2020) in the form of eq.
+    1, with uniform labels from ``num_classes``:
 
         distil_images(lambda images, labels: zeroq_loss(teacher, images), ...)
         distil_images(lambda images, labels: reconstruction_loss(teacher, images, labels, bns_weight=1.0).total, ...)
@@ -50,7 +51,7 @@ def distil_images(
     The learning rate falls to a tenth, and down to 1e-4, when the loss has not fallen for ``patience`` steps; this and
     the defaults are those of ZeroQ's release. The images depend on the arguments alone (on the lower 32 bits of
     ``seed``), not on torch's global random numbers. Raises ValueError for a count, batch size or number of steps below
-    1, DivergenceError if the loss is NaN.
+    1, and DivergenceError if the loss is NaN.
     """
     if min(count, batch_size, steps) < 1:
         raise ValueError(f"count {count}, batch size {batch_size} and steps {steps} must all be at least 1")
@@ -70,7 +71,7 @@ def distil_images(
 
 
 def _step(loss: ImageLoss, images: Tensor, labels: Tensor | None, optimizer: torch.optim.Optimizer) -> float:
-    """One update of the images. Returns the loss before it."""
+    """Update the images once and return the loss before the update."""
     value = loss(images, labels)
     (images.grad,) = torch.autograd.grad(value, images)  # backward() would leave gradients in the teacher, too
     optimizer.step()

@@ -1,4 +1,4 @@
-"""The feature maps by which a student is compared with its teacher inside."""
+"""A student is compared with its teacher by feature maps inside the two networks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ..quantization.tracing import called, trace
 
 
 class Outputs(NamedTuple):
-    """What a network says of images: logits [N, K], and features, [N, C, H, W] or [N, C], at some places inside."""
+    """A network's outputs: logits [N, K], and features, [N, C, H, W] or [N, C], at some places inside."""
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()
 
 
 def with_features(network: nn.Module) -> nn.Module:
-    """``network``, its parameters and all, returning a pair: logits, and the features at the end of each residual
-    block, as they leave its activation and their quantizer.
+    """Return ``network`` with the same parameters and two outputs: logits, and the features after each residual block.
 
-    Without residual blocks, those behind every activation function. Raises InputError if the network cannot be traced
-    or has neither.
+    These features have passed the block's activation and their quantizer. A network without residual blocks gives the
+    features after every activation function. Raises InputError if the network cannot be traced or has neither.
     """
     remedy = "feature_weight needs that; leave it out"
     traced = network if isinstance(network, fx.GraphModule) else trace(network, remedy=remedy)
@@ -42,12 +41,12 @@ def with_features(network: nn.Module) -> nn.Module:
 
 
 def _ends(traced: fx.GraphModule, joins: Callable[[fx.GraphModule, fx.Node], bool]) -> list[fx.Node]:
-    """Where the results of the nodes of one kind have settled, each once."""
+    """Return the nodes that the results of one kind of node reach after activation and quantizer, each once."""
     return list(dict.fromkeys(_settled(traced, node) for node in traced.graph.nodes if joins(traced, node)))
 
 
 def _settled(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Where what ``node`` computes has passed the activation and the quantizer behind it."""
+    """Return the node at which the result of ``node`` has passed the activation and the quantizer after it."""
     while len(node.users) == 1:
         (user,) = node.users
         if not (is_activation(traced, user) or isinstance(called(traced, user)[0], ActivationQuantizer)):
@@ -57,11 +56,13 @@ def _settled(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 def feature_alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Σ_l mean over images and channels of (a_s - a_t)², a being the mean over pixels of F², of unit length in each
-    image: attention transfer (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023). Their
-    weights of 1000 to 4000 are for this mean; of a sum over channels it is the C-th part.
+    """Return Σ_l mean over images and channels of (a_s - a_t)², a scalar, where a is a place's attention, [N, C].
 
-    Features [N, C, H, W], or [N, C], of as many places l in both networks.
+    The attention is the mean over pixels of F², scaled to unit length in each image. This is attention transfer
+    (Zagoruyko & Komodakis, 2017) between channels (Li et al., HAST, CVPR 2023). HAST's weights of 1000 to 4000 are for
+    this mean, which is the C-th part of a sum over channels.
+
+    Features are [N, C, H, W] or [N, C], at equally many places l in both networks.
     """
 
     def attention(features: Tensor) -> Tensor:

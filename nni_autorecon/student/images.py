@@ -1,4 +1,4 @@
-"""Where the images of stage 2 come from: a generator that learns on the way, or pixels distilled beforehand."""
+"""Stage 2 takes its images from a generator that learns on the way, or from pixels that were distilled beforehand."""
 
 from __future__ import annotations
 
@@ -35,32 +35,40 @@ from ..teacher.loading import Teacher
 from .distilled_images import distil_images
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
-"""Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all detached."""
+"""Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all are detached."""
 
 
 OnStep = Callable[[], object]
 
 
 def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
-    """The generator that ``config`` names for ``teacher``, freshly initialized on its device."""
+    """Return the generator that ``config`` names for ``teacher``, freshly initialized on its device.
+
+    Raises ValueError for a method without a generator.
+    """
     if config.generator_spec is None:
         raise ValueError("this method has no generator")
     return generator_from_spec(
-        config.generator_spec, image=teacher.image, num_classes=teacher.num_classes, width=config.width,
-        latent_dim=config.latent_dim, scale=config.generator_scale, genotype=config.genotype_file,
-    ).to(teacher.device)  # fmt: skip
+        config.generator_spec,
+        image=teacher.image,
+        num_classes=teacher.num_classes,
+        width=config.width,
+        latent_dim=config.latent_dim,
+        scale=config.generator_scale,
+        genotype=config.genotype_file,
+    ).to(teacher.device)
 
 
 @dataclass
 class GeneratorImages:
-    """Fresh images in every step, from a generator that each of them trains, with a low-pass filter behind it."""
+    """Fresh images in every step, from a generator that each step trains; a low-pass filter may follow it."""
 
     generator: Generator | GDFQGenerator
     objective: Objective
     source: LatentSource
     optimizer: torch.optim.Optimizer
     sigma: float
-    """The filter's standard deviation in pixels; 0: there is no filter."""
+    """The filter's standard deviation in pixels; 0 stands for no filter."""
 
     def __post_init__(self) -> None:
         self._total: Total | None = None
@@ -68,17 +76,29 @@ class GeneratorImages:
 
     @classmethod
     def start(
-        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        cls,
+        config: CompressConfig,
+        teacher: Teacher,
+        on_step: OnStep = lambda: None,
+        state: State | None = None,
         on_ready: OnStep = lambda: None,
-    ) -> GeneratorImages:  # fmt: skip
-        """The configured generator; ``state`` is where an earlier run left it. ``on_step`` has nothing to count."""
+    ) -> GeneratorImages:
+        """Return the images of the configured generator, at the saved ``state`` if given; ``on_step`` is never called.
+
+        ``on_ready`` is called when the generator is there. Raises InputError if ``mixed_classes`` exceeds the classes.
+        """
         if config.mixed_classes > teacher.num_classes:
             raise InputError(f"mixed_classes ({config.mixed_classes}) exceeds {teacher.num_classes} classes; lower it")
         generator = configured_generator(config, teacher)
         source = LatentSource(
-            config.batch_size, generator.latent_dim, teacher.num_classes, config.seed, teacher.device,
-            config.mixed_share, config.mixed_classes,
-        )  # fmt: skip
+            config.batch_size,
+            generator.latent_dim,
+            teacher.num_classes,
+            config.seed,
+            teacher.device,
+            config.mixed_share,
+            config.mixed_classes,
+        )
         objective = objective_for(teacher.observed, config)
         optimizer = weight_optimizer(generator.parameters(), config)
         if state is not None:
@@ -88,18 +108,20 @@ class GeneratorImages:
         return cls(generator, objective, source, optimizer, config.low_pass)
 
     def images(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] for latent vectors [N, latent_dim] and labels [N], or probabilities [N, K]."""
+        """Return images [N, C, H, W] for latent vectors [N, latent_dim] and labels [N], or probabilities [N, K]."""
         return low_pass(self.generator(z, labels), sigma=self.sigma)
 
     def state(self) -> State:
-        """What :meth:`start` takes up again."""
+        """Return the state that :meth:`start` takes up again."""
         return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def batches(
         self, epoch: int, steps: int, *, learning_rate: float | None, total: Total = reconstruction_total
     ) -> Iterator[Batch]:
-        """The epoch's batches, each from before the generator's update on ``total`` at ``learning_rate``; None: it
-        rests."""
+        """Yield the epoch's batches, each from before the generator's update on ``total`` at ``learning_rate``.
+
+        If the rate is None, the generator rests. Raises DivergenceError at the end if a weight is no longer finite.
+        """
         self.generator.train()
         set_learning_rate(self.optimizer, learning_rate or 0.0)
         self._total = None if learning_rate is None else total
@@ -109,7 +131,7 @@ class GeneratorImages:
         require_finite_weights(self.generator, "the generator's")  # the last update has no loss after it
 
     def _step(self, z: Tensor, labels: Tensor) -> tuple[Tensor, ReconstructionLoss]:
-        """Images and L_r, with an update of the generator on the phase's total, or with none while it rests."""
+        """Return images and L_r from before an update of the generator on the phase's total; it may rest instead."""
         if self._total is not None:
             return generator_step(self.images, self.objective, self.optimizer, z, labels, total=self._total)
         with torch.no_grad():
@@ -118,40 +140,44 @@ class GeneratorImages:
 
     @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:
-        """Batches [N, C, H, W] that train nothing, of one class each, from the same latent vectors each time."""
+        """Yield batches [N, C, H, W] that train nothing, of one class each, from the same latent vectors each time."""
         for z, labels in replace(self.source, mixed_share=0.0).batches("agreement", 0, steps):
             yield self.images(z, labels)
 
     def cost(self) -> tuple[int | None, int | None]:
-        """MACs for one image, and parameters."""
+        """Return the MACs for one image, and the parameters."""
         return self.generator.macs(), parameter_count(self.generator)
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` images of each of the first classes, [n, C, H, W], and their labels [n]."""
+        """Return ``count`` images of each of the first classes, [n, C, H, W], and their labels [n]."""
         images, labels = images_per_class(self.generator, replace(self.source, mixed_share=0.0), count=count)
         return low_pass(images, sigma=self.sigma), labels
 
 
 @dataclass
 class FixedImages:
-    """Images distilled once from noise: batches are drawn from them with replacement, and some are held out."""
+    """Images distilled once from noise; batches are drawn from them with replacement, and some are held out."""
 
     images: Tensor  # [count, C, H, W]
     labels: Tensor  # [count]
     aside: Tensor  # [n, C, H, W]
     aside_labels: Tensor  # [n]
     objective: Objective
-    source: LatentSource  # whose labels are the indices of a batch
+    source: LatentSource  # its labels are the indices of a batch
 
     @classmethod
     def start(
-        cls, config: CompressConfig, teacher: Teacher, on_step: OnStep = lambda: None, state: State | None = None,
+        cls,
+        config: CompressConfig,
+        teacher: Teacher,
+        on_step: OnStep = lambda: None,
+        state: State | None = None,
         on_ready: OnStep = lambda: None,
-    ) -> FixedImages:  # fmt: skip
-        """DFC's images of classes for method ``dfc``, ZeroQ's, labelled by the teacher, for the others.
+    ) -> FixedImages:
+        """Return DFC's images of classes for method ``dfc``; return ZeroQ's, labelled by the teacher, for the others.
 
-        Method ``dfq`` uses none but those held out, which come from other noise. ``state`` are images that an earlier
-        run distilled.
+        Method ``dfq`` uses only the held-out images, which come from other noise. ``state`` holds images that an
+        earlier run distilled. Raises InputError if a method needs BatchNorm2d statistics and the teacher has none.
         """
         norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
         if config.method != "dfc" and next(norms, None) is None:
@@ -169,28 +195,28 @@ class FixedImages:
         return cls(images, labels, aside, aside_labels, objective, indices)
 
     def state(self) -> State:
-        """The images, for :meth:`start`."""
+        """Return the images, for :meth:`start`."""
         return {name: getattr(self, name) for name in _IMAGES}
 
     @torch.no_grad()
     def batches(
         self, epoch: int, steps: int, *, learning_rate: float | None = None, total: Total = reconstruction_total
     ) -> Iterator[Batch]:
-        """The epoch's batches; pixels have learned before, at their own rate and on their own loss."""
+        """Yield the epoch's batches; the pixels have learned before, at their own rate and on their own loss."""
         for _, indices in self.source.batches("compress", epoch, steps):
             images, labels = self.images[indices], self.labels[indices]
             yield images, labels, self.objective(images, labels)
 
     def held_out(self, steps: int) -> Iterator[Tensor]:
-        """Batches [N, C, H, W] that train nothing."""
+        """Yield batches [N, C, H, W] that train nothing."""
         yield from self.aside.chunk(steps)
 
     def cost(self) -> tuple[int | None, int | None]:
-        """There is no generator."""
+        """Return None for MACs and parameters, because there is no generator."""
         return None, None
 
     def to_show(self, count: int) -> tuple[Tensor, Tensor]:
-        """All images held out, [n, C, H, W], and their labels [n]; a figure shows up to ``count`` of a class."""
+        """Return all held-out images, [n, C, H, W], and labels [n]; a figure shows up to ``count`` of a class."""
         return self.aside, self.aside_labels
 
 
@@ -198,11 +224,12 @@ _IMAGES = ("images", "labels", "aside", "aside_labels")
 
 
 def held_out_count(config: CompressConfig) -> int:
+    """Return the number of images that are held out to measure agreement."""
     return config.agreement_steps * config.batch_size
 
 
 def distillation_steps(config: CompressConfig) -> int:
-    """How often ``FixedImages.start`` calls ``on_step``."""
+    """Return how often ``FixedImages.start`` calls ``on_step``."""
     counts = (0 if config.method == "dfq" else config.image_count, held_out_count(config))
     return sum(-(-count // config.batch_size) for count in counts) * config.image_steps
 
@@ -211,7 +238,7 @@ def distillation_steps(config: CompressConfig) -> int:
 def distilled(
     config: CompressConfig, teacher: Teacher, count: int, seed: int, on_step: OnStep
 ) -> tuple[Tensor, Tensor]:
-    """``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
+    """Return ``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
     network, objective = teacher.observed, objective_for(teacher.observed, config)
     if count == 0:
         nothing = torch.zeros(0, *teacher.image, device=teacher.device)
@@ -224,10 +251,17 @@ def distilled(
 
     with torch.enable_grad():
         made = distil_images(
-            loss, teacher.image, count=count, batch_size=config.batch_size, seed=seed,
-            num_classes=teacher.num_classes if config.method == "dfc" else None, steps=config.image_steps,
-            learning_rate=config.image_lr, device=teacher.device, on_step=on_step,
-        )  # fmt: skip
+            loss,
+            teacher.image,
+            count=count,
+            batch_size=config.batch_size,
+            seed=seed,
+            num_classes=teacher.num_classes if config.method == "dfc" else None,
+            steps=config.image_steps,
+            learning_rate=config.image_lr,
+            device=teacher.device,
+            on_step=on_step,
+        )
     images = low_pass(made.images, sigma=config.low_pass)
     if made.labels is not None:
         return images, made.labels
@@ -235,11 +269,13 @@ def distilled(
 
 
 def low_pass(images: Tensor, *, sigma: float) -> Tensor:
-    """Images [N, C, H, W] after a Gaussian of standard deviation ``sigma`` pixels, at least 0, against noise that no
-    photograph has (SynQ, ICLR 2025). Edges are reflected."""
+    """Filter images [N, C, H, W] by a Gaussian of standard deviation ``sigma`` pixels, at least 0.
+
+    This removes noise that no photograph has (SynQ, ICLR 2025). Edges are reflected.
+    """
     if sigma == 0:
         return images
-    from torchvision.transforms.functional import gaussian_blur  # half a second, for those who blur
+    from torchvision.transforms.functional import gaussian_blur  # it takes half a second to import
 
     largest = 2 * min(images.shape[2:]) - 1
     return gaussian_blur(images, min(2 * math.ceil(3 * sigma) + 1, largest), sigma)

@@ -1,4 +1,4 @@
-"""Steps of a quantized network that are large enough to reach its integers."""
+"""Steps of a quantized network are enlarged until they reach its integers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..quantization.quantizers import WeightQuantizer
 
 @contextmanager
 def inundation(network: nn.Module, *, share: float, decay: float = 0.0) -> Iterator[None]:
-    """Enlarge what an optimizer adds to each quantized weight meanwhile until a ``share`` of its codes changes.
+    """Enlarge the optimizer's step on each quantized weight inside the block until a ``share`` of its codes changes.
 
     This is gradient inundation, on the whole step instead of the gradient (Choi et al., AIT, CVPR 2022). The optimizer
-    finds weights of 0, beside which no step is too small for float32, and gradients with the weight ``decay`` of the
-    true ones. An exception leaves the weights as they were.
+    sees weights of 0, beside which no step is too small for float32. The true weights, times ``decay``, are added
+    to the gradients. An exception restores the weights.
     """
     weights = list(_quantized_weights(network))
     before = [weight.detach().clone() for weight, _ in weights]
@@ -55,9 +55,10 @@ def _quantized_weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, Weigh
 def flipping_factor(codes: Tensor, update: Tensor, *, share: float, largest_code: int) -> Tensor:
     """Return the least factor, at least 1, of ``update`` that turns a ``share`` of the codes over; a scalar.
 
-    ``codes`` are weights in steps of their quantizer before rounding, w / scale + zero point, ``update`` what is added
-    to them; both of any one shape. 1 if no factor does it. Choi et al. (AIT, CVPR 2022) raise the gradient step by
-    step until as many integer weights flip; with the ranges held fixed the factor is a quantile.
+    ``codes`` are weights in steps of their quantizer before rounding, w / scale + zero point. ``update`` is added to
+    them; both have the same shape, which may be any. The factor is 1 if none suffices. Choi et al. (AIT, CVPR 2022)
+    raise the gradient step by step until as many integer weights flip; with the ranges held fixed, the factor is a
+    quantile.
     """
     rounded = codes.round().clamp(0, largest_code)
     up = update > 0

@@ -1,4 +1,4 @@
-"""What a student is measured by, and what its training found, as it is written, printed and reported to NNI."""
+"""The results of a student's training are measured here, written, printed and reported to NNI."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from ..teacher.loading import Teacher
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """What stage 2 found. Accuracies are fractions of the held-out test images, None where there are none."""
+    """The result of stage 2. Accuracies are fractions of the held-out test images; None if there are none."""
 
     bits: str
     protocol: str
     method: str
     generator: str | None
-    """None for a method without one, like its costs below."""
+    """The generator's name; None for a method without one, like its costs below."""
     agreement: float
-    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    """The fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
     teacher_accuracy: float | None
     ranges_only_accuracy: float | None
-    """With ranges set, before any training of the student."""
+    """The accuracy with ranges set, before any training of the student."""
     accuracy: float | None
-    """After the last epoch."""
+    """The accuracy after the last epoch."""
     loss: dict[str, float] | None
     """L_r of the images and its parts, in the last epoch, if there was one."""
     generator_macs: int | None
     generator_parameters: int | None
     seconds: float
-    """Of the whole method, images distilled beforehand included."""
+    """The time of the whole method, including images that are distilled beforehand."""
     coverage: Coverage
     file_bytes: int | None = None
-    """Of the student as a file, once it is one."""
+    """The size of the student's file, once it is written."""
     compression_ratio: float | None = None
-    """The teacher's size in float32 over that of the file."""
+    """The teacher's size in float32 divided by that of the file."""
     device: str = ""
-    """Where it ran."""
+    """The device on which the method ran."""
     student: Student | None = field(default=None, repr=False, compare=False)
     """The student itself, once its training is over."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what result.json holds."""
+        """Return the content of result.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
         return {**values, "coverage": self.coverage.to_dict()}
 
     def summary(self) -> str:
-        """What a person reads at the end."""
+        """Return the lines that a person reads at the end."""
         lines = [
             self.coverage.summary(),
             f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
@@ -74,7 +74,7 @@ class CompressionResult:
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
-        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
+        """Return a trial's final result; NNI maximizes ``default``, which no real image has touched."""
         accuracies = {
             "accuracy": self.accuracy,
             "ranges_only_accuracy": self.ranges_only_accuracy,
@@ -88,15 +88,15 @@ class CompressionResult:
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """What was distilled. Accuracies are fractions of the held-out test images, None where there are none."""
+    """The result of a distillation. Accuracies are fractions of the held-out test images; None if there are none."""
 
     student: str
     generator: str
     agreement: float
-    """Fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    """The fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
     teacher_accuracy: float | None
     accuracy: float | None
-    """After the last epoch."""
+    """The accuracy after the last epoch."""
     teacher_parameters: int
     student_parameters: int
     loss: dict[str, float]
@@ -105,16 +105,16 @@ class DistillationResult:
     generator_parameters: int
     seconds: float
     device: str = ""
-    """Where it ran."""
+    """The device on which the distillation ran."""
     network: nn.Module | None = field(default=None, repr=False, compare=False)
     """The student itself, once its training is over."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what result.json holds."""
+        """Return the content of result.json."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "network"}
 
     def summary(self) -> str:
-        """What a person reads at the end."""
+        """Return the lines that a person reads at the end."""
         lines = [
             f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
             f"student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
@@ -124,7 +124,7 @@ class DistillationResult:
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
-        """What a trial reports as its final result; NNI maximizes ``default``, which no real image has touched."""
+        """Return a trial's final result; NNI maximizes ``default``, which no real image has touched."""
         accuracies = {"accuracy": self.accuracy, "teacher_accuracy": self.teacher_accuracy}
         known = {name: value for name, value in accuracies.items() if value is not None}
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
@@ -133,13 +133,16 @@ class DistillationResult:
 
 @torch.no_grad()
 def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
-    """Fraction of images on which student and teacher decide alike; ``batches`` are of [N, C, H, W], one N for all."""
+    """Return the fraction of images on which both networks decide alike; ``batches`` are [N, C, H, W], all of one N."""
     alike = [(student(images).argmax(1) == teacher(images).argmax(1)).float().mean() for images in batches]
     return torch.stack(alike).mean().item()
 
 
 def evaluation_data(config: StudentConfig, teacher: Teacher) -> EvaluationData | None:
-    """What the student is measured on: ``test_data``, or the held-out digits for the digits teacher, or nothing."""
+    """Return the student's test images: ``test_data``, or the held-out digits for the digits teacher, or None.
+
+    Raises InputError if a download is asked for without test data, or as ``load_evaluation_data`` does.
+    """
     spec = config.test_data or ("digits" if config.teacher == "digits" else None)
     if spec is None and config.download:
         raise InputError("there are no test data to download; give --test-data cifar10:FOLDER or cifar100:FOLDER")

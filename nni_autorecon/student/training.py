@@ -1,4 +1,4 @@
-"""How the quantized student learns: its loss L_S, and one update for each batch of images."""
+"""The quantized student learns by its loss L_S, with one update for each batch of images."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class StudentTraining:
         self._student_outputs = with_features(student) if config.feature_weight else student
 
     def state(self) -> list[dict[str, Any]]:
-        """Where the optimizers stand, for :meth:`load`; the student has a state of its own."""
+        """Return the state of the optimizers, for :meth:`load`; the student has a state of its own."""
         return [optimizer.state_dict() for optimizer, _ in self._optimizers]
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """Take up what :meth:`state` left."""
+        """Load the state that :meth:`state` returned."""
         for (optimizer, _), known in zip(self._optimizers, state, strict=True):
             optimizer.load_state_dict(known)
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the weights."""
+        """Return the learning rate of the weights."""
         return learning_rate(self._optimizers[0][0])
 
     def set_progress(self, progress: float) -> None:
@@ -60,9 +60,9 @@ class StudentTraining:
             set_learning_rate(optimizer, rate * SCHEDULES[self.config.student_schedule](progress))
 
     def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        """One update on images [N, C, H, W] with labels [N], or probabilities [N, K]; L_S from before it, a scalar.
+        """Update once on images [N, C, H, W] with labels [N], or probabilities [N, K]; return L_S from before it, [].
 
-        ``teacher_logits`` [N, K] are found anew where they are not known.
+        ``teacher_logits`` [N, K] are computed if they are None.
         """
         config = self.config
         if config.hard_step:
@@ -83,21 +83,26 @@ class StudentTraining:
 
     @torch.no_grad()
     def target(self, images: Tensor, teacher_logits: Tensor | None) -> Outputs:
-        """Give what the student is to say of ``images`` [N, C, H, W], of which the teacher's logits may be known."""
+        """Return the outputs that the student is to reach on images [N, C, H, W]; the teacher's logits may be known."""
         if self.config.feature_weight:
             return Outputs(*self._teacher_outputs(images))
         return Outputs(self.teacher.observed(images) if teacher_logits is None else teacher_logits)
 
     def loss(self, images: Tensor, *, labels: Tensor, target: Outputs) -> Tensor:
-        """L_S, a scalar: GDFQ's, and what else has a weight; images and labels as for :meth:`step`."""
+        """Return L_S, a scalar: GDFQ's, plus all other terms with a weight; images and labels as for :meth:`step`."""
         config = self.config
         said = self._student_outputs(images)
         outputs = Outputs(*said) if config.feature_weight else Outputs(said)
         loss = compression_loss(
-            outputs.logits, target.logits, labels, ce_gate=config.ce_gate,
-            ce_weight=config.ce_weight, kd_weight=config.kd_weight,
-            temperature=config.kd_temperature, reduction=config.kd_reduction,
-        )  # fmt: skip
+            outputs.logits,
+            target.logits,
+            labels,
+            ce_gate=config.ce_gate,
+            ce_weight=config.ce_weight,
+            kd_weight=config.kd_weight,
+            temperature=config.kd_temperature,
+            reduction=config.kd_reduction,
+        )
         if config.disagreement_weight:
             entropy = disagreement_entropy(outputs.logits, target.logits, temperature=config.kd_temperature).mean()
             loss = loss - config.disagreement_weight * config.kd_temperature**2 * entropy
@@ -107,7 +112,7 @@ class StudentTraining:
 
 
 def hard_samples(images: Tensor, loss: Callable[[Tensor], Tensor], *, step: float) -> Tensor:
-    """x + step · sign(∇ₓ loss(x)): images a little harder for the student (HAST, CVPR 2023). [N, C, H, W], detached."""
+    """Return x + step · sign(∇ₓ loss(x)), [N, C, H, W], detached: images a little harder for the student (HAST)."""
     images = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(images), images)
     return images.detach() + step * gradient.sign()

@@ -1,4 +1,4 @@
-"""The frozen classifier: loaded, checked, and described."""
+"""The frozen classifier is loaded, checked and described."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from .device import resolve_device
 from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
 
 IN_MEMORY = "in memory: "
-"""What the name of a network begins with that was handed over in Python: nothing else says where it comes from."""
+"""The name of a network that was handed over in Python begins so; nothing else says where it comes from."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A pre-trained classifier M_p, frozen in eval mode, and what it expects: (images / 255 − mean) / std.
+    """A pre-trained classifier M_p, frozen in eval mode, with the normalization that it expects.
+
+    It takes (images / 255 - mean) / std, [N, C, H, W], and returns logits [N, K].
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -47,9 +49,9 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: int = 0
-    """Short side of a picture before the centre crop to ``image``; 0 as the crop itself."""
+    """The short side of a picture before the centre crop to ``image``; 0 stands for the crop's own size."""
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The settings by which it can be loaded again; none for a network in memory."""
+    """The settings by which it can be loaded again; a network in memory has none."""
 
     @classmethod
     def of(
@@ -64,19 +66,19 @@ class Teacher:
         device: str | torch.device | None = None,
         need_batchnorm: bool = True,
     ) -> Teacher:
-        """Take a copy of a live network as the frozen teacher, after a look at how it behaves.
+        """Copy a live network as the frozen teacher, after a check of its behaviour.
 
         Args:
             network: The classifier, which maps normalized images [N, C, H, W] to logits [N, K]. It stays as it is.
-            image: Channels, height and width of its images. None is what its attribute ``image_size`` or
-                ``input_size`` says, and the channels of its first convolution.
-            mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None is its attribute of that
+            image: Channels, height and width of its images. None takes the size from its attribute ``image_size`` or
+                ``input_size``, and the channels from its first convolution.
+            mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes its attribute of that
                 name, a tuple or list, else ImageNet's for three channels and 0 for others.
-            std: Their standard deviation, likewise.
-            name: What errors and results call it after ``in memory:``. None is its class.
+            std: Standard deviation of its pixels, likewise; None takes 1 for other than three channels.
+            name: Its name in errors and results, after ``in memory:``. None takes its class.
             resize: Short side of a picture before the centre crop to ``image``, when test data are measured.
-            device: Where to compute: ``cpu``, ``cuda`` or ``auto``. None is where the network is.
-            need_batchnorm: Whether BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
+            device: The device: ``cpu``, ``cuda`` or ``auto``. None keeps the network's own.
+            need_batchnorm: True if BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
 
         Returns:
             The teacher.
@@ -86,28 +88,29 @@ class Teacher:
                 images in place, calls no BatchNorm2d although they are needed, or mean or std do not fit.
             MachineError: If ``device`` is cuda and PyTorch sees no GPU.
         """
-        name = f"{IN_MEMORY}{name or type(network).__name__}"  # so that nothing takes it for one that can be loaded
+        # The prefix keeps anything from taking the name for one that can be loaded.
+        name = f"{IN_MEMORY}{name or type(network).__name__}"
         where = resolve_device(device) if isinstance(device, str) else device
         own = copy.deepcopy(network).requires_grad_(False).eval()
         own = own if where is None else own.to(where)
         channels, *size = image or (_input_channels(own, name), *_image_size(own, Expected(), name))
         shape = ImageShape(channels, *size)
-        return _examined(own, shape, _normalization(own, Expected(), mean, std, channels, name), name, resize,
-                         need_batchnorm)  # fmt: skip
+        normalization = _normalization(own, Expected(), mean, std, channels, name)
+        return _examined(own, shape, normalization, name, resize, need_batchnorm)
 
     @property
     def device(self) -> torch.device:
-        """The device of its parameters."""
+        """Return the device of its parameters."""
         return next(self.network.parameters()).device
 
     @property
     def device_name(self) -> str:
-        """``cpu``, or which GPU, as in ``cuda:0 NVIDIA A100``."""
+        """Return ``cpu``, or the GPU's name, as in ``cuda:0 NVIDIA A100``."""
         return "cpu" if self.device.type == "cpu" else f"{self.device} {torch.cuda.get_device_name(self.device)}"
 
     @property
     def inputs(self) -> dict[str, str | None]:
-        """A digest of the weights of a network in memory, by which a run knows it again; nothing for others."""
+        """Return a digest of the weights of a network in memory, by which a run recognizes it; others have none."""
         if self.settings:
             return {}
         digest = hashlib.sha256()
@@ -118,24 +121,24 @@ class Teacher:
 
     @property
     def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The least and the largest normalized value of each channel: of black and of white."""
+        """Return the least and the largest normalized value of each channel, which are those of black and of white."""
         low, high = (tuple((value - m) / s for m, s in zip(self.mean, self.std, strict=True)) for value in (0.0, 1.0))
         return low, high
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """The fastest layout that the network, and whatever is made of it, can be brought into."""
+        """Return the fastest layout that the network, and whatever is made of it, can have."""
         return memory_format(self.network, self.image)
 
     @cached_property
     def observed(self) -> nn.Module:
-        """The same network, faster, and ready for its statistics to be recorded; for losses."""
+        """Return the same network, faster and ready for the recording of its statistics; losses use it."""
         return observed(self.network).to(memory_format=self.memory_format)
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """Return the fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right.
 
-        It is measured, never acted upon. Returns None without data. Raises InputError if they do not fit.
+        Training never uses it. Returns None without data. Raises InputError if they do not fit.
         """
         if data is None:
             return None
@@ -158,15 +161,15 @@ def load_teacher(
     Args:
         spec: ``digits``, ``LIBRARY:NAME`` (torchvision, timm or pytorchcv) or ``module-or-file.py:factory``. A factory
             is called without arguments, or with ``num_classes`` if it takes it.
-        checkpoint: A state_dict, possibly wrapped. A factory needs one; a library's network then leaves its
+        checkpoint: A state_dict, possibly wrapped. A factory needs one; for a library's network it replaces the
             pre-trained weights.
         num_classes: The number of classes, if the network cannot tell.
         image_size: Height and width of its images, if it cannot tell.
-        mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None is a tuple or list of that
-            name in the network, else what the weights came with, else ImageNet's for three channels and 0 for others.
-        std: Their standard deviation, likewise.
-        device: Where to compute: ``cpu``, ``cuda`` or ``auto``.
-        need_batchnorm: Whether BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
+        mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes a tuple or list of that
+            name in the network, else the one of its weights, else ImageNet's for three channels and 0 for others.
+        std: Standard deviation of its pixels, likewise; the last resort for other channels is 1.
+        device: The device: ``cpu``, ``cuda`` or ``auto``.
+        need_batchnorm: True if BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
 
     Returns:
         The teacher.
@@ -189,8 +192,13 @@ def load_teacher(
     teacher = _examined(network, ImageShape(channels, *size), normalization, spec, resize, need_batchnorm)
     if num_classes not in (None, teacher.num_classes):
         raise InputError(f"teacher {spec} has {teacher.num_classes} classes, not {num_classes}; correct --num-classes")
-    given = {"checkpoint": None if checkpoint is None else str(checkpoint), "num_classes": num_classes,
-             "image_size": image_size, "mean": _text(mean), "std": _text(std)}  # fmt: skip
+    given = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "mean": _text(mean),
+        "std": _text(std),
+    }
     known = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(teacher, settings={"teacher": spec, **known})
 
@@ -203,7 +211,7 @@ def _examined(
     resize: int | None,
     need_batchnorm: bool,
 ) -> Teacher:
-    """Return the teacher that a frozen network is, after it has classified an image. Raises InputError if it fails."""
+    """Return a frozen network as a teacher, after it has classified an image. Raises InputError if it fails."""
     device = next((parameter.device for parameter in network.parameters()), None)
     if device is None:
         raise InputError(f"teacher {name} has no parameters, so there is nothing to quantize; give a trained network")
@@ -218,7 +226,7 @@ def _examined(
 
 
 def _text(numbers: Sequence[float] | None) -> str | None:
-    """Return numbers as the settings ``mean`` and ``std`` have them."""
+    """Return numbers as text, in the form of the settings ``mean`` and ``std``."""
     return None if numbers is None else ",".join(map(repr, map(float, numbers)))
 
 
@@ -251,7 +259,7 @@ def _input_channels(network: nn.Module, spec: str) -> int:
 
 
 def _image_size(network: nn.Module, expected: Expected, spec: str) -> tuple[int, int]:
-    """Height and width: what the weights came with, else what the network says of itself."""
+    """Return height and width: those of the weights, else the network's own. Raises InputError if neither is known."""
     if expected.image_size is not None:
         return expected.image_size
     for attribute in ("image_size", "input_size"):
@@ -264,12 +272,12 @@ def _image_size(network: nn.Module, expected: Expected, spec: str) -> tuple[int,
 
 
 def _usual_resize(size: int) -> int:
-    """256 for 224, and small images as they are."""
+    """Return the usual short side before a crop: 256 for 224; small images keep their size."""
     return size if size < 64 else math.ceil(size * 8 / 7)
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    """``"0.5,0.25"`` as (0.5, 0.25). Raises InputError for anything else; ``name`` is the setting's."""
+    """Return ``"0.5,0.25"`` as (0.5, 0.25). Raises InputError, naming the setting ``name``, for anything else."""
     if text is None:
         return None
     try:
@@ -286,13 +294,17 @@ def _normalization(
     channels: int,
     spec: str,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std as given, else from the network's attributes, else what the weights came with, else the usual."""
+    """Return mean and std as given, else the network's attributes, else those of its weights, else the usual ones.
+
+    Raises InputError if only one is given, if they are not one number per channel, or if they are out of range.
+    """
     if (mean is None) != (std is None):
         raise InputError(f"teacher {spec}: mean and std belong together; give both --mean and --std")
     if mean is None or std is None:
         usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
         mean, std = getattr(network, "mean", None), getattr(network, "std", None)
-        if not isinstance(mean, (tuple, list)) or not isinstance(std, (tuple, list)):  # tensors: normalizes by itself
+        # A network whose attributes are tensors normalizes by itself.
+        if not isinstance(mean, (tuple, list)) or not isinstance(std, (tuple, list)):
             mean, std = expected.normalization or usual
     if not len(mean) == len(std) == channels:
         raise InputError(
@@ -306,10 +318,10 @@ def _normalization(
 
 @contextmanager
 def images_to_try(count: int, image: ImageShape, device: torch.device, whose: str) -> Iterator[Tensor]:
-    """[count, C, H, W], of values from -10 to 10, as far as any that is normalized, for the network that
-    ``whose`` names.
+    """Yield images [count, C, H, W] for the network that ``whose`` names.
 
-    Raises InputError at the end if it has changed them.
+    Their values go from -10 to 10, as far as those of any normalized image. Raises InputError at the end if the network
+    has changed them.
     """
     images = torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
     given = images.clone()
@@ -322,7 +334,7 @@ def images_to_try(count: int, image: ImageShape, device: torch.device, whose: st
 
 
 def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, spec: str) -> int:
-    """K, from the logits [1, K] of one image."""
+    """Return K, from the logits [1, K] of one image. Raises InputError if there are no such finite logits."""
     size = "×".join(map(str, image))
     with images_to_try(1, image, device, f"teacher {spec}") as images:
         try:
