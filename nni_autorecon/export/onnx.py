@@ -102,7 +102,7 @@ def export_onnx(
             raise
         program, exported = _exported(saved, narrowest=4)  # onnxruntime 1.23, the last for Python 3.10, lacks UINT2
     noise = torch.randn(noise_images, *saved.description.image, generator=torch.Generator().manual_seed(seed))
-    agreement = compare(
+    agreement = measure_agreement(
         saved.network,
         exported,
         noise if images is None else torch.cat([noise, images.cpu()]),
@@ -121,7 +121,7 @@ def export_onnx(
 
 
 @torch.no_grad()
-def compare(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: int = 64) -> Agreement:
+def measure_agreement(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: int = 64) -> Agreement:
     """Measure how well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W]; all are on the CPU."""
     precise = copy.deepcopy(network).double()
     batches = images.split(batch_size)

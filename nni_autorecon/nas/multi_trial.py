@@ -20,7 +20,7 @@ from ..generator.topology import EDGES
 from ..runs.snapshots import State
 from .space import GeneratorSpace, sample_of
 
-Measure = Callable[[Mapping[str, str]], dict[str, float]]
+MeasureCandidate = Callable[[Mapping[str, str]], dict[str, float]]
 """A function that takes the choices of a candidate and returns the L_r of its generator and the parts of L_r."""
 
 
@@ -37,7 +37,7 @@ class CandidateSearch:
     def __init__(
         self,
         config: SearchConfig,
-        measure: Measure,
+        measure: MeasureCandidate,
         *,
         on_candidate: Callable[[dict[str, float]], object],
         state: State | None = None,
@@ -70,7 +70,7 @@ class CandidateSearch:
         return min(self._known, key=lambda candidate: candidate["loss"]["loss"])
 
     def _evaluate(self, space: GeneratorSpace) -> None:
-        """Measure one candidate and report it, as NNI's trial; NNI maximizes the reported value, -L_r."""
+        """MeasureCandidate one candidate and report it, as NNI's trial; NNI maximizes the reported value, -L_r."""
         index, self._asked = self._asked, self._asked + 1
         choices, repaired = repair(space.generator.choices, _any_order(f"{self.config.seed} {index}"))
         if index == len(self._known):

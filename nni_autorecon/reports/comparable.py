@@ -33,7 +33,7 @@ class Entry:
     pattern: str
 
 
-def compare(runs: Sequence[Run]) -> list[Entry]:
+def comparable_entries(runs: Sequence[Run]) -> list[Entry]:
     """Return ``runs`` with comparable settings.
 
     If NNI's record lacks a setting, it takes the value of the other runs, if these agree. A method without a generator

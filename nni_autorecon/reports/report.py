@@ -17,7 +17,7 @@ from ..config.search import FINAL_VALIDATION_STEPS
 from ..config.stages import STAGES, stage_of_settings
 from ..errors import InputError
 from ..runs.records import FINISHED, LOSS_SETTINGS, Run
-from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, compare, row_settings, varying
+from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, comparable_entries, row_settings, varying
 from .tables import MEASURES, Table, make_table
 
 DESCRIPTIONS = {
@@ -79,7 +79,7 @@ def make_report(runs: Sequence[Run]) -> Report:
     are searches whose L_r are not of the same kind.
     """
     stage = _stage(runs)
-    entries = compare([run for run in runs if stage == "search" or run.command != "search"])
+    entries = comparable_entries([run for run in runs if stage == "search" or run.command != "search"])
     _require_alike(entries, stage)
     metric = "accuracy" if _measured(entries, "accuracy") else STAGES[stage].default
     rows, seeds = row_settings(entries, stage), _seeds(entries)

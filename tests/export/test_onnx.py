@@ -15,7 +15,7 @@ from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.export import onnx as export
-from nni_autorecon.export.onnx import compare, export_onnx
+from nni_autorecon.export.onnx import export_onnx, measure_agreement
 from nni_autorecon.export.onnx_runtime import OnnxNetwork, load_onnx
 from nni_autorecon.export.student_file import Description, load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
@@ -88,7 +88,7 @@ def test_onnxruntime_agrees_with_pytorch(exported):
     assert agreement.decisions >= 0.99
     assert agreement.close >= 0.89
     images = torch.randn(64, *IMAGE)
-    assert compare(saved.network, load_onnx(path).network, images).close >= 0.89
+    assert measure_agreement(saved.network, load_onnx(path).network, images).close >= 0.89
 
 
 @pytest.mark.parametrize("method", [pytest.param("integer", marks=runs_protocol_integer), "dfq"])
@@ -181,7 +181,7 @@ def test_the_model_says_what_it_is(exported):
 def test_other_weights_do_not_pass(exported, tmp_path, monkeypatch):
     saved, path, _ = exported
     other = _saved(tmp_path, "tests.export.test_onnx:Branches", 8, 8)
-    assert compare(other.network, load_onnx(path).network, torch.randn(64, *IMAGE)).alike < 0.5
+    assert measure_agreement(other.network, load_onnx(path).network, torch.randn(64, *IMAGE)).alike < 0.5
     monkeypatch.setattr("nni_autorecon.export.onnx.OnnxNetwork", lambda _, *what: OnnxNetwork(path.read_bytes(), *what))
     with pytest.raises(MachineError, match="is not written: onnxruntime and PyTorch decide alike on"):
         export_onnx(replace(saved, network=other.network, weights=other.weights), tmp_path / "other.onnx")
