@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -22,7 +21,6 @@ from ..accel.convolution import Summand
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import adam, clear_gradients
 from ..config.search import SearchConfig
-from ..generator.costs import fixed_macs, operation_macs
 from ..generator.genotype import repair
 from ..generator.operations import Features, mixture, sampled_operation
 from ..generator.topology import CROSS, EDGE_BY_LABEL, Edge
@@ -30,6 +28,7 @@ from ..losses.reconstruction import ReconstructionLoss
 from ..runs.snapshots import State
 from .gumbel import gumbel_softmax, temperature_at
 from .opponent import Opponent
+from .penalties import ExpectedMacs, confidence, indecision
 from .space import CrossChoice, GeneratorSpace, Sample, choices_of, chosen_operation
 from .supernet import EpochCallback, SupernetModule, SupernetStrategy
 
@@ -239,19 +238,20 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
 
     def penalized(self, total: Tensor) -> Tensor:
         """Add to ``total`` the other objectives of α: expected MACs and undecided edges, relative to uniform p."""
-        config = self.config
+        config, alphas = self.config, self.arch_parameters()
         if config.mac_penalty:
-            total = total + config.mac_penalty * self.expected_macs() / self.uniform_macs
+            total = total + config.mac_penalty * self.expected_macs(alphas) / self.expected_macs.uniform
         if config.entropy_penalty:
-            total = total + config.entropy_penalty * (self.epoch + 1) / config.epochs * self.indecision()
+            grown = config.entropy_penalty * (self.epoch + 1) / config.epochs
+            total = total + grown * indecision(alphas)
         return total
 
     def architecture_metrics(self) -> dict[str, float]:
         """Return temperature, confidence and expected MACs."""
         return {
             "temperature": self.temperature_scheduler.step(self.trainer.current_epoch, self.trainer.max_epochs),
-            "confidence": self.confidence(),
-            "expected_macs": self.expected_macs().item(),
+            "confidence": confidence(self.arch_parameters()),
+            "expected_macs": self.expected_macs(self.arch_parameters()).item(),
         }
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
@@ -272,49 +272,16 @@ class AutoReConModule(SupernetModule, GumbelDartsLightningModule):
         """Return the edges of the supernet, in the order of their modules."""
         return [module for module in self.supernet_modules() if isinstance(module, MixedEdge)]
 
-    def confidence(self) -> float:
-        """Return the mean over the edges of max_j p_j, from 1/F (undecided) to 1 (decided)."""
-        return torch.stack([alpha.detach().softmax(-1).max() for alpha in self.arch_parameters()]).mean().item()
-
-    def indecision(self) -> Tensor:
-        """Return the mean over the edges of H(p) / log F, [], from 1 (undecided) to 0; differentiable in α."""
-        logs = [alpha.log_softmax(-1) for alpha in self.arch_parameters()]
-        return torch.stack([-(log_p.exp() @ log_p) / math.log(len(log_p)) for log_p in logs]).mean()
-
-    def expected_macs(self) -> Tensor:
-        """Return the expected MACs, [], of a generator sampled from p; differentiable in α."""
-        return self._expected_macs(lambda alpha: alpha.softmax(-1))
-
     @cached_property
-    def uniform_macs(self) -> float:
-        """Return the expected MACs if every operation is equally likely, which is the unit of the penalty."""
-        return self._expected_macs(lambda alpha: torch.full_like(alpha, 1 / len(alpha))).item()
-
-    def _expected_macs(self, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
-        fixed, by_edge = self._macs
-        expected = [
-            probabilities(alpha) @ macs.to(alpha.device)
-            for alpha, macs in zip(self.arch_parameters(), by_edge, strict=True)
-        ]
-        return torch.stack(expected).sum() + fixed
-
-    @cached_property
-    def _macs(self) -> tuple[float, list[Tensor]]:
-        """Return the MACs that every generator has, and those of each edge's candidates, on the device of α."""
+    def expected_macs(self) -> ExpectedMacs:
+        """The expected MACs of a generator, as a function of α."""
         generator = self.model.generator
-        width, image = generator.width, generator.image
-        with torch.inference_mode(False):  # validation may be the first to ask for these tensors, in inference mode
-            by_edge = [
-                torch.tensor(
-                    [
-                        float(operation_macs(name, mixed.edge, width=width, image=image))
-                        for name in mixed.edge.candidates
-                    ],
-                    device=mixed.alpha.device,
-                )
-                for mixed in self.mixed_edges()
-            ]
-        return float(fixed_macs(width=width, image=image, latent_dim=generator.latent_dim)), by_edge
+        return ExpectedMacs(
+            [mixed.edge for mixed in self.mixed_edges()],
+            width=generator.width,
+            image=generator.image,
+            latent_dim=generator.latent_dim,
+        )
 
 
 class TemperatureSchedule:

@@ -20,6 +20,7 @@ from nni_autorecon.losses.reconstruction import ReconstructionLoss
 from nni_autorecon.nas import search
 from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample
 from nni_autorecon.nas.gumbel import temperature_at
+from nni_autorecon.nas.penalties import indecision
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
 from nni_autorecon.runs.folder import RunFolder
@@ -283,17 +284,17 @@ def test_expected_macs_of_a_decided_alpha_are_those_of_its_genotype():
         edge.alpha.data.fill_(-50)
         edge.alpha.data[1] = 50
     exact = generator_macs(choices, width=3, image=IMAGE, latent_dim=7)
-    assert module.expected_macs().item() == pytest.approx(exact)
+    assert module.expected_macs(module.arch_parameters()).item() == pytest.approx(exact)
 
 
 def test_expected_macs_at_the_start_are_the_unit_of_the_penalty():
     _, module = _module(CONFIG.override({"architecture_init": 0.0}))
-    assert module.expected_macs().item() == pytest.approx(module.uniform_macs)
+    assert module.expected_macs(module.arch_parameters()).item() == pytest.approx(module.expected_macs.uniform)
 
 
 def test_the_mac_penalty_has_a_gradient_and_makes_generators_cheaper():
     _, module = _module()
-    module.expected_macs().backward()
+    module.expected_macs(module.arch_parameters()).backward()
     assert all(alpha.grad.abs().max() > 0 for alpha in module.arch_parameters() if len(alpha) > 2)
     macs = []
     for penalty in (0.0, 100.0):
@@ -306,17 +307,20 @@ def test_the_mac_penalty_has_a_gradient_and_makes_generators_cheaper():
 def test_penalties_are_added_at_their_weights():
     config = CONFIG.override({"mac_penalty": 3.0, "entropy_penalty": 6.0, "epochs": 4, "architecture_init": 1.0})
     _, module = _module(config)
-    macs, indecision = module.expected_macs().item() / module.uniform_macs, module.indecision().item()
+    macs, undecided = (
+        module.expected_macs(module.arch_parameters()).item() / module.expected_macs.uniform,
+        indecision(module.arch_parameters()).item(),
+    )
     for module.epoch, share in ((0, 0.25), (3, 1.0)):
-        assert module.penalized(torch.tensor(2.0)).item() == pytest.approx(2 + 3 * macs + 6 * share * indecision)
+        assert module.penalized(torch.tensor(2.0)).item() == pytest.approx(2 + 3 * macs + 6 * share * undecided)
 
 
 def test_the_entropy_penalty_decides_edges():
     _, module = _module(CONFIG.override({"architecture_init": 0.0}))
-    assert module.indecision().item() == pytest.approx(1)
+    assert indecision(module.arch_parameters()).item() == pytest.approx(1)
     for alpha in module.arch_parameters():
         alpha.data[0] = 50
-    assert module.indecision().item() == pytest.approx(0, abs=1e-6)
+    assert indecision(module.arch_parameters()).item() == pytest.approx(0, abs=1e-6)
     confidences = []
     for penalty in (0.0, 100.0):
         rows = []

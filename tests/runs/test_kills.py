@@ -46,7 +46,7 @@ def attempt(resume, seconds, epochs):
     return None
 
 
-resume, snapshots = ["--resume", "--force"], 0
+resume, snapshots = ["--resume"], 0
 for kill in range(kills):  # every other one at any time at all, which a busy machine may not take to its first epoch
     ended = attempt(resume, random.uniform(0.2, 2.5) if kill % 2 else math.inf, random.randint(1, 3))
     assert ended is None, "it ended before it was killed often enough"

@@ -247,13 +247,7 @@ def test_losses_are_weighted_as_configured(monkeypatch):
 
 def _without_generator(method, **settings):
     images = {"image_steps": 3} if method == "dfq" else {"image_count": 9, "image_steps": 3}
-    unused = ["generator", "width", "latent_dim"]
-    if method in ("dfq", "zeroq"):
-        unused += ["epochs", "warmup_epochs", "student_lr"]
-    if method == "dfq":
-        unused += ["steps"]
-    defaults = {name: getattr(CompressConfig(), name) for name in unused}
-    return CONFIG.override({**defaults, **images, "method": method, **settings})
+    return CONFIG.as_shared().override({**images, "method": method, **settings})
 
 
 @pytest.mark.parametrize(
