@@ -26,12 +26,13 @@ def snapshot():
         return None
 
 
-def attempt(resume, seconds, epochs):
+def attempt(seconds, epochs):
     # A child of a process that has imported everything starts at once. It is killed after so many seconds, or somewhere
     # in the epoch after so many, whichever comes first. Returns how it ended, None if it was killed.
+    begun = os.path.exists(os.path.join(folder, "config.json"))
     child = os.fork()
     if child == 0:
-        os._exit(cli.main([*arguments, "-o", folder, *resume]))
+        os._exit(cli.main([*arguments, "-o", folder, "--resume" if begun else "--force"]))
     end, seen = time.monotonic() + seconds, snapshot()
     while time.monotonic() < end and epochs:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -46,12 +47,12 @@ def attempt(resume, seconds, epochs):
     return None
 
 
-resume, snapshots = ["--resume"], 0
+snapshots = 0
 for kill in range(kills):  # every other one at any time at all, which a busy machine may not take to its first epoch
-    ended = attempt(resume, random.uniform(0.2, 2.5) if kill % 2 else math.inf, random.randint(1, 3))
+    ended = attempt(random.uniform(0.2, 2.5) if kill % 2 else math.inf, random.randint(1, 3))
     assert ended is None, "it ended before it was killed often enough"
     snapshots += os.path.exists(os.path.join(folder, "snapshot.bin"))
-assert attempt(resume, 600, math.inf) == 0
+assert attempt(600, math.inf) == 0
 print(snapshots)
 """
 
