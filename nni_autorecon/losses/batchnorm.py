@@ -44,7 +44,7 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
     before = [layer.recorded for layer in observed]
     for layer in observed:
-        layer.recorded = recorded
+        layer.recorded = (*layer.recorded, recorded)
     try:
         yield recorded
     finally:
@@ -57,15 +57,16 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
 class ObservedBatchNorm2d(nn.BatchNorm2d):
     """A frozen BatchNorm2d that takes its input's statistics, and differentiates them, in one pass over the data."""
 
-    recorded: list[BatchNormStatistics] | None = None
+    recorded: tuple[list[BatchNormStatistics], ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [N, C, H, W] by the running statistics, and record its own if a list is given for them."""
-        if self.recorded is None:
+        """Normalize x [N, C, H, W] by the running statistics, and append its own to every list that records them."""
+        if not self.recorded:
             return super().forward(x)
         remembered = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
         y, mean, var = _NormAndStatistics.apply(x, *remembered, self.weight, self.bias, self.eps)
-        self.recorded.append(BatchNormStatistics(mean, var, *remembered))
+        for statistics in self.recorded:
+            statistics.append(BatchNormStatistics(mean, var, *remembered))
         return y
 
 

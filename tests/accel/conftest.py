@@ -13,6 +13,13 @@ from nni_autorecon import accel
 Result = TypeVar("Result")
 
 
+@pytest.fixture(autouse=True)
+def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn the switch on, however the tests are run."""
+    monkeypatch.setattr(accel, "enabled", True)
+    monkeypatch.delenv("NNI_AUTORECON_ACCEL", raising=False)
+
+
 @pytest.fixture
 def both_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Result]], tuple[Result, Result]]:
     """A function that calls another twice, accelerated and plain, each time with the same random numbers."""

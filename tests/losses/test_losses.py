@@ -160,16 +160,18 @@ def test_observed_norms_give_the_same_loss_and_gradient(inplace, affine, kind):
     torch.testing.assert_close(*gradients)
     assert torch.autograd.gradcheck(lambda x: reconstruction_loss(twin, x, labels, bns_weight=0.1).total, images)
     assert torch.equal(twin(images), teacher(images))
-    assert all(norm.recorded is None for norm in (twin[1], twin[3]) if isinstance(norm, ObservedBatchNorm2d))
+    assert all(norm.recorded == () for norm in (twin[1], twin[3]) if isinstance(norm, ObservedBatchNorm2d))
 
 
-def test_records_nest():
-    teacher, (images, _) = observed(_teacher()), _images()
+@pytest.mark.parametrize("prepared", [lambda network: network, observed])
+def test_records_nest(prepared):
+    """What runs in an inner block is recorded by both."""
+    teacher, (images, _) = prepared(_teacher()), _images()
     with record_bn_statistics(teacher) as outer:
         with record_bn_statistics(teacher) as inner:
             teacher(images)
         teacher(images)
-    assert (len(outer), len(inner)) == (2, 2)
+    assert (len(outer), len(inner)) == (4, 2)
 
 
 def test_norms_without_running_statistics_are_not_recorded():

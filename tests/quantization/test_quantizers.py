@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from nni_autorecon import accel
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantization.fake_quantize import fake_quantize
 from nni_autorecon.quantization.integers import FixedQuantizer
@@ -122,7 +123,8 @@ def test_weights_have_the_same_values_in_either_layout(ranges: str) -> None:
     assert other.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_gradient_in_another_layout_is_brought_to_that_of_the_activations() -> None:
+def test_a_gradient_in_another_layout_is_brought_to_that_of_the_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accel, "enabled", True)
     quantizer = activation_quantizer(4, -1.0, 2.0)
     x = (2 * torch.randn(2, 3, 4, 5)).contiguous(memory_format=torch.channels_last).requires_grad_()
     gradient = torch.randn(2, 3, 4, 5)
