@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_line, shown
 from ..files import parse_json, write_atomically
+from ..quantization.calls import QUANTIZED
 from ..quantization.folding import folded
 from ..quantization.insertion import quantize_network
 from ..quantization.integers import (
@@ -30,7 +31,6 @@ from ..quantization.integers import (
     unpack,
 )
 from ..quantization.specification import Quantization
-from ..quantization.tracing import QUANTIZED
 from ..shapes import ImageShape
 from ..teacher.loading import IN_MEMORY, Teacher
 from ..teacher.sources import architecture, names_code
@@ -202,13 +202,13 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
             structure = architecture(spec, description.num_classes)
         float_bytes = float_size(structure)
         if description.folded:
-            structure = folded(structure)[0]
+            structure = folded(structure, image=description.image)[0]
         try:
             if description.quantization is None:
                 raise ValueError("it does not say how it was quantized")
-            network, _ = quantize_network(structure, description.quantization)
-        except InputError:
-            raise
+            network, _ = quantize_network(structure, description.quantization, image=description.image)
+        except InputError as error:
+            raise InputError(f"{path} does not fit {spec}: {error}") from error
         except (TypeError, ValueError, KeyError) as error:
             raise _other_version(path, header, error) from error
     built = {f"{name}.weight": layer.parametrizations.weight[0].bits for name, layer in quantized_layers(network)}

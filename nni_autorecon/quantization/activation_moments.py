@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ..errors import InputError
+from .calls import BATCHNORMS, QUANTIZED, called
 from .folding import Normal, batchnorm_output
 from .quantizers import ActivationQuantizer
-from .tracing import BATCHNORMS, QUANTIZED, called
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-"""Activation functions that clip to a range, by the name that :func:`.tracing.called` gives them."""
+"""Activation functions that clip to a range, by the name that :func:`.calls.called` gives them."""
 
 
 _ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values

@@ -10,13 +10,13 @@ from torch import Tensor, fx, nn
 from ..errors import InputError
 from ..shapes import ImageShape
 from .activation_moments import Moments, input_moments
+from .calls import BATCHNORMS, QUANTIZED
 from .coverage import Coverage
 from .equalization import absorb_high_biases, add_to_bias, constant_response, equalization_pairs, equalize
 from .folding import folded
 from .insertion import quantize_network
 from .quantizers import ActivationQuantizer
 from .specification import Quantization
-from .tracing import BATCHNORMS, QUANTIZED
 
 
 def dfq(

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from .calls import QUANTIZED, called
 from .folding import Normal
-from .tracing import QUANTIZED, called
 
 _HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
 """These operations satisfy f(s x) = s f(x) for s > 0 in each channel."""

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..errors import InputError
+from ..shapes import ImageShape
+from .calls import BATCHNORMS, called
 from .fake_quantize import per_channel
 from .integers import IntegerWeight
-from .tracing import BATCHNORMS, QUANTIZED, called, is_in_place, is_plain, trace
+from .tracing import trace
 
 
 def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
@@ -49,17 +49,12 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
     return IntegerWeight(codes, scale.masked_fill(dead, 1.0), zero_point, weight.bits)
 
 
-def folded(network: nn.Module) -> tuple[fx.GraphModule, dict[str, Normal]]:
+def folded(network: nn.Module, *, image: ImageShape | None = None) -> tuple[fx.GraphModule, dict[str, Normal]]:
     """Return a traced copy of ``network`` with BatchNorms folded and ReLU6 as ReLU, and the folded norms' outputs.
 
-    Raises InputError if a layer computes its weight anew in each call.
+    image: the shape of one image, as :func:`~.tracing.trace` takes it.  Raises InputError if it cannot be traced.
     """
-    remedy = "choose a method that uses images"
-    traced = trace(network, remedy=remedy)
-    for path, layer in traced.named_modules():
-        if isinstance(layer, QUANTIZED) and not is_plain(layer):
-            kind = type_before_parametrizations(layer).__name__
-            raise InputError(f"DFQ cannot change the weight of {path} ({kind}), which is not used as it is; {remedy}")
+    traced = trace(network, remedy="choose a method that uses images", image=image)
     outputs = fold_batchnorms(traced)
     replace_relu6(traced)
     return traced, outputs
@@ -91,12 +86,8 @@ def replace_relu6(network: fx.GraphModule) -> None:
     This changes the function wherever an activation exceeds 6; the paper loses 0.02 points by it on MobileNetV2.
     """
     for node in network.graph.nodes:
-        if called(network, node)[1].removesuffix("_") == "relu6":
-            source = node.all_input_nodes[0]
-            if is_in_place(network, node):  # later users of the input saw the output of the ReLU6
-                for user in [user for user in source.users if user > node]:
-                    user.replace_input_with(source, node)
-            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (source,), {}
+        if called(network, node)[1] == "relu6":
+            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (node.all_input_nodes[0],), {}
     network.delete_all_unused_submodules()
     network.recompile()
 

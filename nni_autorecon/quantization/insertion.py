@@ -21,6 +21,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
+from ..shapes import ImageShape
+from .calls import QUANTIZED, called
 from .coverage import Coverage, Gap, Quantized
 from .operators import (
     ACTIVATION,
@@ -31,28 +33,28 @@ from .operators import (
     FLOAT_BY_PROTOCOL,
     NORMS,
     ORIGINS,
+    PREPARING,
     PRODUCT,
     SAME_VALUES,
     SIZES,
     STORED,
     TRANSPARENT,
-    changes_its_input,
     is_activation,
 )
 from .quantizers import ActivationQuantizer, WeightQuantizer
 from .specification import INPUT_BITS, Quantization
-from .tracing import QUANTIZED, called, trace
+from .tracing import trace
+
+INTEGER = "protocol integer needs that; use protocol activations"
 
 
 def quantize_network(
-    network: nn.Module,
-    quantization: Quantization,
+    network: nn.Module, quantization: Quantization, *, image: ImageShape | None = None
 ) -> tuple[nn.Module, Coverage]:
     """Return a quantized deep copy of ``network``, and the coverage that lists what is quantized in it.
 
-    The copy is in eval mode, and every parameter of it is trainable. It is what ``torch.fx`` traces in eval mode;
-    arguments of the network that have a default keep it, except the first. Each value that the protocol quantizes gets
-    a quantizer of its own.
+    The copy is in eval mode, and every parameter of it is trainable. It is the graph that :func:`~.tracing.trace` makes
+    of the network, for images of shape ``image``. Each value that the protocol quantizes gets a quantizer of its own.
 
     The first and the last layer are those that are called first and last; if tracing fails, those registered first and
     last. With ``allow_partial``, parts that cannot be quantized stay in floating point, and ``Coverage.gaps`` lists
@@ -66,9 +68,9 @@ def quantize_network(
     make = partial(ActivationQuantizer, ranges=quantization.activation_ranges)
     float_inputs, untraceable = None, None
     try:
-        student: nn.Module = (traced := trace(network, remedy="protocol integer needs that; use protocol activations"))
+        student: nn.Module = (traced := trace(network, remedy=INTEGER, image=image))
     except InputError as error:
-        if protocol == "integer":
+        if protocol == "integer" or error.__cause__ is None:
             raise
         student, untraceable = copy.deepcopy(network).eval(), error.__cause__
         gaps = [Gap("forward", f"untraceable: {' '.join(str(untraceable).split())}")]
@@ -83,10 +85,6 @@ def quantize_network(
         calls = [(str(node.target), module) for node, module in _layer_calls(traced)]
     gaps += _float_parameters(student, name)
     layers = {module: path for path, module in calls}
-    for module, path in layers.items():
-        if not parametrize.is_parametrized(module, "weight") and "weight" not in module._parameters:
-            problem = f"{name}: the weight of {path} is no parameter of its own"
-            raise InputError(f"{problem}; make it one, as torch.nn.utils.remove_weight_norm does")
     if not layers or not activations:
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not quantization.allow_partial:
@@ -115,15 +113,29 @@ def _places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node,
     nodes, bits = list(traced.graph.nodes), quantization.bits.activations
     if quantization.protocol == "activations":
         return {node: bits for node in nodes if is_activation(traced, node)}
-    left_out = _numbers(traced) | _logits(traced)
+    prepared = _prepared(traced)
+    left_out = _numbers(traced) | _logits(traced) | prepared
+    inputs = [_source(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
     stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
-    input_bits = quantization.input_bits or INPUT_BITS
-    places = {node: input_bits if node.op == "placeholder" else bits for node in stored}
+    places = {**dict.fromkeys(inputs, quantization.input_bits or INPUT_BITS), **dict.fromkeys(stored, bits)}
     if quantization.last_bits is not None and (calls := _layer_calls(traced)):
         source = _source(traced, calls[-1][0].all_input_nodes[0])
-        if source in places and source.op != "placeholder":
+        if source in places and source not in prepared:
             places[source] = quantization.last_bits
     return places
+
+
+def _prepared(traced: fx.GraphModule) -> set[fx.Node]:
+    """Return the network input, and the nodes that only standardize or rearrange it before the first layer."""
+    prepared: set[fx.Node] = set()
+    numbers = _numbers(traced)
+    for node in traced.graph.nodes:
+        inputs = [each for each in node.all_input_nodes if each.op != "get_attr" and each not in numbers]
+        if node.op == "placeholder" or (
+            inputs and prepared.issuperset(inputs) and PREPARING.fullmatch(called(traced, node)[1])
+        ):
+            prepared.add(node)
+    return prepared
 
 
 def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
@@ -152,7 +164,7 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind)):
         return False
     user = next(iter(node.users), None)
-    if user is None or (len(node.users) > 1 and not changes_its_input(traced, user)):
+    if user is None or len(node.users) > 1:
         return True
     follower, following = called(traced, user)
     if isinstance(module, QUANTIZED) and isinstance(follower, nn.modules.batchnorm._BatchNorm):
@@ -173,19 +185,15 @@ def _insert_quantizers(
 ) -> list[Quantized]:
     """Put a quantizer after each of ``places``; the users of its result then use the quantizer's result."""
     found = []
-    position = {node: index for index, node in enumerate(traced.graph.nodes)}
+    prepared = _prepared(traced)
     for node, bits in places.items():
-        kind = called(traced, node)[1]
+        kind = "placeholder" if node in prepared else called(traced, node)[1]
         name = f"activation_quantizers.{node.name}"
         traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
             quantized = traced.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantized)
         quantized.args = (node,)
-        if changes_its_input(traced, node):
-            source = node.all_input_nodes[0]
-            for user in [user for user in source.users if position.get(user, -1) > position[node]]:
-                user.replace_input_with(source, quantized)
         found.append(Quantized(node.name, ORIGINS.get(kind, kind), bits))
     traced.recompile()
     return found
@@ -197,16 +205,19 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
     Protocol ``integer`` also asks this of additions and concatenations.
     """
     left_out = _numbers(traced) | _logits(traced)
+    prepared = _prepared(traced)
     for node in traced.graph.nodes:
         module, kind = called(traced, node)
         is_layer = isinstance(module, QUANTIZED)
         joins = protocol == "integer" and (ADDITION.fullmatch(kind) or CONCATENATION.fullmatch(kind))
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
-            if not is_layer and argument in left_out:
+            if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
                 continue
             source, origin = called(traced, _source(traced, argument))
             if isinstance(source, (*QUANTIZED, *NORMS)):
                 origin = "linear bottleneck"
+            elif argument in prepared:
+                origin = "placeholder"
             if not isinstance(source, ActivationQuantizer):
                 yield Gap(str(node.target if is_layer else node.name), ORIGINS.get(origin, origin))
 

@@ -1,6 +1,6 @@
 """Tables sort the operations of a network for quantization: layers, norms, activations, and those that move values.
 
-The regular expressions match the whole name that :func:`.tracing.called` gives an operation.
+The regular expressions match the whole name that :func:`.calls.called` gives an operation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 from torch import fx, nn
 
-from .tracing import QUANTIZED, called, is_in_place
+from .calls import QUANTIZED, called
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -26,34 +26,48 @@ EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 
 
 # ``called`` gives classes, functions and methods one name: MaxPool2d and max_pool2d agree, as do ReLU and relu.
-ACTIVATION = re.compile(f"({'|'.join(activation.__name__.lower() for activation in ACTIVATIONS)})_?")
+ACTIVATION = re.compile("|".join([*(activation.__name__.lower() for activation in ACTIVATIONS), "pointwiseactivation"]))
 
 
 PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
 
 
 SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
-    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand"
-    r"|contiguous|clone|detach|chunk|split|getitem|(adaptive)?maxpool[123]d|pixel(un)?shuffle|\w*pad([123]d)?"
+    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|swap(axes|dims)|move(dim|axis)"
+    r"|(un)?squeeze|expand(as)?|repeat(interleave)?|tile|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor)?split"
+    r"|unbind|getitem|narrow|select|indexselect|flip|roll|rot90|(adaptive)?maxpool[123]d|amax|channelshuffle"
+    r"|pixel(un)?shuffle|\w*pad([123]d)?"
 )
 
 
-ORIGINS = {"placeholder": "network input", "add": "addition", "iadd": "addition", "cat": "concatenation"}
+SCALING = re.compile("add|r?sub|subtract|mul|multiply|div|divide|truediv|truedivide|neg|pos")
+"""These functions of one value and of numbers are linear, and so no activations by themselves."""
+
+
+BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|max|min|abs")
+"""These functions of one value and of numbers are activations, although no module has their names."""
+
+
+ORIGINS = {"placeholder": "network input", "add": "addition", "cat": "concatenation"}
 """Reports give these operations another name; all others keep theirs."""
 
 
 FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
-    "network input|addition|concatenation|linear bottleneck|i?mul|mean|.*pool.*|interpolate|upsample.*|.*norm.*"
+    "network input|addition|concatenation|linear bottleneck|mul|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
 )
 
 
-ADDITION, CONCATENATION = re.compile("i?add"), re.compile("cat|concat")
+ADDITION, CONCATENATION = re.compile("add"), re.compile("cat|concat|stack|setitem")
 
 
 STORED = re.compile(  # an integer engine stores these results, beside those of activations, layers and norms
-    rf"placeholder|{ADDITION.pattern}|i?sub|i?mul|{CONCATENATION.pattern}|mean|(adaptive)?avgpool[123]d"
+    rf"placeholder|{SCALING.pattern}|{CONCATENATION.pattern}|mean|sum|softmax|(adaptive)?avgpool[123]d"
     "|interpolate|upsample.*"
 )
+
+
+PREPARING = re.compile("|".join(each.pattern for each in (SCALING, BENDING, SAME_VALUES, CONCATENATION)))
+"""These operations standardize or rearrange the images before the first layer; they stay what they are."""
 
 
 SIZES = {"size", "dim", "numel", "getattr"}
@@ -71,8 +85,3 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
 def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if the node adds one computed value to another."""
     return len(node.all_input_nodes) == 2 and ADDITION.fullmatch(called(traced, node)[1]) is not None
-
-
-def changes_its_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Return True if an activation changes its input in place: later users of that input then see its output."""
-    return is_activation(traced, node) and is_in_place(traced, node)

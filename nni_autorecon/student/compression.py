@@ -81,11 +81,9 @@ class Compression:
         started = time.perf_counter()
         torch.manual_seed(config.seed)
         if config.method == "dfq":
-            student, coverage = dfq(
-                teacher.network, teacher.image, config.quantization, pixel_range=teacher.pixel_range
-            )
+            student, coverage = dfq(teacher.graph, teacher.image, config.quantization, pixel_range=teacher.pixel_range)
         else:
-            student, coverage = quantize_network(teacher.network, config.quantization)
+            student, coverage = quantize_network(teacher.graph, config.quantization)
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
         source = FixedImages if config.generator_spec is None else GeneratorImages

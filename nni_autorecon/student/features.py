@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
+from ..quantization.calls import called
 from ..quantization.operators import is_activation, is_addition
 from ..quantization.quantizers import ActivationQuantizer
-from ..quantization.tracing import called, trace
+from ..quantization.tracing import trace
 
 
 class Outputs(NamedTuple):

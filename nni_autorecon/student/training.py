@@ -37,7 +37,7 @@ class StudentTraining:
         if config.range_lr:
             self._optimizers.append((adam(learn_ranges(student), config.range_lr), config.range_lr))
         if config.feature_weight:
-            self._teacher_outputs = with_features(teacher.network).to(memory_format=teacher.memory_format)
+            self._teacher_outputs = with_features(teacher.graph).to(memory_format=teacher.memory_format)
         self._student_outputs = with_features(student) if config.feature_weight else student
 
     def state(self) -> list[dict[str, Any]]:

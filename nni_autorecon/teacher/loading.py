@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, named
 from ..losses.batchnorm import observed, record_bn_statistics
+from ..quantization.tracing import trace
 from ..shapes import ImageShape
 from .device import resolve_device
 from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
+
+log = logging.getLogger(__name__)
 
 IN_MEMORY = "in memory: "
 """The name of a network that was handed over in Python begins so; nothing else says where it comes from."""
@@ -131,6 +135,20 @@ class Teacher:
         return memory_format(self.network, self.image)
 
     @cached_property
+    def graph(self) -> nn.Module:
+        """Return the network as a graph of calls, of which students are made; the network itself if it has none.
+
+        Raises InputError if the graph computes something else than the network.
+        """
+        try:
+            return trace(self.network, remedy="students need --allow-partial", image=self.image)
+        except InputError as error:
+            if error.__cause__ is None:
+                raise
+            log.warning("teacher %s", error)
+            return self.network
+
+    @cached_property
     def observed(self) -> nn.Module:
         """Return the same network, faster and ready for the recording of its statistics; losses use it."""
         return observed(self.network).to(memory_format=self.memory_format)
@@ -222,7 +240,9 @@ def _examined(
             f"teacher {name} has no BatchNorm2d with running statistics to match; "
             "set --bns-weight 0 or choose another teacher"
         )
-    return Teacher(name, network, num_classes, image, *normalization, resize or _usual_resize(min(image[1:])))
+    teacher = Teacher(name, network, num_classes, image, *normalization, resize or _usual_resize(min(image[1:])))
+    teacher.graph  # noqa: B018 -- it is made and compared with the network at once, before anything is trained
+    return teacher
 
 
 def _text(numbers: Sequence[float] | None) -> str | None:

@@ -30,7 +30,7 @@ def full(*values: float) -> Tensor:
 
 
 def entering(network: nn.Module, image: ImageShape) -> dict[str, list[Moments]]:
-    folded = trace(network, remedy="mend it")
+    folded = trace(network, remedy="mend it", image=image)
     outputs = fold_batchnorms(folded)
     mean = torch.zeros(1, *image, dtype=torch.float64)
     images = Moments.normal(mean, mean + 1, DEVIATIONS)

@@ -96,15 +96,16 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(images, weight, self.bias)
 
 
-@pytest.mark.parametrize("change", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, None])
-@pytest.mark.filterwarnings("ignore:.*weight_norm")
-def test_weights_that_are_not_used_as_they_are_cannot_be_changed(change):
+@pytest.mark.parametrize("change", [nn.utils.parametrizations.weight_norm, None])
+def test_weights_that_are_computed_are_folded_like_others(change):
     layer = Standardized(2, 3, 3) if change is None else change(nn.Conv2d(2, 3, 3))
     network = nn.Sequential(layer, nn.BatchNorm2d(3), nn.ReLU()).eval()
-    with torch.no_grad():
-        network(torch.zeros(1, 2, 5, 5))  # else an old weight_norm's weight cannot be copied
-    with pytest.raises(InputError, match=r"^DFQ cannot change the weight of 0 \(\w+\), .* choose a method that uses"):
-        folded(network)
+    nn.init.normal_(network[1].running_mean)
+    traced, outputs = folded(network)
+    images = torch.randn(3, 2, 5, 5)
+    torch.testing.assert_close(traced(images), network(images))
+    assert [*outputs] == ["0"]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in traced.modules())
 
 
 def chain() -> nn.Sequential:

@@ -217,15 +217,6 @@ class Attention(Net):
         return self.attention(x, x, x)[0]
 
 
-class OwnWeight(Net):
-    def __init__(self) -> None:
-        super().__init__(F.relu)
-        self.weight = nn.Parameter(torch.randn(7, 2, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(super().forward(x), self.weight)
-
-
 def hidden(x: Tensor) -> Tensor:
     return F.relu(x)
 
@@ -240,11 +231,10 @@ fx.wrap("hidden")
         (nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(2), nn.Conv1d(5, 2, 3)), "3"),
         (nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(2), nn.LSTM(25, 2)), "3"),
         (Attention(), "attention"),
-        (OwnWeight(), "conv2d"),
         (Net(lambda x: hidden(F.relu(x))), "hidden"),
         (Net(lambda x: F.relu(x) @ x), "matmul"),
         (Net(lambda x: F.relu(x).matmul(x)), "matmul"),
-        (Net(torch.abs), "second"),
+        (Net(torch.sqrt), "second"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "the network"),
     ],
 )
@@ -362,15 +352,31 @@ def test_the_first_argument_stays_an_argument_even_with_a_default() -> None:
     assert relative_error(output, network(x)) < 0.02
 
 
-def test_subclass_of_conv2d_is_quantized_whole() -> None:
+def test_subclass_of_conv2d_is_a_convolution() -> None:
     class Padded(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             return F.conv2d(F.pad(x, (1, 0, 1, 0)), self.weight, self.bias)
 
     network = nn.Sequential(Padded(3, 5, 2), nn.ReLU())
     output, coverage = quantized(network, torch.randn(2, 3, 5, 5), bits=2)
-    assert [each.kind for each in coverage.weights] == ["Padded"]
+    assert [each.kind for each in coverage.weights] == ["Conv2d"]
     assert len(output.unique()) <= 4
+
+
+class OwnWeight(Net):
+    def __init__(self) -> None:
+        super().__init__(F.relu)
+        self.weight = nn.Parameter(torch.randn(7, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(super().forward(x), self.weight)
+
+
+def test_a_function_with_weights_is_a_layer() -> None:
+    network, x = OwnWeight().eval(), torch.randn(2, 3, 5, 5)
+    output, coverage = quantized(network, x)
+    assert [each.name for each in coverage.weights] == ["first", "second", "functional_conv2d_0"]
+    assert relative_error(output, network(x)) < 0.02
 
 
 # ------------------------------------------------------------------------------------------------- the copy's behaviour
@@ -481,18 +487,66 @@ def test_coverage_as_json_and_text(small: nn.Module) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "activation",
-    [lambda x: x.clamp(min=0), lambda x: torch.maximum(x, x.new_zeros(())), lambda x: x * F.relu6(x + 3) / 6],
-)
-def test_an_activation_in_disguise_is_refused(activation):
-    class Disguised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second, self.third = nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 2)
+class Functional(nn.Module):
+    """Three linear layers, with an activation before the last that is given as a function."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.third(activation(self.second(torch.relu(self.first(x)))))
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 2)
+        self.activation = activation
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.activation(self.second(torch.relu(self.first(x)))))
+
+
+def test_an_activation_in_disguise_is_refused() -> None:
+    network = Functional(lambda x: torch.maximum(x, x.new_zeros(())))
     with pytest.raises(InputError, match="third .its input comes from .* may be an activation in disguise"):
-        quantize_network(Disguised(), Quantization("w4a4"))
+        quantize_network(network, Quantization("w4a4"))
+
+
+class LearnedSwish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + (-self.beta * x).exp())
+
+
+WRITTEN = {
+    "swish": lambda x: x * torch.sigmoid(x),
+    "swish of methods": lambda x: x.mul(x.sigmoid()),
+    "quick gelu": lambda x: torch.sigmoid(1.702 * x) * x,
+    "hard swish": lambda x: x * F.relu6(x + 3) / 6,
+    "hard swish in place": lambda x: x * (x + 3).clamp_(0, 6).div_(6),
+    "hard swish of hard sigmoid": lambda x: x * F.hardsigmoid(x),
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    "mish by exp": lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))),
+    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
+    "gelu by tanh": lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044715 * x.pow(3)))),
+    "clamp": lambda x: x.clamp(min=0),
+    "clip": lambda x: torch.clip(x, -1, 1),
+    "absolute value": torch.abs,
+    "squared relu": lambda x: torch.relu(x) ** 2,
+    "leaky": lambda x: 0.9 * torch.relu(x) + 0.1 * x,
+    "learned swish": LearnedSwish(),
+}
+
+
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+@pytest.mark.parametrize("activation", WRITTEN.values(), ids=WRITTEN)
+def test_an_activation_that_is_written_out_is_one_activation(
+    activation: Callable[[Tensor], Tensor], protocol: str
+) -> None:
+    network, x = Functional(activation).eval(), torch.randn(50, 3)
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol=protocol))
+    assert [each.kind for each in coverage.activations][-2:] == ["relu", "pointwiseactivation"]
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(x), network(x)) < 0.05
+    coarse, _ = quantize_network(network, Quantization("w8a2", protocol=protocol))
+    seen: list[Tensor] = []
+    coarse.get_submodule("third").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), observe_ranges(coarse):
+        coarse(x)
+    assert len(seen[0].unique()) <= 4

@@ -15,6 +15,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import WeightQuantizer, observe_ranges
 from nni_autorecon.quantization.specification import Bits, Quantization
+from nni_autorecon.shapes import ImageShape
 from tests.helpers.toys import quantizers, relative_error
 
 
@@ -57,7 +58,8 @@ def test_integer_quantizes_additions_concatenations_products_and_means() -> None
 def test_integer_covers_whole_torchvision_networks(name: str) -> None:
     arguments = {"init_weights": False} if name == "googlenet" else {}
     network = torchvision.models.get_model(name, num_classes=7, **arguments).eval()
-    student, coverage = quantize_network(network, Quantization("w8a8", protocol="integer"))
+    quantization = Quantization("w8a8", protocol="integer")
+    student, coverage = quantize_network(network, quantization, image=ImageShape(3, 64, 64))
     assert not coverage.gaps
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), observe_ranges(student):
@@ -102,7 +104,7 @@ class InPlace(nn.Module):
 
 
 def test_integer_stores_what_an_in_place_activation_leaves_and_no_logits() -> None:
-    assert _stored(InPlace()) == [("network input", 8), ("relu_", 3)]
+    assert _stored(InPlace()) == [("network input", 8), ("relu", 3)]
 
 
 def test_integer_leaves_sizes_alone() -> None:

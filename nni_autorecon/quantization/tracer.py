@@ -1,0 +1,371 @@
+"""A tracer follows a network's own code and writes down a graph of calls in which nothing is changed in place.
+
+It runs the code on two batches of different sizes at once. A number that is the same for both, such as a height, is
+known; one that differs, such as the number of images, stays a call. Whatever depends on the values of the images cannot
+be written down, and ends in an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from .functional_layers import LAYERS
+
+UNKNOWN: Any = object()
+"""The value of a proxy about which nothing is known."""
+
+
+class Value(fx.Proxy):
+    """A value of the network while it is traced, with what it is for each of the two batches."""
+
+    known: Any
+    """A pair of values, or UNKNOWN."""
+    stale: Value | None
+    """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
+
+    def __getattr__(self, name: str) -> Any:
+        if self.known is UNKNOWN or name.startswith("__"):
+            return super().__getattr__(name)
+        if name == "shape":
+            return self.size()
+        found = getattr(self.known[0], name)
+        if callable(found) and not isinstance(found, Tensor):
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the sizes; those that depend on the number of images are calls."""
+        call: Callable[..., Any] = self.tracer.create_proxy
+        if dim is not None or self.known is UNKNOWN:
+            return call("call_method", "size", (self,) if dim is None else (self, dim), {})
+        sizes = tuple(call("call_method", "size", (self, index), {}) for index in range(self.known[0].ndim))
+        return torch.Size(sizes) if all(isinstance(size, int) for size in sizes) else sizes
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.known is UNKNOWN:
+            return super().__iter__()
+        return iter([cast(Any, self)[index] for index in range(len(self))])
+
+    def __len__(self) -> int:
+        if self.known is UNKNOWN:
+            return super().__len__()
+        if len(self.known[0]) != len(self.known[1]):
+            raise TraceError("the number of images decides what is computed")
+        return len(self.known[0])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
+            self.stale = None
+        cast(Tracer, self.tracer).change(self, "call_function", set_item, (self, index, value), {}, name="setitem")
+
+
+def _in_place_operator(name: str) -> Callable[[Value, Any], Any]:
+    def apply(self: Value, other: Any) -> Any:
+        tracer = cast(Tracer, self.tracer)
+        if self.known is not UNKNOWN and not isinstance(self.known[0], Tensor):
+            return getattr(operator, name)(self, other)  # a number cannot be changed in place
+        label = f"i{name.strip('_')}"
+        return tracer.change(self, "call_function", getattr(operator, name), (self, other), {}, name=label)
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
+    setattr(Value, f"__i{_name.strip('_')}__", _in_place_operator(_name))
+
+
+def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """Return ``x`` with other values at ``index``."""
+    changed = x.clone()
+    changed[index] = value
+    return changed
+
+
+class Tracer(fx.Tracer):
+    """A tracer that writes down calls of layers, functions and methods, none of which changes anything in place.
+
+    A layer is a module whose forward is that of a class of ``torch.nn``. Hooks and forwards of a person's own are
+    followed like all other code. A call of ``conv2d``, ``linear`` or ``batch_norm`` whose weights do not depend on the
+    images becomes a layer; within a subclass of such a layer, it takes the subclass's place in ``replacements``.
+
+    batches: two batches of images of different sizes; None if nothing is known about the images.
+    """
+
+    def __init__(self, batches: tuple[Tensor, Tensor] | None) -> None:
+        super().__init__()
+        self.batches = batches
+        self.replacements: dict[str, nn.Module] = {}
+        self._names: dict[nn.Parameter, str] = {}
+        self._computing = False
+        self._in_place: set[nn.Module] = set()
+        self._alive: list[weakref.ref[Value]] = []
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of ``root``, whose layers no longer work in place afterwards."""
+        self.root, self._names = root, {parameter: name for name, parameter in root.named_parameters()}
+        for path, module in root.named_modules():
+            if getattr(module, "inplace", False) is True and self.is_leaf_module(module, path):
+                self._in_place.add(module)
+                module.inplace = False
+        return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Trace a call of the network with images alone, and with all its hooks."""
+        parameters = inspect.signature(self.root.forward).parameters
+        name = next((name for name, each in parameters.items() if each.kind == each.POSITIONAL_OR_KEYWORD), "images")
+        images = self.create_proxy("placeholder", name, (), {})
+        if self.batches is not None:
+            images.known = self.batches
+        return (lambda root, images: root(images)), [self.root, images]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return True for a layer: a module whose forward is that of a class of ``torch.nn``."""
+        if "forward" in vars(m) or m is self.root or isinstance(m, nn.Sequential):
+            return False
+        forward_class = next(kind for kind in type(m).__mro__ if "forward" in vars(kind))
+        return forward_class.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Follow the call of a module; the call of a layer is written down between its hooks."""
+        if self._computing:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        vars(m)["forward"] = lambda *args, **kwargs: self.create_proxy("call_module", path, args, kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            del vars(m)["forward"]
+
+    def proxy(self, node: fx.Node) -> Value:
+        """Return a new value for ``node``."""
+        value = Value(node, self)
+        value.known, value.stale = UNKNOWN, None
+        self._alive.append(weakref.ref(value))
+        return value
+
+    def create_arg(self, a: Any) -> Any:
+        """Return an argument as a graph holds it. Raises TraceError for a value a view of which has been changed."""
+        if isinstance(a, Value) and a.stale is not None:
+            raise TraceError(f"{a.node.name} is used after a part of it was changed in place")
+        return super().create_arg(a)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        *rest: Any,
+    ) -> Any:
+        """Write down a call and return its value, or a plain number or text where it is the same for both batches."""
+        if kind == "get_attr":
+            parameter = cast(Value, super().create_proxy(kind, target, args, kwargs, name, *rest))
+            with self._computing_values():
+                parameter.known = (_attribute(self.root, target),) * 2
+            return parameter
+        if kind == "placeholder":
+            return super().create_proxy(kind, target, args, kwargs, name, *rest)
+        if (without := self._without_change(kind, target, args, kwargs)) is not None:
+            return self.change(*without, name=name or (target if kind == "call_method" else None))
+        return self._write(kind, target, args, kwargs, name)
+
+    def _write(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> Any:
+        """Write down a call that changes nothing in place, as :meth:`create_proxy` does."""
+        if kind == "call_function" and target in LAYERS and (path := self._as_layer(target, args, kwargs)):
+            return self._write("call_module", path, args[:1] or (kwargs["input"],), {}, None)
+        known = self._compute(kind, target, args, kwargs)
+        if known is not UNKNOWN and _is_plain(known[0]) and known[0] == known[1]:
+            return known[0]
+        if known is not UNKNOWN and args and _passes_on(kind, target, args[0], known):
+            return args[0]
+        result = cast(Value, super().create_proxy(kind, target, args, kwargs, name))
+        result.known = known
+        return result
+
+    def change(
+        self,
+        changed: Value,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        name: str | None,
+    ) -> Value:
+        """Write down a call whose result takes the place of ``changed``, and of all that are the same tensor.
+
+        Other views of that tensor must not be used any more.
+        """
+        if not isinstance(changed, Value):
+            raise TraceError(f"{name or target} changes something other than a value of the network in place")
+        result = self._write(kind, target, args, kwargs, name)
+        same = [changed]
+        if changed.known is not UNKNOWN:
+            for value in [value for reference in self._alive if (value := reference()) is not None]:
+                if value is changed or value is result or value.known is UNKNOWN:
+                    continue
+                if _is_same(value.known[0], changed.known[0]):
+                    same.append(value)
+                elif _shares_memory(value.known[0], changed.known[0]):
+                    value.stale = changed
+        for value in same:
+            value.node, value.known = result.node, result.known
+        return changed
+
+    def _without_change(self, kind: str, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return what a call changes in place, and the call that computes the same; None for an ordinary call."""
+        if kind == "call_module":
+            module = self.root.get_submodule(target)
+            if module not in self._in_place:
+                return None
+            return args[0] if args else kwargs["input"], kind, target, args, kwargs
+        if kwargs.get("out") is not None:
+            return kwargs["out"], kind, target, args, {key: value for key, value in kwargs.items() if key != "out"}
+        label = target if kind == "call_method" else getattr(target, "__name__", "")
+        if label.endswith("_") and not label.endswith("__"):
+            return args[0], *_counterpart(kind, target, label[:-1]), args, kwargs
+        if kind == "call_function" and inspect.isfunction(target):
+            given = inspect.signature(target)
+            if "inplace" in given.parameters:
+                call = given.bind(*args, **kwargs)
+                if call.arguments.get("inplace"):
+                    call.arguments["inplace"] = False
+                    return call.args[0], kind, target, call.args, call.kwargs
+        return None
+
+    def _as_layer(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Return the path of a layer that does the same as a function with weights; None if they depend on images."""
+        call = inspect.signature(LAYERS[target]).bind(*args, **kwargs).arguments
+        given = {name: value if name == "input" else self._constant(value) for name, value in call.items()}
+        if any(value is UNKNOWN for value in given.values()) or (layer := LAYERS[target](**given)) is None:
+            return None
+        path = self.scope.module_path
+        if not path or not isinstance(self.root.get_submodule(path), type(layer)):
+            path = self.get_fresh_qualname(f"functional_{target.__name__}_")
+            self.root.add_module(path, layer)
+        elif path not in self.replacements:
+            self.replacements[path] = layer
+        elif not _are_equal(layer, self.replacements[path]):
+            raise TraceError(f"{path} computes with other weights in each call")
+        return path
+
+    def _constant(self, argument: Any) -> Any:
+        """Return an argument that does not depend on the images as it is; UNKNOWN for others."""
+        if not isinstance(argument, Value):
+            return UNKNOWN if isinstance(argument, fx.Proxy) else argument
+        nodes, seen = [argument.node], set()
+        while nodes:
+            node = nodes.pop()
+            if node.op == "placeholder":
+                return UNKNOWN
+            seen.add(node)
+            nodes += [each for each in node.all_input_nodes if each not in seen]
+        return argument.known if argument.known is UNKNOWN else argument.known[0]
+
+    def _compute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the results of a call for both batches; UNKNOWN if an argument is, or if they are data of images."""
+        proxies: list[Any] = []
+        fx.node.map_aggregate((args, kwargs), lambda a: proxies.append(a) if isinstance(a, fx.Proxy) else None)
+        if target in ("item", "tolist", "numpy") or any(getattr(each, "known", UNKNOWN) is UNKNOWN for each in proxies):
+            return UNKNOWN
+        with self._computing_values(), torch.no_grad():
+            return tuple(self._run(kind, target, *_resolved((args, kwargs), index)) for index in range(2))
+
+    @contextmanager
+    def _computing_values(self) -> Iterator[None]:
+        """Let modules compute within the block instead of being traced."""
+        self._computing = True
+        try:
+            yield
+        finally:
+            self._computing = False
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if kind == "call_module":
+            module = self.replacements.get(target) or self.root.get_submodule(target)
+            return type(module).forward(module, *args, **kwargs)
+        return target(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute of a module; a parameter is a call unless values are being computed."""
+        name = self._names.get(attr_val) if isinstance(attr_val, nn.Parameter) and not self._computing else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+
+def _passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
+    """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
+    if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):
+        return False
+    return isinstance(argument, Value) and argument.known is not UNKNOWN and known[0] is argument.known[0]
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    """Return the parameter, buffer or other attribute at ``path``."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
+
+
+def _resolved(arguments: Any, index: int) -> Any:
+    """Return arguments with the values of one of the batches in the place of proxies."""
+    return fx.node.map_aggregate(arguments, lambda a: a.known[index] if isinstance(a, Value) else a)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True for a number, a text and the like, and for tuples of them."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout))
+
+
+def _shares_memory(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return True if two are the same tensor: the same memory, seen in the same way."""
+    if not _shares_memory(one, other):
+        return False
+    return bool((one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()))
+
+
+def _counterpart(kind: str, target: Any, name: str) -> tuple[str, Any]:
+    """Return the call of the function or method ``name`` that computes what ``target`` computes in place.
+
+    Raises TraceError if there is none.
+    """
+    special = {"zero": torch.zeros_like, "fill": torch.full_like}
+    if name in special:
+        return "call_function", special[name]
+    if kind == "call_method" and hasattr(Tensor, name):
+        return kind, name
+    for module in (torch, F):
+        if kind == "call_function" and hasattr(module, name):
+            return kind, getattr(module, name)
+    raise TraceError(f"{name}_ changes values in place in a way that cannot be written down")
+
+
+def _are_equal(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    alike = str(one) == str(other) and ours.keys() == theirs.keys()
+    return alike and all(torch.equal(ours[key], theirs[key]) for key in ours)
