@@ -21,7 +21,7 @@ from ..shapes import ImageShape
 from .locating import (
     described,
     end_of_gradient,
-    end_of_nonzero_gradient,
+    end_of_sound_gradient,
     equal_within,
     first_difference,
     first_not_finite,
@@ -52,6 +52,8 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
 
     A warning names other dtypes. Raises InputError if it has no parameters, or if weights are missing or not sound.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InputError(f"teacher {name} is TorchScript, whose layers cannot be quantized; give the network in Python")
     tensors = dict(itertools.chain(network.named_parameters(), network.named_buffers()))
     if not any(True for _ in network.parameters()):
         raise InputError(f"teacher {name} has no parameters, so there is nothing to quantize; give a trained network")
@@ -65,7 +67,9 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
     others = {key: _dtype(t) for key, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     if others:
         kinds = " and ".join(dict.fromkeys(others.values()))
-        _log.warning("teacher %s: %s (%s) become float32", name, _listed(list(others)), kinds)
+        first, *more = others
+        named_tensors = f"{first} and {len(more)} more" if more else first
+        _log.warning("teacher %s is converted to float32 from %s (%s)", name, kinds, named_tensors)
     network.float().to(device)
     _require_sound_weights(network, name)
     return network
@@ -73,10 +77,6 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more tensors"
 
 
 def _evaluate(network: nn.Module, name: str) -> None:
@@ -142,9 +142,11 @@ def failure(network: nn.Module, name: str, when: str, error: Exception, remedy: 
     return InputError(f"teacher {name} fails {when}, in {where}: {named(error)}; {remedy}")
 
 
-def require_logits(network: nn.Module, images: Tensor, logits: object, name: str) -> Tensor:
-    """Return ``logits`` of ``images`` [N, C, H, W]. Raises InputError unless they are [N, K], K > 1, and finite."""
-    count = len(images)
+def require_logits(network: nn.Module, images: Tensor, logits: object, name: str, *, count: int) -> Tensor:
+    """Return ``logits`` of ``count`` = N images [N, C, H, W], if nothing has changed them in place meanwhile.
+
+    Raises InputError unless they are [N, K], K > 1, and finite.
+    """
     asked, form = ("one image", "[1, classes]") if count == 1 else (f"{count} images", f"[{count}, classes]")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < 2:
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -174,8 +176,8 @@ def examine(network: nn.Module, image: ImageShape, logits: Tensor, name: str) ->
             found = (first_difference(network, one, one, exact) for _ in range(REPEATS))
             where = described(network, next((layer for layer in found if layer is not None), ""))
             raise InputError(
-                f"teacher {name} answers the same image differently each time, from {where} on; let it draw in "
-                "training only, as in F.dropout(x, training=self.training)"
+                f"teacher {name} answers the same image differently each time, from {where} on; let it keep no "
+                "state, and draw in training only, as in F.dropout(x, training=self.training)"
             )
         in_batch = _answer_with_gradient(network, images, name)  # [N, K]
         if not equal_within(logits, in_batch[:1], rounding):
@@ -216,7 +218,7 @@ def _answer_with_gradient(network: nn.Module, images: Tensor, name: str) -> Tens
             answer = twin(leaf.clone())  # images of a generator are no leaves, either
         except Exception as error:  # the person's code may raise anything
             raise _failure_on_batch(network, twin, images, name, error) from error
-        logits = require_logits(network, images, answer, name)
+        logits = require_logits(network, images, answer, name, count=BATCH)
         weights = torch.linspace(-1, 2, logits.shape[1], device=logits.device)  # a softmax sums to 1, whatever it takes
         _require_gradient(twin, leaf, logits, weights, name)
     return logits.detach()
@@ -238,18 +240,23 @@ _DIFFERENTIABLE = "leave out detach(), .data, numpy(), no_grad, rounding and in-
 
 def _require_gradient(twin: nn.Module, leaf: Tensor, logits: Tensor, weights: Tensor, name: str) -> None:
     """Raise InputError if no gradient of ``logits`` [N, K] comes back to the images ``leaf`` [N, C, H, W]."""
-    where = None
     if not logits.requires_grad:
-        where = end_of_gradient(twin, leaf.clone())
-    else:
-        try:
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
-        except Exception as error:  # an operation may have no derivative, or the person's own may raise anything
-            raise failure(twin, name, "where its images need a gradient", error, _DIFFERENTIABLE) from error
-        # Where all answers are the same, as of weights that are 0, a gradient of 0 is right.
-        if gradient is None or (not gradient.any() and (logits != logits[0]).any()):
-            where = end_of_nonzero_gradient(twin, leaf.clone(), weights)
-    if where is not None:
+        raise _no_gradient(name, described(twin, end_of_gradient(twin, leaf.clone())))
+    try:
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+    except Exception as error:  # an operation may have no derivative, or the person's own may raise anything
+        raise failure(twin, name, "where its images need a gradient", error, _DIFFERENTIABLE) from error
+    # Where all answers are the same, as of weights that are 0, a gradient of 0 is right.
+    if gradient is None or (not gradient.any() and (logits != logits[0]).any()):
+        end = end_of_sound_gradient(twin, leaf.clone(), weights, lambda gradient: bool(gradient.any()))
+        raise _no_gradient(name, described(twin, end))
+    if not gradient.isfinite().all():
+        end = end_of_sound_gradient(twin, leaf.clone(), weights, lambda gradient: bool(gradient.isfinite().all()))
         raise InputError(
-            f"teacher {name} gives no gradient to its images: it ends in {described(twin, where)}; {_DIFFERENTIABLE}"
+            f"teacher {name} gives NaN or infinity as the gradient of its images, from {described(twin, end)} on; "
+            "keep its code from the root, the logarithm and the quotient of 0"
         )
+
+
+def _no_gradient(name: str, where: str) -> InputError:
+    return InputError(f"teacher {name} gives no gradient to its images: it ends in {where}; {_DIFFERENTIABLE}")

@@ -94,7 +94,7 @@ def find_image(
             except Exception as error:  # the person's code may raise anything
                 failures.append((len(ended), shape, error))
             else:
-                return shape, require_logits(network, images, logits, name)
+                return shape, require_logits(network, images, logits, name, count=1)
     _, shape, cause = max(failures, key=lambda tried: tried[0])  # the first of the furthest
     raise failure(network, name, f"on a {'×'.join(map(str, shape))} image", cause, remedy) from cause
 

@@ -161,8 +161,10 @@ def end_of_gradient(network: nn.Module, images: Tensor) -> str:
     return _last_innermost([call.layer for call in calls.values() if call.inputs and not call.outputs])
 
 
-def end_of_nonzero_gradient(network: nn.Module, images: Tensor, weights: Tensor) -> str:
-    """Return the innermost layer whose outputs get a gradient, and whose inputs get none or zeros.
+def end_of_sound_gradient(
+    network: nn.Module, images: Tensor, weights: Tensor, is_sound: Callable[[Tensor], bool]
+) -> str:
+    """Return the innermost layer whose outputs get a sound gradient, and whose inputs get none.
 
     The gradient is that of the sum of logits [N, K] times ``weights`` [K]. images: [N, C, H, W], which require one.
     """
@@ -171,7 +173,7 @@ def end_of_nonzero_gradient(network: nn.Module, images: Tensor, weights: Tensor)
         seen: list[bool] = []
         for tensor in tensors:
             if tensor.requires_grad:
-                tensor.register_hook(lambda gradient: seen.append(bool(gradient.any())))
+                tensor.register_hook(lambda gradient: seen.append(is_sound(gradient)))
         return seen
 
     with torch.enable_grad(), recorded_calls(network, watched, watched) as calls:

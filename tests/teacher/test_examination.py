@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from nni_autorecon.cli import main as cli
 from nni_autorecon.errors import InputError
-from nni_autorecon.networks import digits_resnet
 from nni_autorecon.teacher.examination import images_to_try
 from nni_autorecon.teacher.loading import Teacher, load_teacher
 from tests.helpers.checkpoints import refusal, save
@@ -141,6 +140,14 @@ class DropsAtTheEnd(Plain):
         return self.head(F.dropout(self.second(self.first(images)).mean((2, 3))))
 
 
+class Counts(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x / self.calls
+
+
 def skip_sometimes(x: Tensor) -> Tensor:
     return x if random.random() < 0.7 else torch.zeros_like(x)
 
@@ -154,12 +161,15 @@ def skip_sometimes(x: Tensor) -> Tensor:
         (Plain(Layer(lambda x: x + 0.001 * torch.randn_like(x))), "layer change (Layer)"),
         (Plain(Layer(lambda x: x.roll(int(np.random.randint(1, 5)), 3) * x)), "layer change (Layer)"),
         (Plain(Layer(skip_sometimes)), "layer change (Layer)"),
+        (Plain(Counts()), "layer change (Counts)"),
     ],
 )
 def test_an_answer_that_varies(network: nn.Module, where: str) -> None:
     random.seed(0)
     np.random.seed(0)
-    assert f"answers the same image differently each time, from {where} on; let it draw in training" in line(network)
+    assert f"answers the same image differently each time, from {where} on; let it keep no state, and draw" in line(
+        network
+    )
 
 
 def test_a_layer_that_stays_in_training_mode() -> None:
@@ -245,6 +255,17 @@ def test_an_operation_without_a_derivative() -> None:
     assert "modified by an inplace operation" in line(Plain(nn.ReLU(inplace=True)))  # what a ReLU returned, it needs
 
 
+def test_the_callers_mode_does_not_matter() -> None:
+    with torch.no_grad():
+        assert Teacher.of(Plain(), IMAGE).num_classes == 3
+        assert "it ends in the forward of Unscaled" in line(Unscaled())
+
+
+def test_a_gradient_that_is_not_finite() -> None:
+    found = line(Plain(nn.Sequential(nn.ReLU(), Layer(lambda x: (x - x).sqrt() + x))))
+    assert "gives NaN or infinity as the gradient of its images, from layer change.1 (Layer) on" in found
+
+
 @pytest.mark.parametrize("function", [lambda x: x * x.detach().sigmoid(), lambda x: x + x.round()])
 def test_a_gradient_by_another_way_suffices(function: Callable[[Tensor], Tensor]) -> None:
     assert Teacher.of(Plain(Layer(function)), IMAGE).num_classes == 3
@@ -301,10 +322,11 @@ def test_a_layer_that_overflows_is_named() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda network: network.half(), "first.0.weight and 13 more tensors (float16) become float32"),
-        (lambda network: network.double(), "first.0.weight and 13 more tensors (float64) become float32"),
-        (lambda network: network.second[1].double(), "second.1.weight and 3 more tensors (float64) become float32"),
-        (lambda network: network.head.bfloat16(), "head.weight and 1 more tensors (bfloat16) become float32"),
+        (lambda network: network.half(), "float16 (first.0.weight and 13 more)"),
+        (lambda network: network.double(), "float64 (first.0.weight and 13 more)"),
+        (lambda network: network.second[1].double(), "float64 (second.1.weight and 3 more)"),
+        (lambda network: network.register_buffer("scale", torch.ones(2).double()), "float64 (scale)"),
+        (lambda network: network.head.bfloat16(), "bfloat16 (head.weight and 1 more)"),
     ],
 )
 def test_another_dtype_is_converted_with_a_warning(
@@ -313,8 +335,9 @@ def test_another_dtype_is_converted_with_a_warning(
     network = Plain()
     change(network)
     (warning,) = warnings_of(network, caplog)
-    assert warning == f"teacher in memory: Plain: {said}"
-    assert any(tensor.dtype != torch.float32 for tensor in network.parameters())  # its own stays as it is
+    assert warning == f"teacher in memory: Plain is converted to float32 from {said}"
+    tensors = [*network.parameters(), *network.buffers()]
+    assert {tensor.dtype for tensor in tensors} - {torch.int64} != {torch.float32}  # its own stays as it is
 
 
 @pytest.mark.parametrize(("cast", "dtype"), [(Tensor.half, "float16"), (Tensor.double, "float64")])
@@ -330,6 +353,12 @@ def test_networks_without_values() -> None:
     assert "first.0.weight is on the meta device, without values; build the network on a CPU" in line(network)
     assert "change.weight has no shape yet" in line(Plain(nn.LazyConv2d(5, 1)))
     assert "has no parameters" in line(nn.ReLU())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_is_refused() -> None:
+    traced = torch.jit.trace(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), torch.zeros(2, *IMAGE))
+    assert "is TorchScript, whose layers cannot be quantized; give the network in Python" in line(traced)
 
 
 # Channels
@@ -528,7 +557,3 @@ def test_images_to_try_are_the_same_in_batches_of_any_size() -> None:
         assert torch.equal(four[:1], one)
         assert four.abs().max() <= 10
         assert four.mean((1, 2, 3)).std() > 1  # a norm of the batch shows by it
-
-
-def test_a_usual_network_is_examined_within_a_second() -> None:
-    assert Teacher.of(digits_resnet(), (1, 16, 16)).num_classes == 10
