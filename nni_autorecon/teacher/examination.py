@@ -81,13 +81,16 @@ def _dtype(tensor: Tensor) -> str:
 
 def _evaluate(network: nn.Module, name: str) -> None:
     """Put ``network`` into eval mode. Raises InputError if its own eval() or train() keeps a layer from it."""
-    if network.eval() is not network:
-        raise InputError(f"teacher {name}: its eval() must return the network itself; end it with return self")
-    if stubborn := [path for path, module in network.named_modules() if module.training]:
-        where = described(network, stubborn[0]) if stubborn[0] else "it"
+    nn.Module.train(network, False)
+    answered = network.eval()  # its own may do something else, and copies of it will be asked again
+    asked = answered if isinstance(answered, nn.Module) else network  # a function set on a copy may know the original
+    if stubborn := [path for path, module in asked.named_modules() if module.training]:
+        where = described(asked, stubborn[0]) if stubborn[0] else "it"
         raise InputError(
             f"teacher {name}: {where} stays in training mode after eval(); leave out what overrides eval() or train()"
         )
+    if answered is not network:
+        raise InputError(f"teacher {name}: its eval() does not return the network itself; leave out what overrides it")
 
 
 def _require_sound_weights(network: nn.Module, name: str) -> None:

@@ -118,13 +118,13 @@ def numbers(values: object) -> tuple[float, ...] | None:
     """Return the numbers of a tuple, list, array or tensor as a flat tuple; None for anything else, as one number."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
-    if not isinstance(values, (tuple, list, np.ndarray)) or not np.ndim(values):
+    if not isinstance(values, (tuple, list, np.ndarray)):
         return None
     try:
-        found: list[float] = np.ravel(values).astype(float).tolist()
+        found = np.asarray(values, dtype=float)
     except (TypeError, ValueError):  # it holds something else
         return None
-    return tuple(found)
+    return tuple(found.ravel().tolist()) if found.ndim and found.size else None
 
 
 def given_numbers(name: str, values: object) -> tuple[float, ...] | None:

@@ -175,11 +175,23 @@ def test_an_answer_that_varies(network: nn.Module, where: str) -> None:
 def test_a_layer_that_stays_in_training_mode() -> None:
     assert "layer change (Dropout) stays in training mode after eval(); leave out what" in line(NeverEvaluated())
 
+    patched = Plain(nn.Dropout(0.5))
+    usual = patched.eval
+
+    def eval_without_dropout() -> nn.Module:
+        usual().change.train()
+        return patched
+
+    patched.eval = eval_without_dropout
+    assert "layer change (Dropout) stays in training mode" in line(patched)
+
+
+def test_an_eval_that_returns_nothing() -> None:
     class NoReturn(Plain):
         def eval(self) -> None:
             super().eval()
 
-    assert "its eval() must return the network itself" in line(NoReturn())
+    assert "its eval() does not return the network itself; leave out what overrides it" in line(NoReturn())
 
 
 def test_numbers_drawn_for_nothing_are_no_fault() -> None:
@@ -483,9 +495,10 @@ def test_a_network_that_normalizes_by_itself_gets_plain_pixels(kind: str) -> Non
 def test_a_normalization_that_is_no_numbers() -> None:
     assert "mean = 0.5 is not a list of numbers" in line(Plain(), mean=0.5, std=0.5)
     assert "std = ['x'] is not a list of numbers" in line(Plain(), mean=(0.5, 0.5), std=["x"])
-    network = Plain()
-    network.mean, network.std = nn.Identity(), (0.5, 0.5)  # the name of something else
-    assert Teacher.of(network, IMAGE).mean == (0.0, 0.0)
+    for other in (nn.Identity(), [], [[0.5], [0.5, 0.5]], ["x", "y"], 0.5):  # the name of something else
+        network = Plain()
+        network.mean, network.std = other, (0.5, 0.5)
+        assert Teacher.of(network, IMAGE).mean == (0.0, 0.0)
 
 
 # Errors on the way
