@@ -172,6 +172,12 @@ def test_an_answer_that_varies(network: nn.Module, where: str) -> None:
     )
 
 
+def test_the_hooks_of_a_layer_belong_to_it() -> None:
+    network = Plain()
+    network.second[0].register_forward_pre_hook(lambda layer, inputs: (inputs[0] + torch.randn(()),))
+    assert "from layer second.0 (Conv2d) on" in line(network)
+
+
 def test_a_layer_that_stays_in_training_mode() -> None:
     assert "layer change (Dropout) stays in training mode after eval(); leave out what" in line(NeverEvaluated())
 
