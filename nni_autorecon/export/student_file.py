@@ -201,6 +201,7 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
         else:
             structure = architecture(spec, description.num_classes)
         float_bytes = float_size(structure)
+        structure.float()  # as its teacher was converted
         if description.folded:
             structure = folded(structure, image=description.image)[0]
         try:

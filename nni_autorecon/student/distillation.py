@@ -33,7 +33,8 @@ from ..networks import parameter_count
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.snapshots import State, random_state, set_random_state
-from ..teacher.loading import Teacher, images_to_try
+from ..teacher.examination import images_to_try
+from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
 from .images import OnStep, configured_generator
 from .results import DistillationResult, agreement, evaluation_data

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..accel.memory import memory_format
 from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
-from ..errors import InputError, named
+from ..errors import InputError, shown
 from ..losses.batchnorm import observed, record_bn_statistics
 from ..quantization.tracing import trace
 from ..shapes import ImageShape
 from .device import resolve_device
-from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected, find_network
+from .examination import copied, examine, frozen, images_to_try
+from .inputs import channels_to_try, find_image, given_numbers, image_size, normalization
+from .sources import Expected, find_network
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ class Teacher:
         Args:
             network: The classifier, which maps normalized images [N, C, H, W] to logits [N, K]. It stays as it is.
             image: Channels, height and width of its images. None takes the size from its attribute ``image_size`` or
-                ``input_size``, and the channels from its first convolution.
+                ``input_size``, and finds the channels by ``mean``, its attributes and by trying.
             mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes its attribute of that
-                name, a tuple or list, else ImageNet's for three channels and 0 for others.
+                name, unless it normalizes by it itself, else ImageNet's for three channels and 0 for others.
             std: Standard deviation of its pixels, likewise; None takes 1 for other than three channels.
             name: Its name in errors and results, after ``in memory:``. None takes its class.
             resize: Short side of a picture before the centre crop to ``image``, when test data are measured.
@@ -88,19 +88,19 @@ class Teacher:
             The teacher.
 
         Raises:
-            InputError: If the network does not take such images, returns anything but finite logits, changes its
-                images in place, calls no BatchNorm2d although they are needed, or mean or std do not fit.
+            InputError: If the network does not take such images, one or several, or changes them in place; if it
+                returns anything but finite logits, answers differently each time or gives no gradient to its images;
+                if it calls no BatchNorm2d although they are needed; if a weight, or mean or std, is out of range.
             MachineError: If ``device`` is cuda and PyTorch sees no GPU.
         """
         # The prefix keeps anything from taking the name for one that can be loaded.
         name = f"{IN_MEMORY}{name or type(network).__name__}"
         where = resolve_device(device) if isinstance(device, str) else device
-        own = copy.deepcopy(network).requires_grad_(False).eval()
-        own = own if where is None else own.to(where)
-        channels, *size = image or (_input_channels(own, name), *_image_size(own, Expected(), name))
-        shape = ImageShape(channels, *size)
-        normalization = _normalization(own, Expected(), mean, std, channels, name)
-        return _examined(own, shape, normalization, name, resize, need_batchnorm)
+        own = frozen(copied(network, name), where, name)
+        given = Given(
+            None if image is None else _three(image, name), given_numbers("mean", mean), given_numbers("std", std)
+        )
+        return _examined(own, name, given, Expected(resize=resize), need_batchnorm)
 
     @property
     def device(self) -> torch.device:
@@ -183,8 +183,9 @@ def load_teacher(
             pre-trained weights.
         num_classes: The number of classes, if the network cannot tell.
         image_size: Height and width of its images, if it cannot tell.
-        mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes a tuple or list of that
-            name in the network, else the one of its weights, else ImageNet's for three channels and 0 for others.
+        mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes the network's attribute
+            of that name, unless it normalizes by it itself, else the one of its weights, else ImageNet's for three
+            channels and 0 for others.
         std: Standard deviation of its pixels, likewise; the last resort for other channels is 1.
         device: The device: ``cpu``, ``cuda`` or ``auto``.
         need_batchnorm: True if BatchNorm2d layers with running statistics are needed (eq. 1 compares with them).
@@ -202,47 +203,69 @@ def load_teacher(
     """
     where = resolve_device(device) if isinstance(device, str) else device
     network, expected = find_network(spec, checkpoint=checkpoint, num_classes=num_classes)
-    network = network.requires_grad_(False).eval().to(where)
-    channels = _input_channels(network, spec)
-    size = (image_size, image_size) if image_size is not None else _image_size(network, expected, spec)
-    normalization = _normalization(network, expected, mean, std, channels, spec)
-    resize = expected.resize if size == expected.image_size else None
-    teacher = _examined(network, ImageShape(channels, *size), normalization, spec, resize, need_batchnorm)
+    size = None if image_size is None else (image_size, image_size)
+    if size not in (None, expected.image_size):
+        expected = expected._replace(resize=None)
+    given = Given(size, given_numbers("mean", mean), given_numbers("std", std))
+    teacher = _examined(frozen(network, where, spec), spec, given, expected, need_batchnorm)
     if num_classes not in (None, teacher.num_classes):
         raise InputError(f"teacher {spec} has {teacher.num_classes} classes, not {num_classes}; correct --num-classes")
-    given = {
+    settings = {
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "num_classes": num_classes,
         "image_size": image_size,
-        "mean": _text(mean),
-        "std": _text(std),
+        "mean": _text(given.mean),
+        "std": _text(given.std),
     }
-    known = {name: value for name, value in given.items() if value is not None}
+    known = {name: value for name, value in settings.items() if value is not None}
     return dataclasses.replace(teacher, settings={"teacher": spec, **known})
 
 
-def _examined(
-    network: nn.Module,
-    image: ImageShape,
-    normalization: tuple[tuple[float, ...], tuple[float, ...]],
-    name: str,
-    resize: int | None,
-    need_batchnorm: bool,
-) -> Teacher:
-    """Return a frozen network as a teacher, after it has classified an image. Raises InputError if it fails."""
-    device = next((parameter.device for parameter in network.parameters()), None)
-    if device is None:
-        raise InputError(f"teacher {name} has no parameters, so there is nothing to quantize; give a trained network")
-    with record_bn_statistics(network) as statistics:
-        num_classes = _count_classes(network, image, device, name)
-    if need_batchnorm and not statistics:
+class Given(NamedTuple):
+    """What the person says of the images; None stands for what is to be found out."""
+
+    image: tuple[int, ...] | None
+    """Channels, height and width, or height and width alone, in pixels."""
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def _three(image: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return a shape as a tuple. Raises InputError unless it has three numbers."""
+    if len(image) != 3:
         raise InputError(
-            f"teacher {name} has no BatchNorm2d with running statistics to match; "
-            "set --bns-weight 0 or choose another teacher"
+            f"teacher {name}: image {shown(tuple(image))} is not (channels, height, width); give all three"
         )
-    teacher = Teacher(name, network, num_classes, image, *normalization, resize or _usual_resize(min(image[1:])))
+    return tuple(image)
+
+
+def _examined(network: nn.Module, name: str, given: Given, expected: Expected, need_batchnorm: bool) -> Teacher:
+    """Return a frozen network as a teacher, after all checks of its behaviour. Raises InputError if one fails."""
+    channels: tuple[int, ...]
+    if given.image is not None and len(given.image) == 3:
+        channels, remedy = given.image[:1], "give the image=(channels, height, width) that it takes"
+    else:
+        channels, remedy = channels_to_try(network, expected, given.mean, name), _FLAGS
+    size = image_size(network, expected, name) if given.image is None else given.image[-2:]
+    device = next(network.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with record_bn_statistics(network) as statistics:
+            image, logits = find_image(network, channels, size, device, name, remedy)
+        if need_batchnorm and not statistics:
+            raise InputError(
+                f"teacher {name} has no BatchNorm2d with running statistics to match; "
+                "set --bns-weight 0 or choose another teacher"
+            )
+        with images_to_try(1, image, device, f"teacher {name}") as images:
+            mean, std = normalization(network, (images, logits), expected, given.mean, given.std, name)
+        examine(network, image, logits, name)
+    resize = expected.resize or _usual_resize(min(image[1:]))
+    teacher = Teacher(name, network, logits.shape[1], image, mean, std, resize)
     teacher.graph  # noqa: B018 -- it is made and compared with the network at once, before anything is trained
     return teacher
+
+
+_FLAGS = "if it takes other images, give --image-size, and --mean and --std with one number for each channel"
 
 
 def _text(numbers: Sequence[float] | None) -> str | None:
@@ -271,26 +294,6 @@ def use_threads(config: Config) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _input_channels(network: nn.Module, spec: str) -> int:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    raise InputError(f"teacher {spec} has no Conv2d, so it takes no images; choose an image classifier")
-
-
-def _image_size(network: nn.Module, expected: Expected, spec: str) -> tuple[int, int]:
-    """Return height and width: those of the weights, else the network's own. Raises InputError if neither is known."""
-    if expected.image_size is not None:
-        return expected.image_size
-    for attribute in ("image_size", "input_size"):
-        match getattr(network, attribute, None):
-            case int(size):
-                return size, size
-            case (int(height), int(width)):
-                return height, width
-    raise InputError(f"teacher {spec} does not tell the size of its images; give --image-size")
-
-
 def _usual_resize(size: int) -> int:
     """Return the usual short side before a crop: 256 for 224; small images keep their size."""
     return size if size < 64 else math.ceil(size * 8 / 7)
@@ -304,69 +307,3 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise InputError(f"{name} = {text!r} is not a list of numbers; write it as 0.485,0.456,0.406") from error
-
-
-def _normalization(
-    network: nn.Module,
-    expected: Expected,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    channels: int,
-    spec: str,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std as given, else the network's attributes, else those of its weights, else the usual ones.
-
-    Raises InputError if only one is given, if they are not one number per channel, or if they are out of range.
-    """
-    if (mean is None) != (std is None):
-        raise InputError(f"teacher {spec}: mean and std belong together; give both --mean and --std")
-    if mean is None or std is None:
-        usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
-        mean, std = getattr(network, "mean", None), getattr(network, "std", None)
-        # A network whose attributes are tensors normalizes by itself.
-        if not isinstance(mean, (tuple, list)) or not isinstance(std, (tuple, list)):
-            mean, std = expected.normalization or usual
-    if not len(mean) == len(std) == channels:
-        raise InputError(
-            f"teacher {spec} takes {channels} channels, but mean has {len(mean)} numbers and std {len(std)}; "
-            "give one of each per channel with --mean and --std"
-        )
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise InputError(f"teacher {spec}: mean {mean} or std {std} is out of range; std must be above 0")
-    return tuple(mean), tuple(std)
-
-
-@contextmanager
-def images_to_try(count: int, image: ImageShape, device: torch.device, whose: str) -> Iterator[Tensor]:
-    """Yield images [count, C, H, W] for the network that ``whose`` names.
-
-    Their values go from -10 to 10, as far as those of any normalized image. Raises InputError at the end if the network
-    has changed them.
-    """
-    images = torch.linspace(-10, 10, count * math.prod(image), device=device).view(count, *image)
-    given = images.clone()
-    yield given
-    if not torch.equal(images, given):
-        raise InputError(
-            f"{whose} changes its images in place, and others use them, too; change a copy, as in "
-            "x = (x - mean) / std, or leave out inplace=True"
-        )
-
-
-def _count_classes(network: nn.Module, image: ImageShape, device: torch.device, spec: str) -> int:
-    """Return K, from the logits [1, K] of one image. Raises InputError if there are no such finite logits."""
-    size = "×".join(map(str, image))
-    with images_to_try(1, image, device, f"teacher {spec}") as images:
-        try:
-            with torch.no_grad():
-                logits = network(images)
-        except Exception as error:  # the person's code may raise anything
-            raise InputError(
-                f"teacher {spec} fails on a {size} image: {named(error)}; give the size it needs with --image-size"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
-            got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise InputError(f"teacher {spec} returns {got} for one image; it must return logits [1, classes]")
-        if not logits.isfinite().all():
-            raise InputError(f"teacher {spec} returns NaN or infinity for an image; its weights are damaged")
-    return logits.shape[1]

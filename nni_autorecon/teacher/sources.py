@@ -46,6 +46,8 @@ class Expected(NamedTuple):
     """Short side of an image, in pixels, before the centre crop to ``image_size``."""
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and standard deviation of each channel, of pixels from 0 to 1."""
+    channels: int | None = None
+    """Channels of an image."""
 
 
 def find_network(
@@ -61,7 +63,7 @@ def find_network(
     if spec == "digits":
         if checkpoint is not None:
             raise InputError("the digits teacher has its own weights; leave out --checkpoint or name another teacher")
-        return load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD))
+        return load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD), digits.IMAGE.channels)
     if checkpoint is not None:
         network = architecture(spec, num_classes)
         load_checkpoint(network, Path(checkpoint), spec)
@@ -127,12 +129,12 @@ def _torchvision() -> Library:
 
     def expected(network: nn.Module, name: str, pretrained: bool) -> Expected:
         if not pretrained:
-            return Expected((IMAGENET_SIZE, IMAGENET_SIZE))
+            return Expected((IMAGENET_SIZE, IMAGENET_SIZE), channels=3)
         of_weights = models.get_model_weights(name).DEFAULT.transforms()
         (size,), (resize,) = of_weights.crop_size, of_weights.resize_size
         if hasattr(network, "transform_input"):
-            return Expected((size, size), resize, ((0.5,) * 3, (0.5,) * 3))
-        return Expected((size, size), resize, (tuple(of_weights.mean), tuple(of_weights.std)))
+            return Expected((size, size), resize, ((0.5,) * 3, (0.5,) * 3), 3)
+        return Expected((size, size), resize, (tuple(of_weights.mean), tuple(of_weights.std)), 3)
 
     # ``models`` itself has the classifiers; other networks, such as detectors, are in its submodules.
     return Library(models.list_models(module=models), create, expected)
@@ -146,9 +148,9 @@ def _timm() -> Library:
 
     def expected(network: Any, name: str, pretrained: bool) -> Expected:
         known = network.pretrained_cfg
-        _, height, width = known["input_size"]
+        channels, height, width = known["input_size"]
         resize = math.floor(min(height, width) / known["crop_pct"])
-        return Expected((height, width), resize, (tuple(known["mean"]), tuple(known["std"])))
+        return Expected((height, width), resize, (tuple(known["mean"]), tuple(known["std"])), channels)
 
     names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # such as resnet18, and resnet18.TAG
     return Library(names, create, expected)
@@ -162,9 +164,10 @@ def _pytorchcv() -> Library:
             return model_provider.get_model(name, pretrained=pretrained, **arguments)
 
     def expected(network: Any, name: str, pretrained: bool) -> Expected:
+        channels = getattr(network, "in_channels", None)
         if name.endswith(("_cifar10", "_cifar100", "_svhn")):  # all of them were trained with CIFAR's normalization
-            return Expected(tuple(network.in_size), None, (CIFAR_MEAN, CIFAR_STD))
-        return Expected(tuple(network.in_size), None, (IMAGENET_MEAN, IMAGENET_STD))
+            return Expected(tuple(network.in_size), None, (CIFAR_MEAN, CIFAR_STD), channels)
+        return Expected(tuple(network.in_size), None, (IMAGENET_MEAN, IMAGENET_STD), channels)
 
     return Library(list(model_provider._models), create, expected)  # pytorchcv has no public list
 

@@ -265,7 +265,7 @@ TEACHERS = [
     teacher(MAKE, "image_size = 2 is too small", "the least is 8", state(), "--image-size 2"),
     teacher(MAKE, f"{MAKE}: mean and std belong together", "give both", state(), "--image-size 9 --mean 1,1"),
     teacher(MAKE, "mean = '1;1' is not a list", "write it as 0.485", state(), "--image-size 9 --mean 1;1 --std 1,1"),
-    teacher(MAKE, f"{MAKE} returns NaN", "its weights are damaged", state(lambda s: s["conv.bias"].fill_(torch.nan))),
+    teacher(MAKE, f"{MAKE}: conv.bias holds NaN", "give sound", state(lambda s: s["conv.bias"].fill_(torch.nan))),
     teacher(MAKE, "checkpoint w.pt does not fit", "give one of exactly this network", state(classes=5)),
     teacher(MAKE, "missing: linear.bias", "give one of exactly", state(lambda s: s.pop("linear.bias"))),
     teacher(MAKE, "unexpected: x", "give one of exactly", state(lambda s: s.update(x=torch.ones(1)))),

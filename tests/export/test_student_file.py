@@ -173,6 +173,14 @@ def wider_toy():
     return network
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_teacher_of_another_dtype_gives_its_structure_in_float32(saved, dtype):
+    images, converted = torch.randn(3, 2, 9, 11), seedless_toy().to(dtype)
+    loaded = load_network(saved, teacher=converted)
+    assert torch.equal(loaded.network(images), load_network(saved, teacher=TOY).network(images))
+    assert converted[0].weight.dtype == dtype
+
+
 def test_another_structure_is_refused_by_name(saved):
     with pytest.raises(InputError, match=r"does not fit .*:wider_toy: shape 0.bias \(\[3\] for \[4\]\), .* and 2 more"):
         load_network(saved, teacher="tests.export.test_student_file:wider_toy")
