@@ -1,7 +1,8 @@
 """Mean, variance and range of every activation of a network follow from its BatchNorm parameters alone.
 
 DFQ (Nagel et al., ICCV 2019, sections 4.2 and 5) assumes that the output of a BatchNorm is normally distributed in each
-channel, with mean beta and standard deviation gamma. An activation function turns it into a clipped normal.
+channel, with mean beta and standard deviation gamma. What then happens to it follows by a formula, by quadrature, or
+from samples, in this order of preference.
 """
 
 from __future__ import annotations
@@ -9,80 +10,52 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..errors import InputError
 from .calls import BATCHNORMS, QUANTIZED, called
 from .folding import Normal, batchnorm_output
+from .moments import Moments
+from .operators import ACTIVATIONS
 from .quantizers import ActivationQuantizer
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """Activation functions that clip to a range, by the name that :func:`.calls.called` gives them."""
 
 
-_ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values
-    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|(un)?squeeze|expand|size"
-    r"|contiguous|clone|detach|chunk|split|getitem|getattr|cat|pad|zeropad2d|mean|(adaptive)?(avg|max)pool2d"
+SAMPLES = 32
+"""So many samples are sent through an operation for which there is no formula."""
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+_ADDITION, _SUBTRACTION, _PRODUCT = re.compile("i?add"), re.compile("i?sub|subtract"), re.compile("i?mul|multiply")
+
+
+_AFFINE = re.compile(f"{_ADDITION.pattern}|{_SUBTRACTION.pattern}|{_PRODUCT.pattern}|rsub|neg|negative")
+_DIVISION = re.compile("i?(true)?div|divide")
+
+
+_ELEMENTWISE = re.compile(  # each element of the result comes from one element
+    "|".join(activation.__name__.lower() for activation in ACTIVATIONS if activation is not nn.GLU)
+    + f"|{_AFFINE.pattern}|{_DIVISION.pattern}|pointwiseactivation|abs|square|i?pow|r?sqrt|reciprocal|exp|expm1|log1?p?"
+    "|erf|sin|cos|clip|clamp(min|max)?"
 )
 
 
-def clipped_normal_moments(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of min(max(X, low), high) for X ~ N(mean, var) (Nagel et al., appendix C).
-
-    Let t be (X - mean) / std clipped to a .. b, and phi and Phi the standard normal density and distribution:
-
-        E[t]  = a Phi(a) + b Phi(-b) + phi(a) - phi(b)
-        E[t²] = a² Phi(a) + b² Phi(-b) + Phi(b) - Phi(a) + a phi(a) - b phi(b)
-
-    mean, var: tensors of any one shape; both results have that shape.
-    """
-    std = var.sqrt()
-    scale = std.clamp(min=torch.finfo(std.dtype).tiny)
-    a, b = ((bound - mean).div(scale).clamp(-40, 40) for bound in (low, high))  # Phi(-40) is 0 even in float64
-
-    def density(x: Tensor) -> Tensor:
-        return torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
-    first = a * below + b * above + density(a) - density(b)
-    second = a * a * below + b * b * above + (1 - above - below) + a * density(a) - b * density(b)
-    return (mean + std * first).clamp(low, high), var * (second - first * first).clamp(min=0)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance of each element of an activation [1, ...] over the data, and a range that holds its values."""
-
-    mean: Tensor
-    var: Tensor
-    low: Tensor
-    high: Tensor
-
-    @classmethod
-    def normal(cls, mean: Tensor, var: Tensor, deviations: float) -> Moments:
-        """Return moments with the range mean ± ``deviations`` standard deviations. mean, var: [1, ...]."""
-        reach = deviations * var.sqrt()
-        return cls(mean, var, mean - reach, mean + reach)
-
-    def clipped(self, low: float, high: float) -> Moments:
-        """Return the moments of the activation clipped to ``low`` .. ``high``, as if it were normal."""
-        mean, var = clipped_normal_moments(self.mean, self.var, low, high)
-        return Moments(mean, var, self.low.clamp(low, high), self.high.clamp(low, high))
-
-    def plus(self, other: Moments, deviations: float) -> Moments:
-        """Return the moments of the sum of two independent activations.
-
-        The range is mean ± ``deviations`` standard deviations, but no wider than the sum of the two ranges.
-        """
-        total = Moments.normal(self.mean + other.mean, self.var + other.var, deviations)
-        low, high = self.low + other.low, self.high + other.high
-        return Moments(total.mean, total.var, torch.maximum(total.low, low), torch.minimum(total.high, high))
+_ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values
+    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape(as)?|view(as)?|permute|t|transpose"
+    r"|move(axis|dim)|swap(axes|dims)|(un)?squeeze|expand(as)?|repeat(interleave)?|tile|roll|flip|size|dim|numel"
+    r"|contiguous|clone|detach|to|type(as)?|float|double|half|bfloat16|(tensor)?split|chunk|unbind|(index)?select|narrow"
+    r"|getitem|getattr|cat|concat(enate)?|stack|\w*pad([123]d)?|sum|mean|amax|amin|(adaptive)?(avg|max)pool[123]d"
+    r"|interpolate|upsampl\w*|pixel(un)?shuffle|channelshuffle"
+)
 
 
 def input_moments(
@@ -103,14 +76,18 @@ def input_moments(
         variance of all other layers' outputs follow from those of their inputs, whose elements count as independent.
     deviations: the half-width of the range of a normal distribution, in standard deviations.
 
-    Three approximations are made: the terms of an addition are independent, a sum is normal, and pooling leaves mean
-    and variance as they are. Raises InputError at any operation but layers, addition, pooling, reshaping, padding,
-    concatenation, BatchNorm, ReLU and ReLU6.
+    Approximations are made: the terms of a sum and the factors of a product are independent, a sum and what enters an
+    activation function are normal, and pooling leaves mean and variance as they are. Where there is no formula, as for
+    softmax or LayerNorm, ``SAMPLES`` samples are sent through the operation.
     """
     propagation = _Propagation(network, float_network, outputs, deviations)
     with torch.no_grad():
         propagation.run(images)
     return dict(propagation.inputs)
+
+
+Call = Callable[[Callable[[Moments], Tensor]], Any]
+"""A call of an operation takes a function that makes a tensor of each activation."""
 
 
 class _Propagation(fx.Interpreter):
@@ -120,60 +97,157 @@ class _Propagation(fx.Interpreter):
         self, network: fx.GraphModule, float_network: nn.Module, outputs: Mapping[str, Normal], deviations: float
     ) -> None:
         super().__init__(network)
-        self.extra_traceback = False  # a traceback would become part of the message of an InputError
         self.float_network, self.outputs, self.deviations = float_network, outputs, deviations
         self.inputs: dict[str, list[Moments]] = defaultdict(list)
+        example = next(network.parameters())
+        self.dtype, self.device = example.dtype, example.device
+        self.generator = torch.Generator().manual_seed(0)
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         operands: list[Any] = []
         fx.node.map_aggregate((args, kwargs), operands.append)  # this finds those within tuples, too
-        if n.op in ("placeholder", "get_attr", "output") or not any(isinstance(x, Moments) for x in operands):
-            return super().run_node(n)
         module, kind = called(self.module, n)  # type: ignore[arg-type]
-        kind, path, x = kind.removesuffix("_"), str(n.target), operands[0]
+        known = [x for x in operands if isinstance(x, Moments)]
         if isinstance(module, (*QUANTIZED, ActivationQuantizer)):
+            path, x = str(n.target), known[0] if known else Moments.constant(operands[0].double())
             self.inputs[path].append(x)
-            return self._layer(path, x) if isinstance(module, QUANTIZED) else x
-        if isinstance(module, BATCHNORMS):
-            return self._normal(batchnorm_output(module), like=x.mean)
+            is_layer = isinstance(module, QUANTIZED)
+            return self._layer(path, self.float_network.get_submodule(path), x) if is_layer else x
+        picks = kind in ("getitem", "getattr") and bool(args) and isinstance(args[0], tuple)  # one of several results
+        if n.op in ("placeholder", "output") or not known or picks:
+            return super().run_node(n)
+        if isinstance(module, BATCHNORMS) and module.running_var is not None:
+            return self._normal(batchnorm_output(module), known[0].mean.shape)
+        if isinstance(module, nn.Module) and type(module) in _TRANSPOSED and len(operands) == 1:
+            return self._layer(str(n.target), module, known[0])
+
+        def call(value: Callable[[Moments], Tensor]) -> Any:
+            given = fx.node.map_aggregate((args, kwargs), lambda x: value(x) if isinstance(x, Moments) else x)
+            return getattr(self, n.op)(n.target, *given)
+
+        return self._operation(kind.removesuffix("_"), operands, known, call)
+
+    def _operation(self, kind: str, operands: list[Any], known: list[Moments], call: Call) -> Any:
+        """Return what an operation that is no layer makes of the activations ``known`` among its ``operands``."""
+        x = known[0]
         if kind in CLIPS:
             return x.clipped(*CLIPS[kind])
-        if kind in ("add", "iadd") and all(isinstance(arg, Moments) for arg in args) and not kwargs:
-            return args[0].plus(args[1], self.deviations)
-        if _ON_EACH.fullmatch(kind):
-            return self._on_each(n, args, kwargs)
-        raise InputError(f"DFQ cannot follow statistics through {n.name} ({kind}); choose a method that uses images")
+        if _ON_EACH.fullmatch(kind) and not (x.mean.ndim == 4 and _joins_channels(kind, operands)):
+            return self._on_each(kind, call)
+        if all(other is x for other in known):
+            if _is_affine(kind, operands):
+                return x.through_affine(lambda value: call(lambda _: value.clone()))
+            if _ELEMENTWISE.fullmatch(kind):
+                return x.through(lambda value: call(lambda _: value.to(self.dtype, copy=True)).double())
+        elif len(known) == len(operands) == 2:
+            if _ADDITION.fullmatch(kind):
+                return x.plus(known[1], self.deviations)
+            if _SUBTRACTION.fullmatch(kind):
+                return x.plus(known[1].through_affine(torch.neg), self.deviations)
+            if _PRODUCT.fullmatch(kind):
+                return x.times(known[1])
+        return self._sampled(known, call)
 
-    def _layer(self, path: str, x: Moments) -> Moments:
-        """Return the moments of the output of a Conv2d or Linear, computed with its floating-point weights."""
-        layer = self.float_network.get_submodule(path)
-        weight = layer.get_parameter("weight").double()
-        zeros = weight.new_zeros(len(weight))
-        bias = zeros if layer.bias is None else layer.get_parameter("bias").double()
-        mean = functional_call(layer, {"weight": weight, "bias": bias}, x.mean)  # [1, out, H', W'] or [1, ..., out]
+    def _layer(self, path: str, layer: nn.Module, x: Moments) -> Moments:
+        """Return the moments of the output of a layer, computed with its floating-point weights."""
+        own = {name: parameter.double() for name, parameter in layer.named_parameters()}
         if path in self.outputs:
-            return self._normal(self.outputs[path], like=mean)
-        var = functional_call(layer, {"weight": weight.square(), "bias": zeros}, x.var)
-        return Moments.normal(mean, var, self.deviations)
+            empty = {name: parameter.to("meta") for name, parameter in own.items()}
+            return self._normal(self.outputs[path], functional_call(layer, empty, x.mean.to("meta")).shape)
+        mean = functional_call(layer, own, x.mean)  # [1, out, H', W'] or [1, ..., out]
+        squares = {name: own[name].square() if name == "weight" else torch.zeros_like(own[name]) for name in own}
+        return Moments.normal(mean, functional_call(layer, squares, x.var), self.deviations)
 
-    def _normal(self, channels: Normal, *, like: Tensor) -> Moments:
-        """Spread the distributions of C channels over the shape of ``like``, [1, C, ...]."""
-        mean, std = (
-            value.to(like).view(-1, *[1] * (like.ndim - 2)).expand_as(like) for value in (channels.mean, channels.std)
+    def _normal(self, channels: Normal, shape: torch.Size) -> Moments:
+        """Spread the distributions of C channels over a shape [1, C, ...]."""
+        mean, std = (value.to(self.device, torch.float64) for value in channels)
+        spread = Moments.normal(mean, std.square(), self.deviations)  # [C]
+        return spread.each(lambda part: part.view(-1, *[1] * (len(shape) - 2)).expand(shape))
+
+    def _on_each(self, kind: str, call: Call) -> Any:
+        """Call an operation with the means, the variances and both bounds, and put the results together.
+
+        The operation may add constants, as padding does: they have no variance. A sum over elements of an activation
+        takes them as equal to each other, just as a mean does.
+        """
+        results, structure = tree_flatten(call(lambda x: x.mean.to(self.dtype)))
+        if not any(_is_real(result) for result in results):
+            return tree_unflatten(results, structure)  # these are sizes, for example
+        means, variances, lows, highs, zeros = (
+            tree_flatten(call(value))[0]
+            for value in (
+                lambda x: x.mean,
+                lambda x: x.var.sqrt() if kind == "sum" else x.var,
+                lambda x: x.low,
+                lambda x: x.high,
+                lambda x: torch.zeros_like(x.mean),
+            )
         )
-        return Moments.normal(mean, std.square(), self.deviations)
+        for index, mean in enumerate(means):
+            if _is_real(mean):
+                var = _finite(variances[index] - zeros[index]).clamp(min=0)
+                var = var.square() if kind == "sum" else var
+                results[index] = Moments(mean.double(), var, lows[index].double(), highs[index].double())
+        return tree_unflatten(results, structure)
 
-    def _on_each(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Call the node with the means, with the variances, and with both bounds, and put the results together."""
+    def _sampled(self, known: list[Moments], call: Call) -> Any:
+        """Return the moments of the results of ``SAMPLES`` samples, which come in pairs mirrored at the mean.
 
-        def call(field: str) -> Any:
-            one = fx.node.map_aggregate((args, kwargs), lambda x: getattr(x, field) if isinstance(x, Moments) else x)
-            return getattr(self, node.op)(node.target, *one)
+        So the mean of a linear operation is exact. The range is mean ± ``deviations`` standard deviations, because the
+        ends of so few samples are much too narrow. If all results are of one sign, the range is, too: such operations,
+        softmax or a norm, are bounded there. Whatever is no tensor of real numbers is that of the means.
+        """
+        results, structure = tree_flatten(call(lambda x: x.mean.to(self.dtype)))
+        real = [index for index, result in enumerate(results) if _is_real(result)]
+        pivots = [_finite(results[index]) for index in real]
+        first, second = [torch.zeros_like(pivot) for pivot in pivots], [torch.zeros_like(pivot) for pivot in pivots]
+        ends = [(pivot.min(), pivot.max()) for pivot in pivots]
+        for draw in self._draws(known):
+            leaves, _ = tree_flatten(call(draw))
+            for place, index in enumerate(real):
+                value = _finite(leaves[index])
+                change = value - pivots[place]
+                first[place], second[place] = first[place] + change, second[place] + change.square()
+                low, high = ends[place]
+                ends[place] = torch.minimum(low, value.min()), torch.maximum(high, value.max())
+        for index, pivot, total, squares, (low, high) in zip(real, pivots, first, second, ends, strict=True):
+            var = (squares - total.square() / SAMPLES).clamp(min=0) / (SAMPLES - 1)
+            moments = Moments.normal(pivot + total / SAMPLES, var, self.deviations)
+            bounds = (0.0 if low >= 0 else -math.inf), (0.0 if high <= 0 else math.inf)
+            results[index] = Moments(moments.mean, var, moments.low.clamp(*bounds), moments.high.clamp(*bounds))
+        return tree_unflatten(results, structure)
 
-        results = [call(field.name) for field in fields(Moments)]
-        if isinstance(results[0], Tensor):
-            return Moments(*results)
-        if isinstance(results[0], (tuple, list)) and all(isinstance(part, Tensor) for part in results[0]):
-            return tuple(Moments(*parts) for parts in zip(*results, strict=True))
-        return results[0]  # a size is the same for all four
+    def _draws(self, known: list[Moments]) -> Iterator[Callable[[Moments], Tensor]]:
+        """Yield functions that return a sample of an activation of ``known``, within its range."""
+        for _ in range(SAMPLES // 2):
+            noise = {id(x): torch.randn(x.mean.shape, generator=self.generator).to(x.mean) for x in known}
+            for sign in (1, -1):
+                samples = {
+                    id(x): (x.mean + sign * x.var.sqrt() * noise[id(x)]).clamp(x.low, x.high).to(self.dtype)
+                    for x in known
+                }
+                yield lambda x, samples=samples: samples[id(x)]  # type: ignore[misc]
+
+
+def _is_affine(kind: str, operands: list[Any]) -> bool:
+    """Return True for an affine function of one activation, which may stand in several places."""
+    places = [place for place, operand in enumerate(operands) if isinstance(operand, Moments)]
+    if _DIVISION.fullmatch(kind):
+        return places == [0] and len(operands) == 2
+    return _AFFINE.fullmatch(kind) is not None and (len(places) == 1 or not _PRODUCT.fullmatch(kind))
+
+
+def _joins_channels(kind: str, operands: list[Any]) -> bool:
+    """Return True for a mean or a sum over the channels of maps [1, C, H, W], which are independent, unlike places."""
+    return kind in ("mean", "sum") and any(type(dim) is int and dim in (1, -3) for dim in operands)  # True == 1
+
+
+def _is_real(value: Any) -> bool:
+    """Return True for a tensor of real numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Return ``value`` in float64; a mask's infinities become large numbers, with which a variance can be computed."""
+    return value.double().nan_to_num(0.0, 1e30, -1e30)

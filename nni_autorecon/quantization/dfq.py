@@ -9,12 +9,13 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..shapes import ImageShape
-from .activation_moments import Moments, input_moments
+from .activation_moments import input_moments
 from .calls import BATCHNORMS, QUANTIZED
 from .coverage import Coverage
 from .equalization import absorb_high_biases, add_to_bias, constant_response, equalization_pairs, equalize
 from .folding import folded
 from .insertion import quantize_network
+from .moments import Moments
 from .quantizers import ActivationQuantizer
 from .specification import Quantization
 
@@ -39,8 +40,8 @@ def dfq(
     pixel_range: the least and the largest value of each channel; None means ± ``deviations``.
     quantization: what ``quantize_network`` takes.
 
-    Raises InputError if the network cannot be traced, has no BatchNorm, contains an operation that ``input_moments``
-    cannot follow, or has a part that cannot be quantized (with ``allow_partial`` that part is skipped).
+    Raises InputError if the network cannot be traced, has no BatchNorm, or has a part that cannot be quantized (with
+    ``allow_partial`` that part is skipped).
     """
     if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
         raise InputError(
@@ -87,4 +88,5 @@ def correct_biases(student: nn.Module, float_network: nn.Module, inputs: Mapping
 
 def _channel_mean(layer: nn.Module, mean: Tensor) -> Tensor:
     """Average over all but the channels: [1, C, H, W] of a convolution, or [1, ..., C] of a linear layer, to [C]."""
-    return mean.mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else mean.flatten(0, -2).mean(0)
+    channels_last = mean.transpose(-3, -1) if isinstance(layer, nn.Conv2d) else mean
+    return channels_last.reshape(-1, channels_last.shape[-1]).mean(0)

@@ -1,9 +1,10 @@
-"""Moments from BatchNorm parameters: closed forms, the propagation through a graph, and what it refuses."""
+"""Moments from BatchNorm parameters: closed forms, and their propagation through a graph, whatever is in it."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,13 +13,10 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_autorecon.errors import InputError
-from nni_autorecon.quantization.activation_moments import (
-    Moments,
-    clipped_normal_moments,
-    input_moments,
-)
+from nni_autorecon.quantization.activation_moments import input_moments
 from nni_autorecon.quantization.folding import fold_batchnorms
+from nni_autorecon.quantization.moments import Moments, clipped_normal_moments
+from nni_autorecon.quantization.operators import ACTIVATIONS
 from nni_autorecon.quantization.tracing import trace
 from nni_autorecon.shapes import ImageShape
 
@@ -119,8 +117,8 @@ def test_shortcuts_padding_slices_pooling_and_chunks_keep_channels_apart():
 
     (x,) = entering(Network().eval(), ImageShape(2, 5, 7))["linear"]
     torch.testing.assert_close(x.mean, full(0, 6, -2, 0, 0, 3, -1)[None])
-    torch.testing.assert_close(x.var, full(0, 2, 8, 0, 0, 1, 4)[None])
-    reach = 6 * full(0, 2, 8, 0, 0, 1, 4).sqrt()
+    torch.testing.assert_close(x.var, full(0, 4, 16, 0, 0, 1, 4)[None])  # the two terms are one activation
+    reach = 6 * full(0, 2, 4, 0, 0, 1, 2)
     torch.testing.assert_close(x.high, (full(0, 6, -2, 0, 0, 3, -1) + reach)[None])
 
 
@@ -139,9 +137,300 @@ def test_a_batchnorm_that_could_not_be_folded_tells_its_own_output():
     assert x.var[0, :, 1, 2].tolist() == [1.0, 4.0]
 
 
-def test_what_cannot_be_followed_is_named():
-    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 1, 1))
-    with pytest.raises(
-        InputError, match=r"^DFQ cannot follow statistics through _2 \(silu\); choose a method that uses images$"
-    ):
-        entering(network.eval(), ImageShape(2, 3, 5))
+IMAGE = ImageShape(2, 3, 5)
+BETA, GAMMA = (0.3, -1.2, 2.0), (1.0, 0.5, 1.5)
+
+
+class Between(nn.Module):
+    """A function between two layers; three normal channels with mean BETA and standard deviation GAMMA enter it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], last: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(2, 3, 1, bias=False), norm(full(*BETA), full(*GAMMA)), last
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.bn(self.conv(x))))
+
+
+def after(function: Callable[[Tensor], Tensor], last: nn.Module | None = None) -> Moments:
+    (x,) = entering(Between(function, last or nn.Conv2d(3, 1, 1)).double().eval(), IMAGE)["last"]
+    return x
+
+
+def normal_maps(count: int = 4000) -> Tensor:
+    """Draw maps [count, 3, 3, 5] whose channels have mean BETA and standard deviation GAMMA."""
+    noise = torch.randn(count, 3, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return full(*BETA).view(3, 1, 1) + full(*GAMMA).view(3, 1, 1) * noise
+
+
+def sloped(slopes: int) -> nn.PReLU:
+    layer = nn.PReLU(slopes)
+    layer.weight.data = -torch.arange(1.0, slopes + 1) / 4
+    return layer
+
+
+PointwiseActivation = type("PointwiseActivation", (nn.Mish,), {"__module__": "torch.nn"})
+"""A traced graph shows a hand-written activation as one module of a class with this name."""
+
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        kind.__name__: kind()
+        for kind in ACTIVATIONS
+        if kind not in (nn.ReLU, nn.ReLU6, nn.PReLU, nn.Threshold, nn.GLU)  # RReLU is a LeakyReLU in eval mode
+    },
+    "PReLU": sloped(1),
+    "PReLU of channels": sloped(3),
+    "Threshold": nn.Threshold(0.5, -2.0),
+    "PointwiseActivation": PointwiseActivation(),
+    "silu in place": nn.SiLU(inplace=True),
+    "function": F.hardswish,
+    "approximate gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "method": lambda x: x.sigmoid(),
+    "clamp": lambda x: x.clamp(-0.5, 1.0),
+    "exp": torch.exp,
+    "power": lambda x: x**3,
+    "square": lambda x: x * x,
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_moments_behind_an_elementwise_function_are_its_integrals(name):
+    function, got = CURVES[name], after(CURVES[name])
+    t = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
+    weight = torch.exp(-t.square() / 2) / torch.exp(-t.square() / 2).sum()
+    x = full(*BETA).view(3, 1, 1) + full(*GAMMA).view(3, 1, 1) * t.view(1, 1, -1)  # [3, 1, nodes]
+    with torch.no_grad():
+        curve = (function.double().eval() if isinstance(function, nn.Module) else function)(x[None].clone())[0, :, 0]
+    mean = (weight * curve).sum(1)
+    var = (weight * (curve - mean[:, None]).square()).sum(1)
+    # a jump within a step of the quadrature is the worst case; what is smooth is exact
+    tolerance = {"rtol": 0.06, "atol": 0.06} if "hrink" in name or "hresh" in name else {"rtol": 2e-3, "atol": 2e-3}
+    torch.testing.assert_close(got.mean[0, :, 1, 2], mean, **tolerance)
+    torch.testing.assert_close(got.var[0, :, 1, 2], var, **tolerance)
+    torch.testing.assert_close(got.low[0, :, 2, 1], curve.amin(1), rtol=0.01, atol=0.02)
+    torch.testing.assert_close(got.high[0, :, 2, 1], curve.amax(1), rtol=0.01, atol=0.02)
+
+
+def test_smooth_functions_are_followed_to_seven_digits():
+    """E exp(X) = exp(beta + gamma² / 2), and the mean of a sine of X is exp(-gamma² / 2) sin(beta)."""
+    beta, gamma = full(*BETA), full(0.3, 0.5, 0.7)
+    x = Moments.normal(beta, gamma.square(), DEVIATIONS)
+    torch.testing.assert_close(x.through(torch.exp).mean, torch.exp(beta + gamma.square() / 2), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        x.through(torch.sin).mean, torch.exp(-gamma.square() / 2) * beta.sin(), rtol=1e-7, atol=0
+    )
+
+
+def test_the_minimum_of_silu_lies_inside_its_range():
+    torch.testing.assert_close(after(nn.SiLU()).low[0, :, 0, 0], full(-0.2785, -0.2785, -0.2785), rtol=0, atol=2e-3)
+
+
+def test_a_relu_behind_a_relu_changes_nothing():
+    once, twice = after(F.relu), after(lambda x: F.relu6(F.relu(x) / 3))
+    torch.testing.assert_close(twice.mean, once.mean / 3)
+    torch.testing.assert_close(twice.var, once.var / 9)
+
+
+class Scaled(nn.Module):
+    """A learned scale and shift of each channel, in the other order than usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(full(2.0, -3.0, 0.5)), nn.Parameter(full(100.0, 0.0, -1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 - (self.shift.view(3, 1, 1) + x * self.scale.view(3, 1, 1)) / 4
+
+
+def test_scalars_and_parameters_scale_and_shift_exactly():
+    x, scale, shift = after(Scaled()), full(2.0, -3.0, 0.5), full(100.0, 0.0, -1.0)
+    beta, gamma = full(*BETA), full(*GAMMA)
+    mean, reach = 2 - (shift + beta * scale) / 4, DEVIATIONS * gamma * scale.abs() / 4
+    torch.testing.assert_close(x.mean[0, :, 1, 2], mean)
+    torch.testing.assert_close(x.var[0, :, 1, 2], (gamma * scale / 4).square())
+    torch.testing.assert_close(x.low[0, :, 1, 2], mean - reach)
+    torch.testing.assert_close(x.high[0, :, 1, 2], mean + reach)
+
+
+class Gated(nn.Module):
+    """A gate [1, C, 1, 1] that comes from another image than the maps it weighs, so that the two are independent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
+
+
+def test_a_gate_is_an_independent_factor():
+    torch.manual_seed(0)
+    gated = Gated()
+    got = after(gated)
+    x, others = normal_maps(), normal_maps().flip(0)[:, :, :1, :1]  # pooling leaves the variance as it is
+    with torch.no_grad():
+        product = x * torch.sigmoid(gated.squeeze(others))
+    torch.testing.assert_close(got.mean[0, :, 1, 2], product.mean((0, 2, 3)), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(got.var[0, :, 1, 2], product.var((0, 2, 3)), rtol=0.05, atol=0.02)
+    assert (got.low.amin((0, 2, 3)) >= full(*BETA) - 6 * full(*GAMMA)).all()
+    assert (got.high.amax((0, 2, 3)) <= full(*BETA) + 6 * full(*GAMMA)).all()
+
+
+def test_products_have_the_variance_and_the_corners_of_their_factors():
+    a, b = Moments(full(2.0), full(9.0), full(-1.0), full(4.0)), Moments(full(-1.0), full(4.0), full(-5.0), full(3.0))
+    product = a.times(b)
+    assert [float(value) for value in (product.mean, product.var)] == [-2, 9 * 4 + 9 * 1 + 4 * 4]
+    assert (product.low.item(), product.high.item()) == (4 * -5, 4 * 3)
+
+
+def test_a_difference_adds_the_variances():
+    x = after(lambda x: x - x.flip(1))
+    assert x.mean[0, :, 1, 2].tolist() == pytest.approx([-1.7, 0, 1.7])
+    torch.testing.assert_close(x.var[0, :, 1, 2], full(3.25, 0.5, 3.25))
+    torch.testing.assert_close(x.high - x.low, 12 * x.var.sqrt())
+
+
+SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "GroupNorm": nn.GroupNorm(1, 3),
+    "LayerNorm": nn.LayerNorm((3, 3, 5)),
+    "InstanceNorm": nn.InstanceNorm2d(3),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "masked softmax": lambda x: x.masked_fill(torch.arange(5) > 2, float("-inf")).softmax(3),
+    "einsum": lambda x: torch.einsum("nchw,ncvw->nchv", x, x)[..., :3],
+    "norm": lambda x: F.normalize(x, dim=1),
+    "where": lambda x: torch.where(torch.arange(5) > 2, x, x.square()),
+    "maximum": lambda x: torch.maximum(x, x.roll(1, dims=2)),
+    "GLU": nn.GLU(3),
+    "largest": lambda x: x.max(dim=1, keepdim=True)[0].expand(-1, 3, -1, -1),
+    "division": lambda x: x / (1 + x.roll(1, dims=2).abs()),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_what_has_no_formula_is_followed_by_samples(name):
+    function = SAMPLED[name]
+    if name == "GLU":
+        function = nn.Sequential(nn.ReflectionPad2d((0, 1, 0, 0)), function)  # an even width
+    got, x = after(function), normal_maps()
+    with torch.no_grad():
+        expected = (function.double() if isinstance(function, nn.Module) else function)(x)
+    torch.testing.assert_close(got.mean.mean((0, 2, 3)), expected.mean((0, 2, 3)), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(got.var.mean((0, 2, 3)), expected.var(0).mean((1, 2)), rtol=0.35, atol=0.02)
+    assert got.low.min() <= expected.quantile(0.001)
+    assert got.high.max() >= expected.quantile(0.999)
+    assert torch.stack([got.low, got.high]).isfinite().all()
+
+
+def test_what_is_never_negative_has_no_negative_range():
+    assert after(lambda x: x.softmax(1)).low.min() == 0
+    assert after(lambda x: -x.norm(dim=1, keepdim=True).expand(-1, 3, -1, -1)).high.max() == 0
+
+
+def test_samples_leave_the_generator_of_random_numbers_alone_and_are_always_the_same():
+    network = Between(nn.Softmax(1), nn.Conv2d(3, 1, 1)).double().eval()
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        results.append(entering(network, IMAGE)["last"][0])
+        after_run = torch.rand(1)
+        assert torch.equal(after_run, torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(results[0].mean, results[1].mean)
+    assert not torch.equal(results[0].mean[..., 0], results[0].mean[..., 1])
+
+
+def test_a_batchnorm_without_statistics_takes_those_of_the_samples():
+    x = after(nn.BatchNorm2d(3, track_running_stats=False))
+    torch.testing.assert_close(x.mean.mean((0, 2, 3)), full(0, 0, 0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(x.var.mean((0, 2, 3)), full(1, 1, 1), rtol=0, atol=0.1)
+
+
+def test_a_transposed_convolution_is_followed_as_a_layer():
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(3, 4, 2, stride=2)
+    x = after(layer, nn.Conv2d(4, 1, 1))
+    weight = layer.weight.detach()  # [3, 4, 2, 2]
+    expected = (full(*BETA).view(3, 1, 1, 1) * weight).sum(0) + layer.bias.detach().view(4, 1, 1)
+    torch.testing.assert_close(x.mean[0, :, 2:4, 4:6], expected)
+    torch.testing.assert_close(x.var[0, :, :2, 8:], (full(*GAMMA).view(3, 1, 1, 1) * weight).square().sum(0))
+
+
+def test_constants_that_padding_and_concatenation_add_do_not_vary():
+    class Bordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.full((1, 1, 3, 5), 4.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(torch.cat([x, self.token], dim=1), (1, 0), value=-7.0)
+
+    x = after(Bordered(), nn.Conv2d(4, 1, 1))
+    torch.testing.assert_close(x.mean[0, :, 1, 1], full(*BETA, 4))
+    torch.testing.assert_close(x.var[0, :, 1, 1], full(1, 0.25, 2.25, 0))
+    assert x.var[..., 0].abs().max() == 0
+    assert x.low[0, 3, 1].tolist() == x.high[0, 3, 1].tolist() == [-7, 4, 4, 4, 4, 4]
+
+
+def test_points_at_which_a_function_is_not_finite_are_left_out():
+    x = Moments(full(4.0), full(1.0), full(0.0), full(9.0)).through(torch.rsqrt)  # 1 / sqrt(0) at its low end
+    assert x.mean.item() == pytest.approx(integrate.quad(lambda v: v**-0.5 * stats.norm(4).pdf(v), 0, 9)[0], abs=2e-3)
+    assert x.low.item() == pytest.approx(1 / 3)
+    assert 1 < x.high.item() < 5
+
+
+def test_a_mean_over_channels_is_one_of_independent_values_and_a_mean_over_places_is_not():
+    places, channels = (after(lambda x, dim=dim: x.mean(dim, keepdim=True).expand(x.shape)) for dim in ((2, 3), 1))
+    torch.testing.assert_close(places.var[0, :, 0, 0], full(*GAMMA).square())
+    torch.testing.assert_close(channels.var.mean(), full(*GAMMA).square().sum() / 9, rtol=0.3, atol=0)
+    torch.testing.assert_close(channels.mean.mean(), full(*BETA).mean())
+
+
+def test_one_of_several_results_is_picked_by_its_name():
+    x = after(lambda x: x.expand(1, 3, 3, 5).max(dim=1, keepdim=True).values.expand(1, 3, 3, 5))
+    assert x.mean.min() > 1.9
+
+
+def test_a_sum_over_a_map_has_the_range_of_so_many_equal_values():
+    x = after(lambda x: x.sum((2, 3), keepdim=True))
+    torch.testing.assert_close(x.mean.flatten(), 15 * full(*BETA))
+    torch.testing.assert_close(x.var.sqrt().flatten(), 15 * full(*GAMMA))
+    torch.testing.assert_close(x.high.flatten(), 15 * (full(*BETA) + 6 * full(*GAMMA)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_upsampling_and_shuffling_keep_constant_maps(mode):
+    def there_and_back(x: Tensor) -> Tensor:
+        spread = F.pixel_shuffle(x.repeat_interleave(4, dim=1), 2)  # [1, 3, 6, 10]
+        return F.interpolate(spread, scale_factor=3, mode=mode).roll(1, dims=2)
+
+    x = after(there_and_back)
+    assert x.mean.shape == (1, 3, 18, 30)
+    torch.testing.assert_close(x.mean, full(*BETA).view(1, 3, 1, 1).expand(1, 3, 18, 30))
+    torch.testing.assert_close(x.var, full(*GAMMA).square().view(1, 3, 1, 1).expand(1, 3, 18, 30))
+    torch.testing.assert_close(x.high - x.mean, 6 * x.var.sqrt())
+
+
+def test_a_layer_that_sees_a_constant_is_told_so():
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.embed = nn.Parameter(full(1.0, -1.0)), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.embed(self.place).view(1, -1, 1, 1)
+
+    network = Between(Conditioned(), nn.Conv2d(3, 1, 1)).double().eval()
+    moments = entering(network, IMAGE)
+    assert moments["function.embed"][0].mean.tolist() == [1, -1]
+    expected = full(*BETA) + network.function.embed(full(1.0, -1.0)).detach()
+    torch.testing.assert_close(moments["last"][0].mean[0, :, 2, 0], expected)
+    torch.testing.assert_close(moments["last"][0].var[0, :, 2, 0], full(*GAMMA).square())
+
+
+def test_a_float32_network_that_asks_for_its_type_is_followed_in_that_type():
+    def typed(x: Tensor) -> Tensor:
+        return (x.flatten(2) @ torch.eye(15, dtype=x.dtype)).view(x.shape).to(x.dtype)
+
+    (x,) = entering(Between(typed, nn.Conv2d(3, 1, 1)).eval(), IMAGE)["last"]
+    torch.testing.assert_close(x.mean[0, :, 1, 1], full(*BETA), rtol=1e-5, atol=1e-5)  # mirrored samples: exact
