@@ -47,7 +47,7 @@ def dfq(
         raise InputError(
             f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than DFQ"
         )
-    float_network, outputs = folded(network)
+    float_network, outputs = folded(network, image=image)
     pairs = equalization_pairs(float_network)
     outputs = equalize(float_network, pairs, outputs)
     outputs = absorb_high_biases(float_network, pairs, outputs)

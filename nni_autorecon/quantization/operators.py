@@ -44,7 +44,7 @@ SCALING = re.compile("add|r?sub|subtract|mul|multiply|div|divide|truediv|truediv
 """These functions of one value and of numbers are linear, and so no activations by themselves."""
 
 
-BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|max|min|abs")
+BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|abs")
 """These functions of one value and of numbers are activations, although no module has their names."""
 
 

@@ -60,7 +60,7 @@ class Value(fx.Proxy):
         if self.known is UNKNOWN:
             return super().__len__()
         if len(self.known[0]) != len(self.known[1]):
-            raise TraceError("the number of images decides what is computed")
+            raise TraceError("len() of a batch cannot be followed; write x.shape[0]")
         return len(self.known[0])
 
     def __setitem__(self, index: Any, value: Any) -> None:

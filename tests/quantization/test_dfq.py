@@ -60,7 +60,7 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
     network = with_true_statistics(make(), images)
     before = snapshot(network)
     student, coverage = dfq(network, image, Quantization("w8a8"))
-    exact = trace(network, remedy="mend it")
+    exact = trace(network, remedy="mend it", image=image)
     replace_relu6(exact)
     calibrated, _ = quantize_network(exact, Quantization("w8a8"))
     with torch.no_grad(), observe_ranges(calibrated):
