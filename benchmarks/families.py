@@ -1,4 +1,4 @@
-"""Which networks of timm and torchvision are searched, compressed, saved, loaded and exported: docs/results/families.md.
+"""Which networks of timm and torchvision are searched, compressed and exported: the table docs/results/families.md.
 
     python benchmarks/families.py --output docs/results/families
 
@@ -24,7 +24,7 @@ from torch import nn
 
 import nni_autorecon as nar
 from nni_autorecon.cli.exits import report_errors
-from nni_autorecon.errors import InputError, one_line
+from nni_autorecon.errors import AutoReConError, InputError, one_line
 from nni_autorecon.export.onnx import export_onnx
 from nni_autorecon.files import require_absent, write_text
 from nni_autorecon.teacher.sources import architecture
@@ -49,10 +49,9 @@ NETWORKS = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name
 SIZES = (96, 107, 128)
 """The first size that a network takes is used, in pixels; inception_v3 needs more than 96."""
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
-COMPRESSION: dict[str, Any] = {
-    **{"generator": "random:0", "epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1},
-    **GENERATOR,
-}
+STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
+COMPRESSION: dict[str, Any] = {"generator": "random:0", **STEPS, **GENERATOR}
+DFQ: dict[str, Any] = {"image_steps": 1, "agreement_steps": 1, "batch_size": 4, "progress": False}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +86,8 @@ def attempt(name: str) -> dict[str, Any]:
         return {**row, "search": one_line(error)}
     row["check, s"] = round(time.perf_counter() - started, 1)
     steps = {"epochs": 1, "weight_steps": 1, "architecture_steps": 1, "validation_steps": 1, "final_steps": 1}
-    row["search"] = works(lambda: nar.search(teacher, **steps, **GENERATOR))
+    found = works(lambda: nar.search(teacher, **steps, **GENERATOR))
+    row["search"] = found if isinstance(found, str) else "yes"
     for protocol in ("activations", "integer"):
         result = works(lambda protocol=protocol: nar.compress(teacher, bits="w8a8", protocol=protocol, **COMPRESSION))
         row |= files(result, network, protocol)
@@ -96,14 +96,11 @@ def attempt(name: str) -> dict[str, Any]:
     return row
 
 
-DFQ: dict[str, Any] = {"image_steps": 1, "agreement_steps": 1, "batch_size": 4, "progress": False}
-
-
 def works(stage: Callable[[], Any]) -> Any:
     """Return the result of a stage, or the line with which it refuses. Any other error is a line, too, and is named."""
     try:
         return stage()
-    except InputError as error:
+    except AutoReConError as error:
         return one_line(error)
     except Exception as error:
         return f"ERROR {type(error).__name__}: {one_line(error)}"
@@ -122,7 +119,7 @@ def files(result: Any, network: nn.Module, name: str) -> dict[str, str]:
         images = torch.randn(2, *loaded.description.image)
         with torch.no_grad():
             same = torch.equal(loaded.network(images), result.student.network.cpu()(images))
-        onnx = works(lambda: export_onnx(loaded, Path(folder) / "student.onnx", noise_images=16))
+        onnx = works(lambda: export_onnx(loaded, Path(folder) / "student.onnx", noise_images=32))
     agreed = onnx if isinstance(onnx, str) else "yes"
     return {name: "yes", f"{name}, loaded": "yes" if same else "other logits", f"{name}, ONNX": agreed}
 

@@ -32,7 +32,10 @@ def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
             bias = shift if layer.bias is None else shift + factor * layer.bias
             layer.bias = nn.Parameter(bias.float(), requires_grad=False)
             weights[name] = scaled(weights[name], factor)
-            network.set_submodule(str(norm_node.target), nn.Identity())
+            norm_node.replace_all_uses_with(node)
+            network.graph.erase_node(norm_node)
+    network.delete_all_unused_submodules()
+    network.recompile()
 
 
 def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
