@@ -29,6 +29,7 @@ from .operators import (
     ACTIVATIONS,
     ADDITION,
     CONCATENATION,
+    CONSTANT,
     EXPECTED,
     FLOAT_BY_PROTOCOL,
     NORMS,
@@ -214,6 +215,8 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
             if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
                 continue
             source, origin = called(traced, _source(traced, argument))
+            if CONSTANT.fullmatch(origin):
+                continue
             if isinstance(source, (*QUANTIZED, *NORMS)):
                 origin = "linear bottleneck"
             elif argument in prepared:

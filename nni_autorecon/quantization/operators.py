@@ -48,7 +48,11 @@ BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|abs")
 """These functions of one value and of numbers are activations, although no module has their names."""
 
 
-ORIGINS = {"placeholder": "network input", "add": "addition", "cat": "concatenation"}
+ORIGINS = {
+    "placeholder": "network input",
+    "add": "addition",
+    **dict.fromkeys(("cat", "concat", "stack", "setitem"), "concatenation"),
+}
 """Reports give these operations another name; all others keep theirs."""
 
 
@@ -74,7 +78,17 @@ SIZES = {"size", "dim", "numel", "getattr"}
 """These calls return sizes, not values."""
 
 
-TRANSPARENT = {"torch", "_operator", "builtins", "math"}  # a graph shows the functions of these modules as they are
+CONSTANT = re.compile("(new|like)?(zeros|ones|full)(like)?")
+"""The results of these calls are constants, whatever the images are."""
+
+
+TRANSPARENT = {
+    "torch",
+    "_operator",
+    "builtins",
+    "math",
+    "nni_autorecon",
+}  # a graph shows the functions of these modules as they are
 
 
 def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:

@@ -49,7 +49,7 @@ class Value(fx.Proxy):
         if dim is not None or self.known is UNKNOWN:
             return call("call_method", "size", (self,) if dim is None else (self, dim), {})
         sizes = tuple(call("call_method", "size", (self, index), {}) for index in range(self.known[0].ndim))
-        return torch.Size(sizes) if all(isinstance(size, int) for size in sizes) else sizes
+        return torch.Size(sizes) if all(type(size) is int for size in sizes) else sizes
 
     def __iter__(self) -> Iterator[Any]:
         if self.known is UNKNOWN:
@@ -157,8 +157,10 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return an argument as a graph holds it. Raises TraceError for a value a view of which has been changed."""
-        if isinstance(a, Value) and a.stale is not None:
-            raise TraceError(f"{a.node.name} is used after a part of it was changed in place")
+        if isinstance(a, Value):
+            if a.stale is not None:
+                raise TraceError(f"{a.node.name} is used after a part of it was changed in place")
+            return a.node
         return super().create_arg(a)
 
     def create_proxy(
