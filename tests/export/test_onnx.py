@@ -15,7 +15,8 @@ from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.export import onnx as export
-from nni_autorecon.export.onnx import export_onnx, measure_agreement
+from nni_autorecon.export.agreement import measure_agreement
+from nni_autorecon.export.onnx import export_onnx
 from nni_autorecon.export.onnx_runtime import OnnxNetwork, load_onnx
 from nni_autorecon.export.student_file import Description, load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
