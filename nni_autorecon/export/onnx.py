@@ -1,10 +1,11 @@
 """A quantized network is exported to ONNX here, with integer weights, QuantizeLinear and DequantizeLinear.
 
-The graph is made for onnxruntime and avoids three faults of version 1.31. First, onnxruntime rounds a bias between
+The graph is made for onnxruntime and avoids four faults of version 1.32. First, onnxruntime rounds a bias between
 quantizers to int32 at the product of their scales, which is coarse at few bits; biases are Add nodes here. Second, it
 fails on activations of fewer than 8 bits; their codes are UINT8 behind a Clip here. Third, it fuses a Gemm, or a
 convolution without bias, with the quantizers around it to an operator that cannot have 2-bit weights; only the weights
-of convolutions with a bias (or a folded norm) are UINT2 here.
+of convolutions with a bias (or a folded norm) are UINT2 here. Fourth, it fuses a MatMul with the dequantizer of its
+weight to an operator that also rounds the activations; linear layers are Gemms of rows here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,51 +30,9 @@ from ..errors import InputError, MachineError
 from ..files import write_atomically
 from ..quantization.folding import fold_norms
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
+from .agreement import Agreement, measure_agreement
 from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .student_file import SavedNetwork
-
-CLOSE = 1e-4
-"""Logits are close if they differ by no more than this fraction of the image's largest logit."""
-ALIKE = 0.85
-"""This fraction of the images must have logits within the tolerance; rounding differs, and one code moves others."""
-LARGEST_TOLERANCE = 0.2
-"""The tolerance is at most this fraction of an image's largest logit, however much rounding may change.
-
-It must be so large because of means over few integers that keep the integers' scale, as in networks from DFQ. Such a
-mean often lies midway between two codes, and rounding alone decides.
-"""
-DECISIONS = 0.99
-"""This fraction of the decisions must be equal, among images with a clear decision."""
-MARGIN = 0.01
-"""A decision is clear if the two largest logits differ by more than this fraction of the largest logit."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The agreement of ONNX in onnxruntime with the network in PyTorch.
-
-    Differences between logits are fractions of the image's largest logit.
-    """
-
-    images: int
-    decisions: float
-    """Fraction of the images on which both decide for the same class."""
-    clear_decisions: float
-    """Fraction of equal decisions among the images whose two largest logits differ clearly."""
-    close: float
-    """Fraction of the images whose logits differ by at most 1e-4."""
-    alike: float
-    """Fraction of the images whose logits differ by at most ``tolerance``."""
-    tolerance: float
-    """4 times the change that float64 makes in PyTorch on 85 % of the images, but at least 1e-4 and at most 0.2."""
-    largest_difference: float
-
-    def summary(self) -> str:
-        """Return one line for people."""
-        return (
-            f"onnxruntime and PyTorch decide alike on {self.decisions:.2%} of {self.images} images; "
-            f"logits within {CLOSE:g} on {self.close:.2%}, largest difference {self.largest_difference:.1e}"
-        )
 
 
 def export_onnx(
@@ -107,7 +65,7 @@ def export_onnx(
         exported,
         noise if images is None else torch.cat([noise, images.cpu()]),
     )
-    if agreement.alike < ALIKE or agreement.clear_decisions < DECISIONS:
+    if not agreement.holds():
         raise MachineError(f"{path} is not written: {agreement.summary()}; use the .safetensors file, and report this")
     known = {
         "description": dataclasses.asdict(saved.description),
@@ -118,32 +76,6 @@ def export_onnx(
     content = program.model_proto.SerializeToString()
     write_atomically(Path(path), lambda file: file.write(content))
     return agreement
-
-
-@torch.no_grad()
-def measure_agreement(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: int = 64) -> Agreement:
-    """Measure how well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W]; all are on the CPU."""
-    precise = copy.deepcopy(network).double()
-    batches = images.split(batch_size)
-    logits = torch.cat([network(batch) for batch in batches])  # [N, K]
-    onnx_logits = torch.cat([onnx(batch) for batch in batches])
-    precise_logits = torch.cat([precise(batch.double()) for batch in batches])
-    largest = logits.abs().amax(1).clamp(min=torch.finfo(logits.dtype).tiny)  # [N]
-    difference = (onnx_logits - logits).abs().amax(1) / largest
-    rounding = (precise_logits - logits).abs().amax(1) / largest
-    tolerance = min(max(CLOSE, 4 * rounding.quantile(ALIKE).item()), LARGEST_TOLERANCE)
-    decisions = onnx_logits.argmax(1) == logits.argmax(1)
-    first, second = logits.topk(2).values.unbind(1)
-    clear = (first - second) / largest > max(MARGIN, 2 * tolerance)
-    return Agreement(
-        images=len(images),
-        decisions=decisions.double().mean().item(),
-        clear_decisions=decisions[clear].double().mean().item() if clear.any() else 1.0,
-        close=(difference <= CLOSE).double().mean().item(),
-        alike=(difference <= tolerance).double().mean().item(),
-        tolerance=tolerance,
-        largest_difference=difference.max().item(),
-    )
 
 
 def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]:
@@ -171,9 +103,11 @@ def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
     for name, weight in weights.items():
         layer: Any = form.get_submodule(name)
         parametrize.register_parametrization(layer, "weight", _Dequantize(name, weight, layer, narrowest), unsafe=True)
+        parts: list[nn.Module] = [_Rows(layer) if isinstance(layer, nn.Linear) else layer]
         if layer.bias is not None:
-            replaced[layer] = nn.Sequential(layer, _Bias(layer.bias, is_map=isinstance(layer, nn.Conv2d)))
+            parts.append(_Bias(layer.bias, is_map=isinstance(layer, nn.Conv2d)))
             layer.bias = None
+        replaced[layer] = nn.Sequential(*parts)
     replace_modules(form, replaced)
     return form.eval()
 
@@ -208,6 +142,20 @@ class _QuantizeDequantize(nn.Module):
         inputs, shape = (activation.clamp(self.low, self.high), self.scale, self.zero_point), activation.shape
         codes = _onnx_operator("QuantizeLinear", inputs, dtype=torch.uint8, shape=shape)
         return _onnx_operator("DequantizeLinear", (codes, *inputs[1:]), dtype=torch.float32, shape=shape)
+
+
+class _Rows(nn.Module):
+    """A linear layer as a product of two matrices, whatever the shape [..., in] of its input."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if activation.ndim == 2:
+            return self.layer(activation)
+        rows = self.layer(activation.flatten(0, -2))  # [M, out]
+        return rows.view(*activation.shape[:-1], -1)
 
 
 class _Bias(nn.Module):

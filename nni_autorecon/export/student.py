@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from .onnx import Agreement, export_onnx
+from .agreement import Agreement
+from .onnx import export_onnx
 from .student_file import Description, network_of_bytes, save_network, student_bytes
 
 

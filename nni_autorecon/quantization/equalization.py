@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from .calls import QUANTIZED, called
 from .folding import Normal
 
-_HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|(adaptive)?(avg|max)pool2d")
+_HOMOGENEOUS = re.compile(r"identity|dropout2?d?|relu|leakyrelu|prelu|pad|zeropad2d|(adaptive)?(avg|max)pool2d")
 """These operations satisfy f(s x) = s f(x) for s > 0 in each channel."""
 
 
@@ -29,8 +29,9 @@ class Pair(NamedTuple):
 
 
 def equalization_pairs(network: fx.GraphModule) -> list[Pair]:
-    """Return the pairs of two Conv2d or two Linear with only ReLU, pooling, dropout or identity between them.
+    """Return the pairs of two Conv2d or two Linear with only what is homogeneous between them.
 
+    That is ReLU, also leaky or parametric, pooling, padding with zeros, dropout or identity.
     Each tensor between the two has one use, and each layer is called once.
     """
     pairs, calls = [], _calls(network)
@@ -46,9 +47,15 @@ def equalization_pairs(network: fx.GraphModule) -> list[Pair]:
                     pairs.append(Pair(str(node.target), str(current.target), "relu" in kinds))
                 break
             kinds.append(kind.removesuffix("_"))
-            if not _HOMOGENEOUS.fullmatch(kinds[-1]):
+            if not _HOMOGENEOUS.fullmatch(kinds[-1]) or (kinds[-1] == "pad" and _pads_with_a_constant(current)):
                 break
     return pairs
+
+
+def _pads_with_a_constant(node: fx.Node) -> bool:
+    """Return True if a call pad(x, widths, mode, value) adds a constant other than 0."""
+    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    return value not in (None, 0)
 
 
 @torch.no_grad()

@@ -15,13 +15,14 @@ from nni_autorecon.data.digits import digits_data
 from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.export import onnx as export
-from nni_autorecon.export.onnx import export_onnx, measure_agreement
+from nni_autorecon.export.agreement import measure_agreement
+from nni_autorecon.export.onnx import export_onnx
 from nni_autorecon.export.onnx_runtime import OnnxNetwork, load_onnx
 from nni_autorecon.export.student_file import Description, load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.folding import fold_norms, scaled
 from nni_autorecon.quantization.insertion import quantize_network
-from nni_autorecon.quantization.integers import IntegerWeight, activation_quantizers
+from nni_autorecon.quantization.integers import FixedQuantizer, IntegerWeight, activation_quantizers
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.quantization.specification import Quantization
 from tests.helpers.students import student_of
@@ -57,6 +58,40 @@ class Branches(nn.Module):
         branch = self.norm2(self.both(self.relu3(self.norm1(self.depthwise(x)))))
         x = self.pool(self.act4(branch + x)).flatten(1)  # [N, 36]
         return self.linear3(self.act6(self.linear2(self.relu5(self.linear1(x)))))
+
+
+class LinearsOverMaps(nn.Module):
+    """Linear layers over [N, H, W, C] and [N, T, C], with bias and without, behind a LayerNorm and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 12, 3), nn.LayerNorm(12), nn.Linear(12, CLASSES)
+        self.widen, self.act, self.narrow = nn.Linear(12, 17), nn.GELU(), nn.Linear(17, 12, bias=False)
+        self.first, self.last = nn.Linear(12, 12, bias=False), nn.Linear(12, 12)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x).permute(0, 2, 3, 1))  # [N, H, W, 12]
+        x = (x + self.narrow(self.act(self.widen(x)))).flatten(1, 2)  # [N, HW, 12]
+        return self.fc((self.first(x) + self.last(x)).mean(1))
+
+
+class ConvolutionsOfFloats(nn.Module):
+    """Convolutions of sums and of the images: of every usual shape, with bias and without."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act, self.fc = nn.Conv2d(2, 6, 3, bias=False), nn.ReLU(), nn.Linear(6, CLASSES)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=groups, bias=bias)
+            for kernel, groups in ((1, 1), (3, 1), (1, 2), (3, 6))
+            for bias in (False, True)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv in self.convs:
+            x = x + conv(x)
+        return self.fc(self.act(x).mean((2, 3)))
 
 
 class Bessel(nn.Module):
@@ -111,6 +146,49 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
     with torch.no_grad():
         expected, found = student(images), load_onnx(model).network(images)
     assert (expected.argmax(1) == found.argmax(1)).float().mean() >= 0.9
+
+
+@pytest.mark.parametrize("network", ["LinearsOverMaps", "ConvolutionsOfFloats"])
+@pytest.mark.parametrize(
+    ("protocol", "weights", "activations"),
+    [
+        *[("activations", weights, activations) for weights, activations in ((2, 8), (3, 6), (4, 4), (8, 8))],
+        pytest.param("integer", 2, 8, marks=runs_protocol_integer),
+        pytest.param("integer", 8, 8, marks=runs_protocol_integer),
+    ],
+)
+def test_layers_with_a_floating_point_input_are_computed_exactly(network, protocol, weights, activations, tmp_path):
+    case = f"tests.export.test_onnx:{network}", weights, activations
+    saved = _saved(tmp_path, *case, protocol=protocol, allow_partial=True)
+    agreement = export_onnx(saved, tmp_path / "net.onnx", noise_images=128)
+    assert agreement.decisions >= 0.99
+    assert agreement.close >= (0.97 if protocol == "activations" else 0.85)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that the optimized file is for this machine
+    onnxruntime.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert not [kind for kind in kinds if "NBits" in kind or "Dynamic" in kind]
+    assert "Gemm" in kinds or protocol == "integer"
+
+
+def test_codes_midway_between_two_codes_count_as_rounding():
+    """Every second code of the first lies midway between two of the second; dividing and multiplying then differ."""
+    quantizers = [FixedQuantizer(8), FixedQuantizer(8)]
+    for quantizer, scale in zip(quantizers, (0.15, 0.06), strict=True):
+        quantizer.scale.fill_(scale)
+
+    class Divided(nn.Module):
+        def forward(self, x):
+            for quantizer in quantizers:
+                x = (x / quantizer.scale).round() * quantizer.scale
+            return x
+
+    images = torch.randint(0, 40, (300, 7), generator=torch.Generator().manual_seed(0)) * quantizers[0].scale
+    agreement = measure_agreement(nn.Sequential(*quantizers), Divided(), images)
+    assert agreement.close < 0.8
+    assert agreement.tolerance > 0.01
+    assert agreement.holds()
 
 
 @runs_protocol_integer

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from nni_autorecon.data.digits import digits_data
@@ -73,6 +74,35 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
     assert not coverage.gaps
     assert snapshot(network).keys() == before.keys()
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+class Conditioned(nn.Module):
+    """A gate of squeezed features, one of parameters, a norm of samples and a resized branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn, self.last = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, CLASSES, 3)
+        self.squeeze, self.norm, self.strength = nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.bn(self.stem(x)))
+        x = x * torch.sigmoid(self.squeeze(x.mean((2, 3), keepdim=True))) * torch.sigmoid(self.strength).view(-1, 1, 1)
+        x = F.gelu(self.norm(x + F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:])))
+        return self.last(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_every_quantizer_gets_a_range_whatever_the_network_computes(protocol):
+    torch.manual_seed(0)
+    images = torch.randn(64, *IMAGE)
+    network = with_true_statistics(Conditioned(), images)
+    student, _ = dfq(network, IMAGE, Quantization("w8a8", protocol, allow_partial=True))
+    quantizers = [module for module in student.modules() if isinstance(module, ActivationQuantizer)]
+    assert len(quantizers) >= 4
+    assert all(module.observations == 1 for module in quantizers)
+    with torch.no_grad():
+        expected, got = network(images), student(images)
+    assert (got - expected).norm() < 0.1 * (expected - expected.mean(0)).norm()
 
 
 def test_the_digits_teacher_keeps_its_accuracy_at_six_bits(digits_teacher: Teacher) -> None:

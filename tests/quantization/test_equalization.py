@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import digits_resnet, resnet20
@@ -134,6 +135,37 @@ def test_paired_channels_have_equal_ranges():
     torch.testing.assert_close(makes["2"], by_input)
     used = [channel for channel in range(9) if channel != 2]
     torch.testing.assert_close(makes["4"][used], weights["7"].abs().amax((0, 2, 3))[used])
+
+
+class Padded(nn.Module):
+    """Two convolutions with a padding and an activation of any kind between them."""
+
+    def __init__(self, activation: nn.Module, value: float | None, mode: str = "constant") -> None:
+        super().__init__()
+        self.first, self.second, self.activation = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 5, 3), activation
+        self.mode, self.value = mode, value
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(F.pad(self.activation(self.first(images)), (1, 0, 2, 1), self.mode, self.value))
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.3), nn.PReLU(3), nn.ReLU()])
+@pytest.mark.parametrize(("value", "mode"), [(0, "constant"), (None, "constant"), (None, "reflect")])
+def test_layers_are_paired_across_padding_with_zeros_and_leaky_activations(activation, value, mode):
+    torch.manual_seed(0)
+    network, images = Padded(activation, value, mode).double().eval(), torch.randn(2, 2, 5, 7, dtype=torch.float64)
+    traced, pairs, _ = prepared(network)
+    assert pairs == [Pair("first", "second", isinstance(activation, nn.ReLU))]
+    before = traced.get_parameter("first.weight").clone()
+    with torch.no_grad():
+        equalize(traced, pairs, {})
+        torch.testing.assert_close(traced(images), network(images))
+    assert not torch.allclose(traced.get_parameter("first.weight"), before)
+
+
+@pytest.mark.parametrize(("activation", "value"), [(nn.ReLU(), 1.0), (nn.ELU(), 0.0), (nn.Hardswish(), None)])
+def test_layers_are_not_paired_across_what_is_not_homogeneous(activation, value):
+    assert prepared(Padded(activation, value).eval())[1] == []
 
 
 def test_statistics_follow_the_scale():
