@@ -10,7 +10,9 @@ from torch import Tensor, fx, nn
 from .calls import called
 from .operators import ACTIVATION, BENDING, SCALING, SIZES
 
-CURVED = re.compile("square|pow|sqrt|rsqrt|reciprocal|exp|expm1|log|log1p|erf|sin|cos|sign")
+CURVED = re.compile(
+    "square|pow|r?sqrt|reciprocal|exp|expm1|log|log1p|erf|sin|cos|sign|gt|ge|lt|le|greater|less|where|float|to|typeas"
+)
 """These are found within activations, but also where no activation is, as in a standard deviation."""
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import digits_resnet, resnet20
+from nni_autorecon.quantization.calls import called
 from nni_autorecon.quantization.equalization import (
     Pair,
     absorb_high_biases,
@@ -21,6 +22,7 @@ from nni_autorecon.quantization.equalization import (
 )
 from nni_autorecon.quantization.folding import Normal, fold_batchnorms, folded, replace_relu6
 from nni_autorecon.quantization.tracing import trace
+from nni_autorecon.shapes import ImageShape
 
 NETWORKS = {
     "digits_resnet": (digits_resnet, 1, 3),
@@ -274,3 +276,19 @@ def test_only_layers_can_be_equalized():
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
     with pytest.raises(TypeError, match="Conv2d and BatchNorm2d cannot be equalized"):
         equalize(network, [Pair("0", "1", False)], {})
+
+
+def test_a_gate_keeps_its_relu6():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu6(self.first(x))
+            gate = F.relu6(self.second(x).mean((2, 3), keepdim=True) + 3) / 6
+            return self.second(x) * gate
+
+    traced = trace(Gated().eval(), remedy="mend it", image=ImageShape(2, 5, 7))
+    replace_relu6(traced)
+    assert [called(traced, node)[1] for node in traced.graph.nodes].count("relu6") == 1

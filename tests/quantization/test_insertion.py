@@ -530,6 +530,9 @@ WRITTEN = {
     "absolute value": torch.abs,
     "squared relu": lambda x: torch.relu(x) ** 2,
     "leaky": lambda x: 0.9 * torch.relu(x) + 0.1 * x,
+    "relu by comparison": lambda x: x * (x > 0),
+    "relu by comparison and conversion": lambda x: (x > 0).float() * x,
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "learned swish": LearnedSwish(),
 }
 
