@@ -19,6 +19,10 @@ TOLERANCE = 1e-3
 """A graph computes the same as its network if no logit differs by more than this fraction of the largest."""
 
 
+class DifferentGraph(InputError):
+    """The graph of a network computes something else than the network."""
+
+
 def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -> fx.GraphModule:
     """Return a copy of ``network`` in eval mode as a graph of calls, none of which changes a value in place.
 
@@ -29,7 +33,8 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     image: the shape of one image. Without it, code that asks for sizes cannot be traced, and the result is not compared
         with the network.
 
-    Raises InputError, which ends in ``remedy``, if the network cannot be traced or the graph computes something else.
+    Raises InputError, which ends in ``remedy``, if the network cannot be traced, and DifferentGraph if the graph computes
+    something else.
     """
     if isinstance(network, fx.GraphModule) and network.meta.get("traced"):
         return copy.deepcopy(network)
@@ -60,7 +65,7 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
 
 @torch.no_grad()
 def require_same(network: nn.Module, other: nn.Module, images: Tensor) -> None:
-    """Raise InputError unless two networks, in eval mode, give equal logits for images [N, C, H, W] but for rounding.
+    """Raise DifferentGraph unless two networks, in eval mode, give equal logits for images [N, C, H, W] but for rounding.
 
     The error names the first layer whose output differs.
     """
@@ -74,7 +79,7 @@ def require_same(network: nn.Module, other: nn.Module, images: Tensor) -> None:
     finally:
         for module in training:
             module.training = True
-    raise InputError(
+    raise DifferentGraph(
         f"{type(network).__name__} computes something else when it is traced, from {where} on; "
         "write what it does there in its forward"
     )

@@ -325,3 +325,42 @@ def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Pat
     torch.testing.assert_close(logits, toy.eval()(images))
     assert len(statistics) == 1
     assert type(architecture(f"{file}:synchronized").bn) is nn.BatchNorm2d  # as a saved student's structure is made
+
+
+class SeesTensors(nn.Module):
+    """Its graph is another function, because a tracer's values are no tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return self.fc((x.relu() if isinstance(x, torch.Tensor) else x).mean((2, 3)))
+
+
+def test_a_network_whose_graph_computes_something_else_is_refused_at_the_door():
+    with pytest.raises(InputError, match="SeesTensors computes something else when it is traced, from fc on; write"):
+        Teacher.of(SeesTensors(), (2, 7, 9))
+
+
+class Branching(SeesTensors):
+    def forward(self, x):
+        return super().forward(x if x.sum() < 1e6 else -x)
+
+
+def test_a_network_that_cannot_be_traced_is_a_teacher_without_a_graph(caplog):
+    teacher = Teacher.of(Branching(), (2, 7, 9))
+    assert teacher.graph is teacher.network
+    (warning,) = caplog.messages
+    assert "Branching cannot be traced" in warning
+    assert "compress needs --allow-partial for it" in warning
+
+
+def test_the_graph_is_made_at_the_door():
+    teacher = Teacher.of(
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(105, 4)), (2, 7, 9)
+    )
+    assert isinstance(teacher.graph, torch.fx.GraphModule)
+    images = torch.randn(5, 2, 7, 9)
+    torch.testing.assert_close(teacher.graph(images), teacher.network(images))
