@@ -19,7 +19,7 @@ TOLERANCE = 1e-3
 """A graph computes the same as its network if no logit differs by more than this fraction of the largest."""
 
 
-class DifferentGraph(InputError):
+class DifferentGraphError(InputError):
     """The graph of a network computes something else than the network."""
 
 
@@ -33,8 +33,8 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     image: the shape of one image. Without it, code that asks for sizes cannot be traced, and the result is not compared
         with the network.
 
-    Raises InputError, which ends in ``remedy``, if the network cannot be traced, and DifferentGraph if the graph computes
-    something else.
+    Raises InputError, which ends in ``remedy``, if the network cannot be traced. Raises DifferentGraphError if the graph
+    computes something else.
     """
     if isinstance(network, fx.GraphModule) and network.meta.get("traced"):
         return copy.deepcopy(network)
@@ -65,9 +65,9 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
 
 @torch.no_grad()
 def require_same(network: nn.Module, other: nn.Module, images: Tensor) -> None:
-    """Raise DifferentGraph unless two networks, in eval mode, give equal logits for images [N, C, H, W] but for rounding.
+    """Raise DifferentGraphError unless two networks, in eval mode, give equal logits for images [N, C, H, W].
 
-    The error names the first layer whose output differs.
+    Rounding may differ. The error names the first layer whose output differs.
     """
     training = [module for module in network.modules() if module.training]
     network.eval()
@@ -79,7 +79,7 @@ def require_same(network: nn.Module, other: nn.Module, images: Tensor) -> None:
     finally:
         for module in training:
             module.training = True
-    raise DifferentGraph(
+    raise DifferentGraphError(
         f"{type(network).__name__} computes something else when it is traced, from {where} on; "
         "write what it does there in its forward"
     )

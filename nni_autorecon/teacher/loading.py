@@ -20,7 +20,7 @@ from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, shown
 from ..losses.batchnorm import observed, record_bn_statistics
-from ..quantization.tracing import DifferentGraph, trace
+from ..quantization.tracing import DifferentGraphError, trace
 from ..shapes import ImageShape
 from .device import resolve_device
 from .examination import copied, examine, frozen, images_to_try
@@ -138,11 +138,11 @@ class Teacher:
     def graph(self) -> nn.Module:
         """Return the network as a graph of calls, of which students are made; the network itself if it has none.
 
-        Raises DifferentGraph if it computes something else than the network. A warning says why there is none.
+        Raises DifferentGraphError if it computes something else than the network. A warning says why there is none.
         """
         try:
             return trace(self.network, remedy="compress needs --allow-partial for it", image=self.image)
-        except DifferentGraph:
+        except DifferentGraphError:
             raise
         except InputError as error:
             log.warning("teacher %s: %s", self.name, error)
