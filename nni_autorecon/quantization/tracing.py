@@ -33,7 +33,7 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     image: the shape of one image. Without it, code that asks for sizes cannot be traced, and the result is not compared
         with the network.
 
-    Raises InputError, which ends in ``remedy``, if the network cannot be traced. Raises DifferentGraphError if the graph
+    Raises InputError, which ends in ``remedy``, if the network cannot be traced, and DifferentGraphError if the graph
     computes something else.
     """
     if isinstance(network, fx.GraphModule) and network.meta.get("traced"):
