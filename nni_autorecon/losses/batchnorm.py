@@ -105,19 +105,25 @@ def _channels(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1)
 
 
+def has_own_forward(layer: nn.Module) -> bool:
+    """Return True for a BatchNorm2d that computes something else than its class in ``torch.nn``."""
+    ours = nn.BatchNorm2d.forward, ObservedBatchNorm2d.forward
+    return isinstance(layer, nn.BatchNorm2d) and ("forward" in vars(layer) or type(layer).forward not in ours)
+
+
 def observed(network: nn.Module) -> nn.Module:
     """Return a deep copy of a frozen network, in eval mode, whose statistics are fast to record.
 
-    Subclasses of BatchNorm2d stay what they are, and are recorded by hooks; a warning names them. Another warning names
-    norms that are not matched.
+    Subclasses of BatchNorm2d with a forward of their own stay what they are, and are recorded by hooks; a warning names
+    them. Another warning names norms that are not matched.
     """
     twin = copy.deepcopy(network).eval().requires_grad_(False)
     hooked, left_out = [], []
     for layer in twin.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = ObservedBatchNorm2d
+        if has_own_forward(layer):
+            hooked.append(type(layer).__name__)
         elif isinstance(layer, nn.BatchNorm2d):
-            hooked += [] if isinstance(layer, ObservedBatchNorm2d) else [type(layer).__name__]
+            layer.__class__ = ObservedBatchNorm2d
         elif isinstance(getattr(layer, "running_mean", None), Tensor):
             left_out.append(type(layer).__name__)
     for names, fact in (

@@ -19,7 +19,7 @@ from ..accel.memory import memory_format
 from ..config.common import Config
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, shown
-from ..losses.batchnorm import observed, record_bn_statistics
+from ..losses.batchnorm import has_own_forward, observed, record_bn_statistics
 from ..quantization.tracing import DifferentGraphError, trace
 from ..shapes import ImageShape
 from .device import resolve_device
@@ -150,8 +150,13 @@ class Teacher:
 
     @cached_property
     def observed(self) -> nn.Module:
-        """Return the same network, faster and ready for the recording of its statistics; losses use it."""
-        return observed(self.network).to(memory_format=self.memory_format)
+        """Return the same network, faster and ready for the recording of its statistics; losses use it.
+
+        A norm that is merged with an activation is a plain one in the graph, whose statistics cost less.
+        """
+        merged = any(has_own_forward(layer) for layer in self.network.modules())
+        network = self.graph if merged else self.network
+        return observed(network).to(memory_format=self.memory_format)
 
     def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
         """Return the fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right.

@@ -23,7 +23,7 @@ TIMM = (
     *("mobilenetv4_conv_small", "regnety_004", "repvgg_a0", "resnest14d", "resnet18", "rexnet_100", "skresnet18"),
     *("starnet_s1", "tinynet_e"),
 )
-TORCHVISION = ("googlenet", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5")
+TORCHVISION = ("mnasnet0_5", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5")
 NETWORKS = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION))
 
 

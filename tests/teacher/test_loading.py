@@ -12,7 +12,7 @@ from torch import nn
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.data.digits import digits_data
 from nni_autorecon.errors import InputError, MachineError
-from nni_autorecon.losses.batchnorm import record_bn_statistics
+from nni_autorecon.losses.batchnorm import ObservedBatchNorm2d, record_bn_statistics
 from nni_autorecon.networks import resnet20
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher import digits
@@ -364,3 +364,22 @@ def test_the_graph_is_made_at_the_door():
     assert isinstance(teacher.graph, torch.fx.GraphModule)
     images = torch.randn(5, 2, 7, 9)
     torch.testing.assert_close(teacher.graph(images), teacher.network(images))
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.nn.functional.silu(super().forward(x))
+
+
+def test_norms_merged_with_activations_are_observed_without_hooks(caplog):
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), NormAndActivation(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    teacher = Teacher.of(nn.Sequential(network, nn.Flatten(), nn.Linear(140, 4)), (2, 7, 9))
+    images = torch.randn(5, 2, 7, 9)
+    with record_bn_statistics(teacher.network) as expected:
+        logits = teacher.network(images)
+    with record_bn_statistics(teacher.observed) as found:
+        torch.testing.assert_close(teacher.observed(images), logits)
+    assert len(found) == len(expected) == 2
+    torch.testing.assert_close(found, expected)
+    assert sum(type(layer) is ObservedBatchNorm2d for layer in teacher.observed.modules()) == 2
+    assert not caplog.messages
