@@ -14,7 +14,8 @@ from ..shapes import ImageShape
 from ..teacher.checkpoint import load_checkpoint
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture, names_code
-from .student_file import Description, SavedNetwork, float_size
+from .description import Description
+from .student_file import SavedNetwork, float_size
 
 ABOUT = "nni-autorecon"
 """The key beside ``state_dict`` under which JSON says what the network is."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_line
 from ..files import parse_json
-from .student_file import Description, SavedNetwork
+from .description import Description
+from .student_file import SavedNetwork
 
 INPUT, OUTPUT = "images", "logits"
 METADATA = "nni-autorecon"

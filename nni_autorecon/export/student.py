@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from .agreement import Agreement
+from .description import Description
 from .onnx import export_onnx
-from .student_file import Description, network_of_bytes, save_network, student_bytes
+from .student_file import network_of_bytes, save_network, student_bytes
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool

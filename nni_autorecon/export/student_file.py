@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +30,11 @@ from ..quantization.integers import (
     to_inference_form,
     unpack,
 )
-from ..quantization.specification import Quantization
-from ..shapes import ImageShape
-from ..teacher.loading import IN_MEMORY, Teacher
-from ..teacher.sources import architecture, names_code
+from ..teacher.checkpoint import settle_lazy_layers
+from ..teacher.loading import IN_MEMORY
+from ..teacher.sources import names_code
 from ..version import __version__
+from .description import Description
 
 FORMAT = 2
 """Counted up whenever an earlier version could no longer read the file."""
@@ -42,59 +42,6 @@ READABLE = (1, FORMAT)
 """The formats that this version reads."""
 _METADATA = "nni-autorecon"
 """The metadata of the file have this one key; safetensors would write several keys in any order."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """The description of a saved network: the source of its structure, and the form of its input and output.
-
-    Raises ValueError if a value has the wrong type or size.
-    """
-
-    teacher: str
-    """The specification from which ``teacher.sources.architecture`` builds the structure."""
-    num_classes: int
-    image: ImageShape
-    mean: tuple[float, ...]
-    """The mean of each channel, of pixels from 0 to 1; the network takes normalized images."""
-    std: tuple[float, ...]
-    """The standard deviation of each channel, of pixels from 0 to 1."""
-    quantization: Quantization | None
-    """How the teacher was quantized to become the student; None for a network in floating point."""
-    folded: bool = False
-    """True if BatchNorms were folded and ReLU6 replaced before quantization, as method dfq does."""
-    resize: int = 0
-    """Pixels of the shorter side before pictures are cropped to ``image``; 0 means the size of the crop itself."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts that JSON can hold, such as the generator and the accuracy."""
-
-    def __post_init__(self) -> None:
-        sizes, numbers = (self.num_classes, *self.image), (*self.mean, *self.std)
-        if not (
-            isinstance(self.teacher, str)
-            and all(type(size) is int and size > 0 for size in sizes)
-            and all(isinstance(number, (int, float)) for number in numbers)
-            and len(self.mean) == len(self.std) == self.image.channels
-            and isinstance(self.folded, bool)
-            and type(self.resize) is int
-        ):
-            raise ValueError("its description holds an impossible value")
-
-    @classmethod
-    def of(cls, teacher: Teacher, quantization: Quantization, *, folded: bool = False, **details: Any) -> Description:
-        """Describe a student of ``teacher``. The arguments are the fields of the same names."""
-        known = (teacher.name, teacher.num_classes, teacher.image, teacher.mean, teacher.std)
-        return cls(*known, quantization, folded, teacher.resize, details)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Description:
-        """Undo ``dataclasses.asdict``, even if the values went through JSON.
-
-        Raises TypeError, KeyError or ValueError if they are no description.
-        """
-        image, mean, std = ImageShape(*values["image"]), tuple(values["mean"]), tuple(values["std"])
-        quantization = values["quantization"] and Quantization.from_dict(values["quantization"])
-        return cls(**{**values, "image": image, "mean": mean, "std": std, "quantization": quantization})
 
 
 @dataclass(frozen=True, eq=False)  # eq=False, because comparing tensors does not give one bool
@@ -199,7 +146,8 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
         if isinstance(teacher, nn.Module):
             structure = copy.deepcopy(teacher).cpu()
         else:
-            structure = architecture(spec, description.num_classes)
+            structure = description.structure(spec)
+            settle_lazy_layers(structure, _stored_shapes(stored, tensors))
         float_bytes = float_size(structure)
         structure.float()  # as its teacher was converted
         if description.folded:
@@ -232,6 +180,14 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     for name, target in targets.items():
         target.data.copy_(tensors[name])
     return SavedNetwork(network, description, float_bytes, len(content), weights)
+
+
+def _stored_shapes(
+    weights: Mapping[str, tuple[int, tuple[int, ...]]], tensors: Mapping[str, Tensor]
+) -> dict[str, Sequence[int]]:
+    """Return the shapes of a file's quantized weights and of its other tensors, under the names of a state_dict."""
+    quantized = {f"{name}.weight": shape for name, (_, shape) in weights.items()}
+    return {**{name: tensor.shape for name, tensor in tensors.items()}, **quantized}
 
 
 def _require_trusted(spec: str, path: str) -> None:

@@ -17,8 +17,9 @@ from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
+from ..export.description import Description, require_same_structure
 from ..export.student import Student
-from ..export.student_file import Description, float_size
+from ..export.student_file import float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
@@ -218,6 +219,7 @@ def run_compression(
     """
     config.require_consistent()
     teacher, state = taken_up(run, "compress", config, teacher)
+    require_same_structure(teacher)
     data = evaluation_data(config, teacher)
     # Data that do not fit are refused before the training.
     teacher_accuracy = teacher.accuracy(teacher.network, data)

@@ -7,9 +7,11 @@ import typing
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import InputError
 
@@ -27,6 +29,8 @@ def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
     """
     own = network.state_dict()
     state = _unwrapped(_read_checkpoint(path), own, path)
+    settle_lazy_layers(network, {key: tensor.shape for key, tensor in state.items()})
+    own = network.state_dict()
     shapes = [
         f"{key} ({list(state[key].shape)} for {list(tensor.shape)})"
         for key, tensor in own.items()
@@ -41,6 +45,28 @@ def load_checkpoint(network: nn.Module, path: Path, name: str) -> None:
         raise InputError(
             f"checkpoint {path} does not fit {name}: {listed}; give one of exactly this network (and --num-classes)"
         )
+
+
+def settle_lazy_layers(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give lazy layers, in place, the sizes that follow from the ``shapes`` of their tensors, which are named as usual.
+
+    They become ordinary layers, as at a first forward pass.
+    """
+    for path, layer in list(network.named_modules()):
+        if isinstance(layer, LazyModuleMixin):
+            weight = shapes.get(f"{path}.weight") or shapes.get(f"{path}.running_mean")
+            if weight is not None:
+                lazy: Any = layer  # torch has no public function that does this without a forward pass
+                lazy._infer_parameters(lazy, (torch.empty(_input_shape(lazy, weight)),))
+
+
+def _input_shape(layer: nn.Module, weight: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an input of a lazy layer whose weight has this shape."""
+    kind = type(layer).__name__
+    if len(weight) > 1:
+        channels = weight[0] if "Transpose" in kind else weight[1] * getattr(layer, "groups", 1)
+        return 1, channels, *[1] * (len(weight) - 2)
+    return 1, weight[0], *[1] * int(next((digit for digit in kind if digit.isdigit()), "0"))
 
 
 def _read_checkpoint(path: Path) -> object:

@@ -24,6 +24,7 @@ from ..quantization.tracing import DifferentGraphError, trace
 from ..shapes import ImageShape
 from .device import resolve_device
 from .examination import copied, examine, frozen, images_to_try
+from .factories import unwrapped
 from .inputs import channels_to_try, find_image, given_numbers, image_size, normalization
 from .sources import Expected, find_network
 
@@ -94,9 +95,9 @@ class Teacher:
             MachineError: If ``device`` is cuda and PyTorch sees no GPU.
         """
         # The prefix keeps anything from taking the name for one that can be loaded.
-        name = f"{IN_MEMORY}{name or type(network).__name__}"
+        name = f"{IN_MEMORY}{name or type(unwrapped(network)).__name__}"
         where = resolve_device(device) if isinstance(device, str) else device
-        own = frozen(copied(network, name), where, name)
+        own = frozen(copied(unwrapped(network), name), where, name)
         given = Given(
             None if image is None else _three(image, name), given_numbers("mean", mean), given_numbers("std", std)
         )

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib
-import importlib.util
-import inspect
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..data import digits
 from ..errors import InputError, MachineError, named, one_line
-from ..files import digest, is_there
 from ..networks import digits_resnet
 from .checkpoint import load_checkpoint
 from .digits import load_digits_teacher
+from .factories import hint, network_of_factory
 
 SPECS = (
     "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, or module:factory (path/to/file.py:factory) with --checkpoint"
@@ -87,7 +80,7 @@ def architecture(spec: str, num_classes: int | None = None) -> nn.Module:
         return digits_resnet()
     if place in LIBRARIES:
         return _create(spec, num_classes)
-    return _build(_factory(place, name, spec), num_classes, spec)
+    return network_of_factory(place, name, num_classes, spec)
 
 
 def names_code(spec: str) -> bool:
@@ -189,7 +182,7 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
             f"network {spec} needs {error.name}, which is not installed; pip install -e '.[teachers]'"
         ) from error
     if name not in source.names:
-        raise InputError(f"{library} has no classifier {name!r}; {_hint(name.lower(), source.names)}")
+        raise InputError(f"{library} has no classifier {name!r}; {hint(name.lower(), source.names)}")
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return source.create(name, pretrained=pretrained, **arguments)
@@ -199,77 +192,3 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
                 f"cannot download the weights of {spec}: {one_line(error).rstrip('.')}; give a file with --checkpoint"
             ) from error
         raise InputError(f"{library} cannot build {name}: {named(error)}; correct --num-classes") from error
-
-
-def _factory(place: str, name: str, spec: str) -> Callable[..., object]:
-    """Return the function or class ``name`` of a module or file. Raises InputError if there is none."""
-    module = _import_file(Path(place), spec) if place.endswith(".py") else _import_module(place, spec)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise InputError(f"network {place} has no function or class {name!r}; {_hint(name, known)}")
-    return factory
-
-
-def _import_file(path: Path, spec: str) -> ModuleType:
-    """Import a Python file, once for the same contents. Raises InputError if it is missing or raises an error."""
-    if not is_there(path, Path.is_file):
-        raise InputError(f"network {spec}: file {path} does not exist; check the path")
-    code = hashlib.sha256(os.fsencode(path.resolve()) + str(digest(path)).encode()).hexdigest()[:16]
-    name = f"_nni_autorecon_network_{code}"
-    if name in sys.modules:  # a second copy would take it away from networks that exist, which pickle needs
-        return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise InputError(f"network {spec}: Python cannot import {path}; give a file whose name ends in .py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses in the file look up their module here
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
-        del sys.modules[name]
-        raise InputError(f"network {spec}: importing {path} raised {named(error)}; repair the file") from error
-    return module
-
-
-def _import_module(name: str, spec: str) -> ModuleType:
-    """Import an installed module. Raises InputError if it is missing or raises an error."""
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
-        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise InputError(
-                f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
-            ) from error
-        raise InputError(f"network {spec}: importing {name} raised {named(error)}; repair the module") from error
-
-
-def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
-    """Call the factory. Raises InputError if it raises an error, or does not return a module."""
-    arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
-    try:
-        network = factory(**arguments)
-    except (Exception, SystemExit) as error:  # the person's code may raise anything
-        raise InputError(
-            f"network {spec}: the factory raised {named(error)}; it must work without arguments, or with num_classes "
-            "if --num-classes is given"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
-    for layer in network.modules():
-        if type(layer) is nn.SyncBatchNorm:  # it differs from BatchNorm2d in distributed training only
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    return network
-
-
-def _takes_num_classes(factory: Callable[..., object]) -> bool:
-    try:
-        inspect.signature(factory).bind(num_classes=0)
-    except (TypeError, ValueError):  # the factory does not take the argument, or is a builtin without a signature
-        return False
-    return True
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f"did you mean {' or '.join(close)}?" if close else "check the spelling"

@@ -27,7 +27,8 @@ from nni_autorecon.cli import stages
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.export import student_file as saving
-from nni_autorecon.export.student_file import Description, save_network
+from nni_autorecon.export.description import Description
+from nni_autorecon.export.student_file import save_network
 from nni_autorecon.files import unsealed
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
 from nni_autorecon.quantization.insertion import quantize_network

@@ -16,9 +16,10 @@ from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.export import onnx as export
 from nni_autorecon.export.agreement import measure_agreement
+from nni_autorecon.export.description import Description
 from nni_autorecon.export.onnx import export_onnx
 from nni_autorecon.export.onnx_runtime import OnnxNetwork, load_onnx
-from nni_autorecon.export.student_file import Description, load_network, save_network
+from nni_autorecon.export.student_file import load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.folding import fold_norms, scaled
 from nni_autorecon.quantization.insertion import quantize_network

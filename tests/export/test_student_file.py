@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nni_autorecon.errors import InputError
-from nni_autorecon.export.student_file import Description, load_network, save_network
+from nni_autorecon.export.description import Description
+from nni_autorecon.export.student_file import load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import (

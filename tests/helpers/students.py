@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_autorecon.export.student_file import Description
+from nni_autorecon.export.description import Description
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.quantization.specification import Quantization

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher.sources import architecture
@@ -101,3 +102,82 @@ def test_a_folder_whose_name_is_no_text_holds_networks_too(tmp_path):
     (folder / "models.py").write_text(NETWORK.format(width=3))
     network = architecture(f"{folder}/models.py:make")
     assert pickle.loads(pickle.dumps(network)).sizes.width == 3
+
+
+PARTS = """
+from torch import nn
+def unit(a, b):
+    return nn.Sequential(nn.Conv2d(a, b, 1), nn.BatchNorm2d(b), nn.ReLU())
+"""
+MAKE = """
+from torch import nn
+{imports}
+def make():
+    {lazy}
+    return nn.Sequential(unit(2, {width}), nn.Flatten(), nn.Linear({width} * 9, 4))
+"""
+IMPORTS = {
+    "beside": ("net.py", "from parts import unit", ""),
+    "within the factory": ("net.py", "", "from parts import unit"),
+    "relatively": ("net.py", "from .parts import unit", ""),
+    "relatively in a package": ("zoo/net.py", "from .parts import unit", ""),
+    "from the package above": ("zoo/deep/net.py", "from ..parts import unit", ""),
+    "by the package": ("zoo/deep/net.py", "from zoo.parts import unit", ""),
+    "beside in a package": ("zoo/net.py", "from parts import unit", ""),
+}
+
+
+def package(folder, file, imports, lazy, width):
+    path = folder / file
+    path.parent.mkdir(parents=True)
+    for inner in [path.parent, *path.parent.parents]:
+        if inner == folder:
+            break
+        (inner / "__init__.py").touch()
+    outer = folder / "zoo" if "zoo" in file else folder
+    (outer / "parts.py").write_text(PARTS.replace("nn.ReLU()", f"nn.ReLU(), nn.Conv2d(b, b, 1, groups={width})"))
+    path.write_text(MAKE.format(imports=imports, lazy=lazy or "pass", width=width))
+    return path
+
+
+@pytest.mark.parametrize(("file", "imports", "lazy"), IMPORTS.values(), ids=IMPORTS)
+def test_a_file_imports_what_lies_beside_it(tmp_path, file, imports, lazy):
+    for name, width in (("first", 3), ("second", 5)):  # each has parts of its own
+        network = architecture(f"{package(tmp_path / name, file, imports, lazy, width)}:make")
+        assert network(torch.zeros(2, 2, 3, 3)).shape == (2, 4)
+        assert network[0][3].groups == width
+
+
+def test_a_file_may_import_when_it_is_called(tmp_path):
+    (tmp_path / "late_part.py").write_text("FACTOR = 7\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Identity):\n    def forward(self, x):\n"
+        "        from late_part import FACTOR\n        return FACTOR * x\n"
+    )
+    assert architecture(f"{tmp_path}/net.py:Net")(torch.ones(1)).item() == 7
+
+
+def test_an_error_beside_the_file_names_the_other_file(tmp_path):
+    (tmp_path / "broken_part.py").write_text("\nraise ValueError('no')\n")
+    (tmp_path / "net.py").write_text("import broken_part\n")
+    with pytest.raises(InputError, match=r"net.py raised ValueError: no in .*broken_part.py, line 2; repair the file"):
+        architecture(f"{tmp_path}/net.py:make")
+
+
+def test_a_dotted_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here" / "zoo_of_mine").mkdir(parents=True)
+    (tmp_path / "here" / "zoo_of_mine" / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.ReLU()\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path / "here"))])
+    assert isinstance(architecture("zoo_of_mine.net:make"), nn.ReLU)
+
+
+@pytest.mark.parametrize("wrap", ["nn.DataParallel", "torch.compile", "lambda n: torch.compile(nn.DataParallel(n))"])
+def test_wrappers_are_taken_off(tmp_path, wrap):
+    code = f"import torch\nfrom torch import nn\ndef make():\n    return ({wrap})(nn.Sequential(nn.Conv2d(2, 3, 1)))\n"
+    (tmp_path / "net.py").write_text(code)
+    network = architecture(f"{tmp_path}/net.py:make")
+    assert type(network) is nn.Sequential
+    assert [*network.state_dict()] == ["0.weight", "0.bias"]

@@ -1,0 +1,181 @@
+"""Networks are built by functions in the person's own files, which may import what lies beside them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from ..errors import InputError, named
+from ..files import digest, is_there
+
+_folders: list[Path] = []
+"""The folders whose files were imported, the last one first."""
+
+
+def network_of_factory(place: str, name: str, num_classes: int | None, spec: str) -> nn.Module:
+    """Return what the function or class ``name`` of a module or file ``place`` returns, without wrappers.
+
+    It is called with ``num_classes`` if that is given and it takes it. Errors call the network ``spec``.
+    Raises InputError if there is no such function, if it raises an error, or if it returns no module.
+    """
+    is_file = place.endswith(".py")
+    path = Path(place).resolve() if is_file else None
+    with _on_path(_folders_of(path) if path else [Path.cwd()]):
+        module = _import_file(Path(place), spec) if is_file else _import_module(place, spec)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            known = [key for key, value in vars(module).items() if callable(value)]
+            raise InputError(f"network {place} has no function or class {name!r}; {hint(name, known)}")
+        return _build(factory, num_classes, spec)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network within DataParallel, DistributedDataParallel or ``torch.compile``."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif type(network).__name__ == "OptimizedModule" and isinstance(inner := network._orig_mod, nn.Module):
+            network = inner
+        else:
+            return network
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error for a ``name`` that is not among the ``known`` ones: those that are like it."""
+    close = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else "check the spelling"
+
+
+def _folders_of(path: Path) -> list[Path]:
+    """Return the folders from which a file imports: its own, and the one of the outermost package that it is in."""
+    outer = path.parent
+    while (outer / "__init__.py").is_file():
+        outer = outer.parent
+    return list(dict.fromkeys([path.parent, outer]))
+
+
+@contextmanager
+def _on_path(folders: Sequence[Path]) -> Iterator[None]:
+    """Let modules be found in ``folders`` first within the block, as a script does, and last afterwards.
+
+    A network may import more when it is called. Modules of the same name that lie in the folder of another file must be
+    found anew; whoever has imported them keeps them.
+    """
+    others = [folder for folder in _folders if folder not in folders]
+    own = {entry.stem for folder in folders if folder.is_dir() for entry in folder.iterdir() if _is_module(entry)}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in own and file and any(Path(file).is_relative_to(folder) for folder in others):
+            del sys.modules[name]
+    _folders[:] = [*folders, *others]
+    importlib.invalidate_caches()
+    ours = {str(folder) for folder in _folders}
+    before = list(sys.path)
+    sys.path[:] = [*map(str, folders), *before]
+    try:
+        yield
+    finally:
+        new = [entry for entry in sys.path if entry not in ours and entry not in before]  # the person's code added it
+        sys.path[:] = [*new, *before, *(str(folder) for folder in _folders if str(folder) not in before)]
+
+
+def _is_module(entry: Path) -> bool:
+    return entry.suffix == ".py" or (entry.is_dir() and entry.name.isidentifier())
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    """Import a Python file, once for the same contents. Raises InputError if it is missing or raises an error.
+
+    Its module lies in a package of its own, so that files of one name do not collide and may import relatively.
+    """
+    if not is_there(path, Path.is_file):
+        raise InputError(f"network {spec}: file {path} does not exist; check the path")
+    path = path.resolve()
+    code = hashlib.sha256(os.fsencode(path) + str(digest(path)).encode()).hexdigest()[:16]
+    outer = _folders_of(path)[-1]
+    package = ".".join([f"_nni_autorecon_network_{code}", *path.parent.relative_to(outer).parts])
+    name = f"{package}.{path.stem.replace('.', '_')}"
+    if name in sys.modules:  # a second copy would take it away from networks that exist, which pickle needs
+        return sys.modules[name]
+    try:
+        _make_package(package.partition(".")[0], outer)
+        importlib.import_module(package)
+        found = importlib.util.spec_from_file_location(name, path)
+        if found is None or found.loader is None:
+            raise InputError(f"network {spec}: Python cannot import {path}; give a file whose name ends in .py")
+        module = importlib.util.module_from_spec(found)
+        sys.modules[name] = module  # dataclasses in the file look up their module here
+        found.loader.exec_module(module)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
+        sys.modules.pop(name, None)
+        raise InputError(
+            f"network {spec}: importing {path} raised {named(error)}{_elsewhere(error, path)}; repair the file"
+        ) from error
+    return module
+
+
+def _make_package(name: str, folder: Path) -> None:
+    """Make an empty package of this name whose modules lie in ``folder``."""
+    package = ModuleType(name)
+    package.__path__ = [str(folder)]
+    sys.modules.setdefault(name, package)
+
+
+def _elsewhere(error: BaseException, path: Path) -> str:
+    """Return where an error was raised, if that is another file than ``path``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [f"{frame.filename}, line {frame.lineno}" for frame in frames if Path(frame.filename).is_file()]
+    return f" in {files[-1]}" if files and Path(files[-1].rpartition(",")[0]) not in (path, Path(__file__)) else ""
+
+
+def _import_module(name: str, spec: str) -> ModuleType:
+    """Import a module that is installed or lies here. Raises InputError if it is missing or raises an error."""
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"network {spec}: there is no module {error.name}; install it, or give path/to/file.py:factory"
+            ) from error
+        raise InputError(f"network {spec}: importing {name} raised {named(error)}; repair the module") from error
+
+
+def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
+    """Call the factory. Raises InputError if it raises an error, or does not return a module."""
+    arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
+    try:
+        network = factory(**arguments)
+    except (Exception, SystemExit) as error:  # the person's code may raise anything
+        raise InputError(
+            f"network {spec}: the factory raised {named(error)}; it must work without arguments, or with num_classes "
+            "if --num-classes is given"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
+    network = unwrapped(network)
+    for layer in network.modules():
+        if type(layer) is nn.SyncBatchNorm:  # it differs from BatchNorm2d in distributed training only
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return network
+
+
+def _takes_num_classes(factory: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(factory).bind(num_classes=0)
+    except (TypeError, ValueError):  # the factory does not take the argument, or is a builtin without a signature
+        return False
+    return True
