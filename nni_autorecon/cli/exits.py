@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def report_errors(run: Callable[[], object]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
+    show_messages()
     heeds_signals = threading.current_thread() is threading.main_thread()  # only there Python lets us set a handler
     before = signal.signal(signal.SIGTERM, _terminated) if heeds_signals else None
     try:
@@ -50,6 +52,21 @@ def report_errors(run: Callable[[], object]) -> int:
         if heeds_signals:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def show_messages() -> None:
+    """Show the package's messages, such as the teacher's accuracy, on the stderr of the moment."""
+    log = logging.getLogger(__package__.partition(".")[0])
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Screen) for handler in log.handlers):
+        log.addHandler(_Screen())
+
+
+class _Screen(logging.Handler):
+    """Prints messages as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 class Terminated(BaseException):  # not an Exception: code that handles errors must not handle it

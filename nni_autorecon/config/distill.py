@@ -21,7 +21,9 @@ class DistillConfig(StudentConfig):
             "teacher", "checkpoint", "image_size", "mean", "std", "student", "genotype", "generator", "test_data",
             "epochs", "seed", "device", "threads",
         ),
-        "the network and the loss (eq. 1)": ("num_classes", "bns_weight", "bns_form", "batch_size", "download"),
+        "the network and the loss (eq. 1)": (
+            "num_classes", "bns_weight", "bns_form", "batch_size", "download", "allow_weak_teacher",
+        ),
         "epochs": ("steps", "student_steps", "agreement_steps"),
         "the generator": (
             "generator_scale", "width", "latent_dim", "weight_lr", "weight_schedule", "weight_beta1", "weight_beta2",

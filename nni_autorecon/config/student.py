@@ -53,6 +53,9 @@ class StudentConfig(Config):
         "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
         "imagenet:FOLDER (default: digits for the digits teacher)",
     )
+    allow_weak_teacher: bool = setting(
+        False, "go on although the teacher decides hardly better than a guess on the test data"
+    )
     download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from ..config.common import Config
 from ..files import digest
 from .snapshots import LAYOUT
 
-NO_MATTER = {"threads", "device", "download"}
+NO_MATTER = {"threads", "device", "download", "allow_weak_teacher"}
 """No result depends on these settings."""
 
 

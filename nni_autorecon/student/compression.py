@@ -36,7 +36,7 @@ from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
-from .results import CompressionResult, agreement, evaluation_data
+from .results import CompressionResult, agreement, evaluation_data, measured_accuracy
 from .training import StudentTraining
 
 EpochMetrics = dict[str, Any]
@@ -221,8 +221,7 @@ def run_compression(
     teacher, state = taken_up(run, "compress", config, teacher)
     require_same_structure(teacher)
     data = evaluation_data(config, teacher)
-    # Data that do not fit are refused before the training.
-    teacher_accuracy = teacher.accuracy(teacher.network, data)
+    teacher_accuracy = measured_accuracy(config, teacher, data)
     before = 0 if config.generator_spec or state else distillation_steps(config)
     with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
 

@@ -37,7 +37,7 @@ from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
 from .images import OnStep, configured_generator
-from .results import DistillationResult, agreement, evaluation_data
+from .results import DistillationResult, agreement, evaluation_data, measured_accuracy
 
 EpochMetrics = dict[str, Any]
 
@@ -269,8 +269,7 @@ def run_distillation(
     teacher, state = taken_up(run, "distill", config, teacher)
     distillation = Distillation.start(config, teacher, state)
     data = evaluation_data(config, teacher)
-    # Data that do not fit are refused before the training.
-    teacher_accuracy = teacher.accuracy(teacher.network, data)
+    teacher_accuracy = measured_accuracy(config, teacher, data)
     run.start("distill", config, device=teacher.device_name)
     with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
         bar.update(distillation.epoch * config.steps)
