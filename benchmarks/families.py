@@ -46,8 +46,8 @@ TORCHVISION = (
     *("vgg11_bn", "wide_resnet50_2"),
 )
 NETWORKS = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION))
-SIZES = (96, 107, 128)
-"""The first size that a network takes is used, in pixels; inception_v3 needs more than 96."""
+SIZES = (64, 107, 128)
+"""The first size that a network takes is used, in pixels; inception_v3 needs more than 64."""
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
 STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
 COMPRESSION: dict[str, Any] = {"generator": "random:0", **STEPS, **GENERATOR}
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.networks:
         rows.append(attempt(name))
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    frame = pd.DataFrame(rows)
-    write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False))
-    write_text(arguments.output.with_suffix(".md"), to_markdown(frame))
+        frame = pd.DataFrame(rows)  # it is written after each, for a run may be ended early
+        write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False))
+        write_text(arguments.output.with_suffix(".md"), to_markdown(frame))
 
 
 def attempt(name: str) -> dict[str, Any]:

@@ -157,7 +157,8 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
                 raise ValueError("it does not say how it was quantized")
             network, _ = quantize_network(structure, description.quantization, image=description.image)
         except InputError as error:
-            raise InputError(f"{path} does not fit {spec}: {error}") from error
+            fault = one_line(error).partition(";")[0]
+            raise InputError(f"{path} does not fit {spec}: {fault}; name the network it was made of") from error
         except (TypeError, ValueError, KeyError) as error:
             raise _other_version(path, header, error) from error
     built = {f"{name}.weight": layer.parametrizations.weight[0].bits for name, layer in quantized_layers(network)}
