@@ -267,7 +267,7 @@ def _configured(
 
 def _of_loaded(teacher: Teacher, config: AnyConfig) -> AnyConfig:
     """Return ``config`` with the settings of a loaded teacher. Raises InputError if it sets such ones itself."""
-    known = ("teacher", "checkpoint", "num_classes", "image_size", "mean", "std", "device")
+    known = ("teacher", "checkpoint", "checkpoint_key", "num_classes", "image_size", "mean", "std", "device")
     if said := [name for name in known if name in config.given]:
         raise InputError(f"the teacher is loaded already, so that {', '.join(said)} would do nothing; leave it out")
     return config.override({"teacher": teacher.name, **teacher.settings}, source="arguments")

@@ -27,6 +27,7 @@ class Config(Settings):
         symbol="M_p",
     )
     checkpoint: str | None = setting(None, "state_dict file for the teacher (default: its own weights)")
+    checkpoint_key: str | None = setting(None, "key of the state_dict in it, as state_dict_ema, if there are several")
     num_classes: int | None = setting(None, "number of classes, if the teacher cannot tell", low=2)
     image_size: int | None = setting(None, "height and width of its input, if the teacher cannot tell", low=8)
     mean: str | None = setting(None, "mean of its pixels per channel, as 0.485,0.456,0.406, if it cannot tell")

@@ -49,7 +49,9 @@ class SearchConfig(Config):
             "teacher", "checkpoint", "image_size", "mean", "std", "preset", "seed", "epochs", "width", "mac_penalty",
             "device", "threads",
         ),
-        "the network and the loss (eq. 1)": ("num_classes", "bns_weight", "bns_form", "batch_size", "latent_dim"),
+        "the network and the loss (eq. 1)": (
+            "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "latent_dim",
+        ),
         "the search": ("strategy", "weight_steps", "architecture_steps", "validation_steps", "candidate_steps"),
         "the relaxation (eq. 4 and 7)": (
             "relaxation", "sampling", "temperature_start", "temperature_end", "temperature_schedule",

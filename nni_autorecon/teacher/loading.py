@@ -173,6 +173,7 @@ def load_teacher(
     spec: str,
     *,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
@@ -187,6 +188,7 @@ def load_teacher(
             is called without arguments, or with ``num_classes`` if it takes it.
         checkpoint: A state_dict, possibly wrapped. A factory needs one; for a library's network it replaces the
             pre-trained weights.
+        checkpoint_key: Key of the state_dict in that file, such as ``state_dict_ema``, if there are several.
         num_classes: The number of classes, if the network cannot tell.
         image_size: Height and width of its images, if it cannot tell.
         mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes the network's attribute
@@ -208,7 +210,9 @@ def load_teacher(
         ImageShape(channels=1, height=16, width=16)
     """
     where = resolve_device(device) if isinstance(device, str) else device
-    network, expected = find_network(spec, checkpoint=checkpoint, num_classes=num_classes)
+    network, expected = find_network(
+        spec, checkpoint=checkpoint, checkpoint_key=checkpoint_key, num_classes=num_classes
+    )
     size = None if image_size is None else (image_size, image_size)
     if size not in (None, expected.image_size):
         expected = expected._replace(resize=None)
@@ -218,6 +222,7 @@ def load_teacher(
         raise InputError(f"teacher {spec} has {teacher.num_classes} classes, not {num_classes}; correct --num-classes")
     settings = {
         "checkpoint": None if checkpoint is None else str(checkpoint),
+        "checkpoint_key": checkpoint_key,
         "num_classes": num_classes,
         "image_size": image_size,
         "mean": _text(given.mean),
@@ -285,6 +290,7 @@ def configured_teacher(config: Config) -> Teacher:
     return load_teacher(
         config.teacher,
         checkpoint=config.checkpoint,
+        checkpoint_key=config.checkpoint_key,
         num_classes=config.num_classes,
         image_size=config.image_size,
         mean=_numbers("mean", config.mean),

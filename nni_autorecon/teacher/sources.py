@@ -44,22 +44,30 @@ class Expected(NamedTuple):
 
 
 def find_network(
-    spec: str, *, checkpoint: str | Path | None = None, num_classes: int | None = None
+    spec: str,
+    *,
+    checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    num_classes: int | None = None,
 ) -> tuple[nn.Module, Expected]:
     """Return the network that ``spec`` names, and the images that it expects.
+
+    ``checkpoint_key`` says which state_dict of the checkpoint is meant, if there are several.
 
     It has the weights of the file ``checkpoint``, or its own if that is None. Only libraries and ``digits`` have
     weights of their own. num_classes: the number of classes, for :func:`architecture`.
     Raises InputError if there is no such network, file or library, or if the checkpoint does not fit.
     """
     library, name = _parse(spec)
+    if checkpoint is None and checkpoint_key is not None:
+        raise InputError("--checkpoint-key chooses within a file; give it with --checkpoint")
     if spec == "digits":
         if checkpoint is not None:
             raise InputError("the digits teacher has its own weights; leave out --checkpoint or name another teacher")
         return load_digits_teacher(), Expected(digits.IMAGE[1:], None, (digits.MEAN, digits.STD), digits.IMAGE.channels)
     if checkpoint is not None:
         network = architecture(spec, num_classes)
-        load_checkpoint(network, Path(checkpoint), spec)
+        load_checkpoint(network, Path(checkpoint), spec, key=checkpoint_key)
     elif library in LIBRARIES:
         network = _create(spec, pretrained=True)
     else:

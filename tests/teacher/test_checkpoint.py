@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nni_autorecon.errors import InputError
@@ -45,6 +47,18 @@ WRAPS: dict[str, Callable[[State], object]] = {
     "nested": lambda state: {"model": {"state_dict": state, "best": 0.5}},
     "DataParallel": lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
     "Lightning": lambda state: {"state_dict": {f"model.{key}": tensor for key, tensor in state.items()}},
+    "net of a script": lambda state: {"net": {f"module.{key}": tensor for key, tensor in state.items()}, "acc": 9.5},
+    "arguments": lambda state: {
+        "args": argparse.Namespace(lr=1),
+        "model_state_dict": state,
+        "optimizer": {"state": {}},
+    },
+    "averaged": lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": state[key] for key in state}},
+    "counted": lambda state: {**state, "total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
+    "beside a loss": lambda state: {
+        "state_dict": {**{f"net.{key}": state[key] for key in state}, "criterion.weight": torch.ones(5)}
+    },
+    "EMA alone": lambda state: {"model_ema": state},
     "both": lambda state: {"model": {f"module.model.module.{key}": tensor for key, tensor in state.items()}},
 }
 
@@ -91,12 +105,78 @@ def test_a_checkpoint_of_another_network(change: Callable[[State], object], mess
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "net": {"0.weight": torch.ones(1)}}, "no state_dict but epoch, net; give one, alone or"),
+        ({"epoch": 3, "net": {"lr": 0.1}}, "no state_dict but epoch, net; give one, alone or"),
         ([torch.ones(1)], "no state_dict but list"),
-        ({"state_dict": {}}, "no state_dict but nothing"),
-        ({"args": argparse.Namespace(lr=1), "state_dict": {}}, "holds argparse.Namespace, which could run code"),
+        ({"state_dict": {}}, "no state_dict but state_dict; give one"),
+        ({}, "no state_dict but nothing"),
+        ({"a": np.ones(3)}, "could run code; give torch.save(network.state_dict(), FILE)"),
         (nn.Linear(2, 3), "holds torch.nn.modules.linear.Linear, which could run code; give torch.save"),
     ],
 )
 def test_a_checkpoint_without_a_state_dict(content: object, message: str, tmp_path: Path) -> None:
     assert message in refusal(content, tmp_path)
+
+
+def several(state: State) -> dict[str, object]:
+    """The weights as an EMA beside weights of zeros."""
+    last = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    return {"epoch": 9, "state_dict": last, "state_dict_ema": state, "optimizer": {"state": {0: torch.ones(1)}}}
+
+
+def test_a_message_says_which_of_several_was_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    state, network = snapshot(toy_teacher()), toy_teacher()
+    load_checkpoint(network, save(several(state), tmp_path), "toy")
+    assert not any(tensor.any() for tensor in network.state_dict().values())
+    (message,) = caplog.messages
+    assert "weights.pt: state_dict is taken; --checkpoint-key takes another, state_dict_ema" in message
+
+
+def test_a_key_takes_another(tmp_path: Path) -> None:
+    state, network = snapshot(toy_teacher()), blank()
+    load_checkpoint(network, save({"models": several(state)}, tmp_path), "toy", key="models.state_dict_ema")
+    assert has(network, state)
+    with pytest.raises(InputError, match=r"no state_dict 'ema', but models.state_dict, models.state_dict_ema; choose"):
+        load_checkpoint(network, tmp_path / "weights.pt", "toy", key="ema")
+
+
+def test_what_fits_is_taken_before_what_is_usual(tmp_path: Path) -> None:
+    state, network = snapshot(toy_teacher()), blank()
+    load_checkpoint(network, save({"model": {"gan.weight": torch.ones(3)}, "classifier": state}, tmp_path), "toy")
+    assert has(network, state)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    state, network = snapshot(toy_teacher()), blank()
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "weights.safetensors")
+    load_checkpoint(network, tmp_path / "weights.safetensors", "toy")
+    assert has(network, state)
+    (tmp_path / "weights.safetensors").write_bytes(b"nonsense" * 9)
+    with pytest.raises(InputError, match=r"weights.safetensors is damaged or no PyTorch checkpoint; give torch.save"):
+        load_checkpoint(network, tmp_path / "weights.safetensors", "toy")
+
+
+FILES = {
+    "git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "of git-lfs; fetch it with git lfs pull",
+    ),
+    "web page": (b" <!DOCTYPE html><html>Sign in</html>", "is a web page; download the file itself"),
+    "nothing": (b"", "is empty; give torch.save"),
+    "anything": (b"abc" * 100, "is damaged or no PyTorch checkpoint; give torch.save"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_checkpoint_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(blank(), path, "toy")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 3)).save(tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"weights.pt is TorchScript; give its weights"):
+        load_checkpoint(blank(), tmp_path / "weights.pt", "toy")
