@@ -115,7 +115,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if spec is None:
         raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
     data = load_evaluation_data(
-        spec, num_classes=known.num_classes, image=known.image, resize=known.resize, download=arguments.download
+        spec,
+        num_classes=known.num_classes,
+        image=known.image,
+        resize=known.resize,
+        download=arguments.download,
+        labels=arguments.labels,
     )
     right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
     count = len(data)  # type: ignore[arg-type] # every data set here has a length

@@ -127,6 +127,7 @@ def _add_students(command: AddCommand) -> None:
     evaluate = command("evaluate", "measure a saved student, .safetensors, .onnx or .pt", commands.evaluate)
     evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
     evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
+    evaluate.add_argument("--labels", metavar="FILE", help="for a test folder, as for compress")
     evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
     evaluate.add_argument("--device", metavar="auto|cpu|cuda", default="cpu", help="where to compute (default: cpu)")
     for each in (onnx, evaluate):

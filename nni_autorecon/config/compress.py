@@ -34,7 +34,8 @@ class CompressConfig(StudentConfig):
             "test_data", "epochs", "seed", "device", "threads",
         ),
         "the network and the loss (eq. 1)": (
-            "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "download", "allow_weak_teacher",
+            "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "labels", "download",
+            "allow_weak_teacher",
         ),
         "what is quantized": (
             "protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges", "allow_partial",

@@ -22,7 +22,8 @@ class DistillConfig(StudentConfig):
             "epochs", "seed", "device", "threads",
         ),
         "the network and the loss (eq. 1)": (
-            "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "download", "allow_weak_teacher",
+            "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "labels", "download",
+            "allow_weak_teacher",
         ),
         "epochs": ("steps", "student_steps", "agreement_steps"),
         "the generator": (

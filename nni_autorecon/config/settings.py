@@ -296,9 +296,14 @@ def _parse(kind: type, text: str) -> Any:
         return text
 
 
-_METAVARS = {"checkpoint": "FILE", "genotype": "FILE", "bits": "wNaN", "mean": "N,N,N", "std": "N,N,N"} | dict.fromkeys(
-    ("teacher", "student", "generator", "test_data"), "SPEC"
-)
+_METAVARS = {
+    "checkpoint": "FILE",
+    "genotype": "FILE",
+    "labels": "FILE",
+    "bits": "wNaN",
+    "mean": "N,N,N",
+    "std": "N,N,N",
+} | dict.fromkeys(("teacher", "student", "generator", "test_data"), "SPEC")
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

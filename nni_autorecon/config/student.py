@@ -53,6 +53,11 @@ class StudentConfig(Config):
         "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
         "imagenet:FOLDER (default: digits for the digits teacher)",
     )
+    labels: str | None = setting(
+        None,
+        "for a test folder: a CSV of files and labels, or names.txt with the names of all class folders in the "
+        "network's order",
+    )
     allow_weak_teacher: bool = setting(
         False, "go on although the teacher decides hardly better than a guess on the test data"
     )

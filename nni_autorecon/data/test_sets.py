@@ -18,6 +18,7 @@ from ..errors import InputError, MachineError, one_line
 from ..files import is_there
 from ..shapes import ImageShape
 from .digits import digits_data
+from .folders import pictures_of_classes, pictures_of_table, read_picture
 from .images import EvaluationData, LabelledImages, load_images
 
 SPECS = "digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or imagenet:FOLDER"
@@ -26,7 +27,13 @@ ARCHIVES = "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
 
 
 def load_evaluation_data(
-    spec: str, *, num_classes: int, image: ImageShape, resize: int = 0, download: bool = False
+    spec: str,
+    *,
+    num_classes: int,
+    image: ImageShape,
+    resize: int = 0,
+    download: bool = False,
+    labels: str | Path | None = None,
 ) -> EvaluationData:
     """Return the images that ``spec`` names, fitted to a classifier of ``num_classes`` and images of shape ``image``.
 
@@ -35,6 +42,8 @@ def load_evaluation_data(
     Pictures of another size are resized and cropped by :func:`fit_image`, and converted between grey and RGB.
 
     resize: pixels of the short side before the crop, for :func:`fit_image`.
+    labels: a CSV of files and labels for a folder of pictures (:func:`.folders.pictures_of_table`), or a text file with
+        the names of all classes for one of class folders (:func:`.folders.pictures_of_classes`).
     download: fetch CIFAR-10 or CIFAR-100 into the folder if they are not there.
 
     Raises InputError if there are no such data or if they do not fit. The data set raises it, too, when it reads a
@@ -43,6 +52,8 @@ def load_evaluation_data(
     kind, _, folder = spec.partition(":")
     if download and kind not in DATA_SETS:
         raise InputError(f"test data {spec} are not downloaded from anywhere; leave out --download")
+    if labels is not None and (spec.endswith(".npz") or spec == "digits" or kind in DATA_SETS):
+        raise InputError(f"test data {spec} have labels of their own; leave out --labels")
     fit = partial(fit_image, image=image, resize=resize)
     if spec.endswith(".npz"):
         return _from_arrays(spec, fit, image.channels)
@@ -57,7 +68,7 @@ def load_evaluation_data(
     if folder and kind in DATA_SETS:
         pictures = _from_torchvision(kind, folder, download)
     elif is_there(Path(spec), Path.is_dir):
-        pictures = _from_folder(spec)
+        return Pictures(_from_folder(Path(spec), Path(labels) if labels else None, num_classes), fit)
     else:
         raise InputError(f"test data {spec!r} do not exist; give {SPECS}")
     _require_classes(spec, len(pictures.classes), num_classes)
@@ -124,14 +135,13 @@ def _from_arrays(path: str, fit: Callable[[Tensor], Tensor], channels: int) -> L
     return LabelledImages(fit(data.images), data.labels)
 
 
-def _from_folder(folder: str) -> Any:
-    """Return torchvision's data set of a folder of class folders. Raises InputError if it is not one."""
-    from torchvision.datasets import ImageFolder
-
-    try:
-        return ImageFolder(folder, loader=_read)
-    except OSError as error:  # torchvision raises it if there is no class folder, or an empty one
-        raise InputError(f"test data {folder}: {one_line(error)}; give a folder of pictures for every class") from error
+def _from_folder(folder: Path, labels: Path | None, num_classes: int) -> Any:
+    """Return the pictures of a folder as a data set. Raises InputError if they or their labels cannot be used."""
+    if labels is not None and labels.suffix.lower() in (".csv", ".tsv"):
+        return pictures_of_table(folder, labels, num_classes)
+    if not any(entry.is_dir() for entry in folder.iterdir()) and any(folder.iterdir()):
+        raise InputError(f"test data {folder} have no class folders; give a CSV of files and labels with --labels")
+    return pictures_of_classes(folder, labels, num_classes)
 
 
 def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
@@ -142,7 +152,7 @@ def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
         remedy = f"put {ARCHIVES} from image-net.org there"
         if download:
             raise InputError(f"ImageNet cannot be downloaded without an account; {remedy} and leave out --download")
-        load = partial(datasets.ImageNet, folder, split="val", loader=_read)
+        load = partial(datasets.ImageNet, folder, split="val", loader=read_picture)
     else:
         remedy = "check the network" if download else "check the path, or fetch them with --download"
         cifar = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
@@ -155,17 +165,6 @@ def _from_torchvision(kind: str, folder: str, download: bool) -> Any:
     except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError if files are missing or damaged
         fault = MachineError if download else InputError
         raise fault(f"cannot read test data {kind} in {folder}: {one_line(error)}; {remedy}") from error
-
-
-def _read(path: str) -> Any:
-    """Read a picture file into memory, in RGB. Raises InputError, naming the file, if it is not a picture."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except Exception as error:  # damaged bytes can make a decoder raise anything
-        raise InputError(f"cannot read picture {path} ({one_line(error)}); repair or remove it") from error
 
 
 def _require_classes(spec: str, found: int, expected: int) -> None:

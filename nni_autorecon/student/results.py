@@ -157,7 +157,7 @@ def measured_accuracy(config: StudentConfig, teacher: Teacher, data: EvaluationD
         raise InputError(
             f"teacher {teacher.name} decides right on {accuracy:.2%} of {count} test images, where a guess among "
             f"{teacher.num_classes} classes does on {1 / teacher.num_classes:.2%}; check --mean and --std, the order "
-            "of the classes and of the channels, and the checkpoint, or go on with --allow-weak-teacher"
+            "of the classes (--labels) and of the channels, and the checkpoint, or go on with --allow-weak-teacher"
         )
     return accuracy
 
@@ -181,7 +181,14 @@ def evaluation_data(config: StudentConfig, teacher: Teacher) -> EvaluationData |
     if spec is None and config.download:
         raise InputError("there are no test data to download; give --test-data cifar10:FOLDER or cifar100:FOLDER")
     if spec is None:
+        if config.labels:
+            raise InputError("there are no test data that --labels could be of; give --test-data FOLDER")
         return None
     return load_evaluation_data(
-        spec, num_classes=teacher.num_classes, image=teacher.image, resize=teacher.resize, download=config.download
+        spec,
+        num_classes=teacher.num_classes,
+        image=teacher.image,
+        resize=teacher.resize,
+        download=config.download,
+        labels=config.labels,
     )
