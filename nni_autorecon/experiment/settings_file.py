@@ -81,6 +81,7 @@ def _check_space(space: Any, source: Path | str) -> None:
     if not isinstance(space, Mapping):
         raise InputError(f"the search space in {source} must map names to entries with _type and _value")
     for name, entry in space.items():
+        name = " ".join(str(name).split())  # it is shown in one line
         if not isinstance(entry, Mapping) or not {"_type", "_value"} <= entry.keys():
             raise InputError(f"search space {source}: {name} needs _type and _value")
         if entry["_type"] not in common_search_space_types:

@@ -143,7 +143,7 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor])
 
 
 def measured_accuracy(config: StudentConfig, teacher: Teacher, data: EvaluationData | None) -> float | None:
-    """Measure the teacher on ``data`` and log its accuracy, so that a person sees it before anything is trained.
+    """Measure the teacher on ``data``; log its accuracy on a person's, who sees it before anything is trained.
 
     Returns None without data. Raises InputError if they do not fit, or if the teacher decides hardly better than a
     guess (:func:`chance_limit`) and ``config.allow_weak_teacher`` is False.
@@ -152,7 +152,8 @@ def measured_accuracy(config: StudentConfig, teacher: Teacher, data: EvaluationD
     if accuracy is None or data is None:
         return None
     count = len(data)  # type: ignore[arg-type]
-    _log.info("teacher %s: %.2f %% of %d test images", teacher.name, 100 * accuracy, count)
+    if config.test_data is not None:  # that of the built-in teacher on its own data is known
+        _log.info("teacher %s: %.2f %% of %d test images", teacher.name, 100 * accuracy, count)
     if accuracy <= chance_limit(teacher.num_classes, count) and not config.allow_weak_teacher:
         raise InputError(
             f"teacher {teacher.name} decides right on {accuracy:.2%} of {count} test images, where a guess among "

@@ -102,7 +102,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     """
     if not is_there(path, Path.is_file):
         raise InputError(f"network {spec}: file {path} does not exist; check the path")
-    path = path.resolve()
+    given, path = path, path.resolve()
     code = hashlib.sha256(os.fsencode(path) + str(digest(path)).encode()).hexdigest()[:16]
     outer = _folders_of(path)[-1]
     package = ".".join([f"_nni_autorecon_network_{code}", *path.parent.relative_to(outer).parts])
@@ -123,7 +123,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # the person's code may raise anything, and a script may call sys.exit
         sys.modules.pop(name, None)
         raise InputError(
-            f"network {spec}: importing {path} raised {named(error)}{_elsewhere(error, path)}; repair the file"
+            f"network {spec}: importing {given} raised {named(error)}{_elsewhere(error, path)}; repair the file"
         ) from error
     return module
 

@@ -50,12 +50,14 @@ def test_a_weak_teacher_may_be_allowed(swapped):
 def test_the_accuracy_is_logged_before_the_first_epoch(caplog):
     caplog.set_level(logging.INFO, "nni_autorecon")
     seen = []
-    nar.compress("digits", **COMPRESSION, **STEPS, on_epoch=lambda row: seen.append(list(caplog.messages)))
+    nar.compress(
+        "digits", **COMPRESSION, **STEPS, test_data="digits", on_epoch=lambda row: seen.append(list(caplog.messages))
+    )
     assert seen[0] == ["teacher digits: 99.55 % of 445 test images"]
 
 
 def test_the_command_prints_the_accuracy_first(tmp_path, capfd):
-    flags = "--generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3 --steps 1 --agreement-steps 1"
+    flags = "--test-data digits --generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3 --steps 1 --agreement-steps 1"
     assert main(["compress", *flags.split(), "--batch-size", "4", "-o", str(tmp_path / "run")]) == 0
     assert capfd.readouterr().err.splitlines()[0] == "teacher digits: 99.55 % of 445 test images"
 
