@@ -139,7 +139,7 @@ def _from_folder(folder: Path, labels: Path | None, num_classes: int) -> Any:
     """Return the pictures of a folder as a data set. Raises InputError if they or their labels cannot be used."""
     if labels is not None and labels.suffix.lower() in (".csv", ".tsv"):
         return pictures_of_table(folder, labels, num_classes)
-    if not any(entry.is_dir() for entry in folder.iterdir()) and any(folder.iterdir()):
+    if not any(entry.is_dir() for entry in folder.iterdir()):
         raise InputError(f"test data {folder} have no class folders; give a CSV of files and labels with --labels")
     return pictures_of_classes(folder, labels, num_classes)
 

@@ -57,7 +57,8 @@ def test_the_accuracy_is_logged_before_the_first_epoch(caplog):
 
 
 def test_the_command_prints_the_accuracy_first(tmp_path, capfd):
-    flags = "--test-data digits --generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3 --steps 1 --agreement-steps 1"
+    flags = "--test-data digits --generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3"
+    flags += " --steps 1 --agreement-steps 1"
     assert main(["compress", *flags.split(), "--batch-size", "4", "-o", str(tmp_path / "run")]) == 0
     assert capfd.readouterr().err.splitlines()[0] == "teacher digits: 99.55 % of 445 test images"
 
