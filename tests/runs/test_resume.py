@@ -305,7 +305,7 @@ def test_a_damaged_snapshot_is_said_to_be_one(damage, unfinished, capsys, caplog
     path.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
     assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 2
     assert f"{SNAPSHOT} is damaged" in caplog.text
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.count("\n") == 2  # the warning and the error
     with RunFolder(unfinished, "trial") as run:
         assert run.earlier("compress", CompressConfig()) is None
 
