@@ -184,8 +184,9 @@ class FakeDataSet:
     ],
 )
 def test_the_test_split_of_a_data_set(
-    spec: str, name: str, download: bool, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    spec: str, name: str, download: bool, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets, name, FakeDataSet)
     data = load(spec, num_classes=10, download=download)
     assert isinstance(data, Pictures)
@@ -225,6 +226,7 @@ def test_downloads_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.Monk
             at_once.remove(self)
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Slow)
+    monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: load("cifar10:there", num_classes=10, download=True), range(3)))
     assert most == [1, 1, 1]
