@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import hashlib
 import importlib
@@ -11,9 +12,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +24,10 @@ from ..files import digest, is_there
 
 _folders: list[Path] = []
 """The folders whose files were imported, the last one first."""
+_appended: list[str] = []
+"""Those of them that stand at the end of ``sys.path``, in this order."""
+_aside: dict[Path, dict[str, ModuleType]] = {}
+"""Modules of each folder that made room for those of the same name in another folder."""
 
 
 def network_of_factory(place: str, name: str, num_classes: int | None, spec: str) -> nn.Module:
@@ -38,7 +44,7 @@ def network_of_factory(place: str, name: str, num_classes: int | None, spec: str
         if not callable(factory):
             known = [key for key, value in vars(module).items() if callable(value)]
             raise InputError(f"network {place} has no function or class {name!r}; {hint(name, known)}")
-        return _build(factory, num_classes, spec)
+        return _build(factory, num_classes, spec, path)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -70,29 +76,61 @@ def _folders_of(path: Path) -> list[Path]:
 def _on_path(folders: Sequence[Path]) -> Iterator[None]:
     """Let modules be found in ``folders`` first within the block, as a script does, and last afterwards.
 
-    A network may import more when it is called. Modules of the same name that lie in the folder of another file must be
-    found anew; whoever has imported them keeps them.
+    Modules of the same name that lie in the folder of another file make room, and come back when it imports again.
     """
     others = [folder for folder in _folders if folder not in folders]
-    own = {entry.stem for folder in folders if folder.is_dir() for entry in folder.iterdir() if _is_module(entry)}
+    places = {name: folder for folder in reversed(folders) for name in _modules_in([folder])}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in own and file and any(Path(file).is_relative_to(folder) for folder in others):
-            del sys.modules[name]
+        own = places.get(_top(name))
+        if own and (folder := _folder_of(name, module)) != own and folder in [*folders, *others]:
+            _aside.setdefault(folder, {})[name] = sys.modules.pop(name)
+    for folder in folders:
+        found = _aside.get(folder, {})
+        sys.modules.update({name: found.pop(name) for name in list(found) if places.get(_top(name)) == folder})
     _folders[:] = [*folders, *others]
     importlib.invalidate_caches()
     ours = {str(folder) for folder in _folders}
-    before = list(sys.path)
+    before = [entry for entry in sys.path if entry not in _appended]
+    _appended.clear()
     sys.path[:] = [*map(str, folders), *before]
     try:
         yield
     finally:
         new = [entry for entry in sys.path if entry not in ours and entry not in before]  # the person's code added it
-        sys.path[:] = [*new, *before, *(str(folder) for folder in _folders if str(folder) not in before)]
+        _appended[:] = [str(folder) for folder in _folders if str(folder) not in before]
+        sys.path[:] = [*new, *before, *_appended]
 
 
-def _is_module(entry: Path) -> bool:
-    return entry.suffix == ".py" or (entry.is_dir() and entry.name.isidentifier())
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _folder_of(name: str, module: ModuleType) -> Path | None:
+    """Return the folder from which a module, or the package that it is in, is imported."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return None
+    path = Path(file)
+    above = (path.parent if path.stem == "__init__" else path).parents
+    return above[name.count(".")] if name.count(".") < len(above) else None
+
+
+def _modules_in(folders: Sequence[Path]) -> set[str]:
+    """Return the names of the modules and packages that lie in ``folders``."""
+    entries = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir()]
+    return {entry.stem for entry in entries if entry.suffix == ".py" or (entry.is_dir() and entry.name.isidentifier())}
+
+
+def _builtins_beside(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return builtins for a file whose functions, such as ``forward``, may import from ``folders`` at any time."""
+    entries = [str(folder) for folder in folders]
+
+    def import_beside(name: str, *context: Any, **more: Any) -> ModuleType:
+        is_ready = sys.path[: len(entries)] == entries or _top(name) not in _modules_in(folders)
+        with nullcontext() if is_ready else _on_path(folders):
+            return builtins.__import__(name, *context, **more)
+
+    return {**vars(builtins), "__import__": import_beside}
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
@@ -104,19 +142,24 @@ def _import_file(path: Path, spec: str) -> ModuleType:
         raise InputError(f"network {spec}: file {path} does not exist; check the path")
     given, path = path, path.resolve()
     code = hashlib.sha256(os.fsencode(path) + str(digest(path)).encode()).hexdigest()[:16]
-    outer = _folders_of(path)[-1]
-    package = ".".join([f"_nni_autorecon_network_{code}", *path.parent.relative_to(outer).parts])
+    folders = _folders_of(path)
+    outer = folders[-1]
+    # Each folder above is a package, too, for ``from ..parts``.
+    above = [f"_nni_autorecon_network_{code}", *["above"] * (len(outer.parts) - 1)]
+    package = ".".join([*above, *path.parent.relative_to(outer).parts])
     name = f"{package}.{path.stem.replace('.', '_')}"
     if name in sys.modules:  # a second copy would take it away from networks that exist, which pickle needs
         return sys.modules[name]
     try:
-        _make_package(package.partition(".")[0], outer)
+        for depth, folder in enumerate([*reversed(outer.parents), outer], start=1):
+            _make_package(".".join(above[:depth]), folder)
         importlib.import_module(package)
         found = importlib.util.spec_from_file_location(name, path)
         if found is None or found.loader is None:
             raise InputError(f"network {spec}: Python cannot import {path}; give a file whose name ends in .py")
         module = importlib.util.module_from_spec(found)
         sys.modules[name] = module  # dataclasses in the file look up their module here
+        vars(module)["__builtins__"] = _builtins_beside(folders)
         found.loader.exec_module(module)
     except InputError:
         raise
@@ -136,10 +179,10 @@ def _make_package(name: str, folder: Path) -> None:
 
 
 def _elsewhere(error: BaseException, path: Path) -> str:
-    """Return where an error was raised, if that is another file than ``path``."""
+    """Return where an error was raised, if that is another file of the person's than ``path``."""
     frames = traceback.extract_tb(error.__traceback__)
-    files = [f"{frame.filename}, line {frame.lineno}" for frame in frames if Path(frame.filename).is_file()]
-    return f" in {files[-1]}" if files and Path(files[-1].rpartition(",")[0]) not in (path, Path(__file__)) else ""
+    own = [frame for frame in frames if any(Path(frame.filename).is_relative_to(folder) for folder in _folders)]
+    return f" in {own[-1].filename}, line {own[-1].lineno}" if own and Path(own[-1].filename) != path else ""
 
 
 def _import_module(name: str, spec: str) -> ModuleType:
@@ -154,15 +197,15 @@ def _import_module(name: str, spec: str) -> ModuleType:
         raise InputError(f"network {spec}: importing {name} raised {named(error)}; repair the module") from error
 
 
-def _build(factory: Callable[..., object], num_classes: int | None, spec: str) -> nn.Module:
-    """Call the factory. Raises InputError if it raises an error, or does not return a module."""
+def _build(factory: Callable[..., object], num_classes: int | None, spec: str, path: Path | None) -> nn.Module:
+    """Call the factory of the file ``path``. Raises InputError if it raises an error, or does not return a module."""
     arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
     try:
         network = factory(**arguments)
     except (Exception, SystemExit) as error:  # the person's code may raise anything
         raise InputError(
-            f"network {spec}: the factory raised {named(error)}; it must work without arguments, or with num_classes "
-            "if --num-classes is given"
+            f"network {spec}: the factory raised {named(error)}{_elsewhere(error, path) if path else ''}; "
+            "it must work without arguments, or with num_classes if --num-classes is given"
         ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")

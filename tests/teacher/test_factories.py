@@ -125,15 +125,17 @@ IMPORTS = {
     "by the package": ("zoo/deep/net.py", "from zoo.parts import unit", ""),
     "beside in a package": ("zoo/net.py", "from parts import unit", ""),
 }
+RELATIVE = [name for name in IMPORTS if name.startswith(("relatively", "from"))]
 
 
-def package(folder, file, imports, lazy, width):
+def package(folder, file, imports, lazy, width, *, marked=True):
     path = folder / file
     path.parent.mkdir(parents=True)
     for inner in [path.parent, *path.parent.parents]:
         if inner == folder:
             break
-        (inner / "__init__.py").touch()
+        if marked:
+            (inner / "__init__.py").touch()
     outer = folder / "zoo" if "zoo" in file else folder
     (outer / "parts.py").write_text(PARTS.replace("nn.ReLU()", f"nn.ReLU(), nn.Conv2d(b, b, 1, groups={width})"))
     path.write_text(MAKE.format(imports=imports, lazy=lazy or "pass", width=width))
@@ -146,6 +148,58 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, file, imports, lazy):
         network = architecture(f"{package(tmp_path / name, file, imports, lazy, width)}:make")
         assert network(torch.zeros(2, 2, 3, 3)).shape == (2, 4)
         assert network[0][3].groups == width
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_a_file_imports_relatively_from_folders_without_init(tmp_path, name):
+    network = architecture(f"{package(tmp_path / 'plain', *IMPORTS[name], 3, marked=False)}:make")
+    assert network(torch.zeros(2, 2, 3, 3)).shape == (2, 4)
+
+
+FORWARD = """
+from torch import nn
+class Scaled(nn.Identity):
+    def forward(self, x):
+        {imports}
+        return scale.FACTOR * x
+"""
+
+
+@pytest.mark.parametrize("folders", [("a", "a/b"), ("a/b", "a"), ("a", "b")], ids=str)
+def test_folders_may_lie_in_each_other(tmp_path, folders):
+    for folder, factor in zip(folders, (2, 9), strict=True):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "scale.py").write_text(f"FACTOR = {factor}\n")
+        (tmp_path / folder / "net.py").write_text(FORWARD.format(imports="import scale"))
+        if "/" in folder:
+            (tmp_path / folder / "__init__.py").touch()
+    specs = [f"{tmp_path / folder}/net.py:Scaled" for folder in folders]
+    for order in ((0, 1, 0, 1), (1, 0, 1, 0)):
+        made = {index: architecture(specs[index]) for index in order}
+        for index in order:
+            assert made[index](torch.ones(1)).item() == (2, 9)[index]
+
+
+@pytest.mark.parametrize("imports", ["import scale", "scale = __import__('scale', fromlist=['FACTOR'])"])
+def test_networks_import_their_own_neighbours_when_they_are_called(tmp_path, imports):
+    made = []
+    for name, factor in (("teacher", 2), ("student", 9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scale.py").write_text(f"FACTOR = {factor}\n")
+        (tmp_path / name / "net.py").write_text(FORWARD.format(imports=imports))
+        made.append(architecture(f"{tmp_path / name}/net.py:Scaled"))
+        assert made[-1](torch.ones(1)).item() == factor
+    assert [network(torch.ones(1)).item() for network in (*made, *made)] == [2, 9, 2, 9]
+
+
+def test_a_neighbour_stays_one_module_whatever_is_loaded_between(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kinds.py").write_text("from torch import nn\nclass Kind(nn.Conv2d):\n    pass\n")
+        (tmp_path / name / "net.py").write_text("def make():\n    from kinds import Kind\n    return Kind(2, 3, 1)\n")
+    specs = [f"{tmp_path / name}/net.py:make" for name in ("one", "other", "one")]
+    first, between, again = map(architecture, specs)
+    assert type(again) is type(first) is not type(between)
 
 
 def test_a_file_may_import_when_it_is_called(tmp_path):
@@ -161,6 +215,19 @@ def test_an_error_beside_the_file_names_the_other_file(tmp_path):
     (tmp_path / "broken_part.py").write_text("\nraise ValueError('no')\n")
     (tmp_path / "net.py").write_text("import broken_part\n")
     with pytest.raises(InputError, match=r"net.py raised ValueError: no in .*broken_part.py, line 2; repair the file"):
+        architecture(f"{tmp_path}/net.py:make")
+
+
+def test_an_error_beside_the_file_is_named_when_the_factory_imports(tmp_path):
+    (tmp_path / "late_fault.py").write_text("\n\nraise KeyError('width')\n")
+    (tmp_path / "net.py").write_text("def make():\n    import late_fault\n")
+    with pytest.raises(InputError, match=r"the factory raised KeyError: 'width' in .*late_fault.py, line 3; it must"):
+        architecture(f"{tmp_path}/net.py:make")
+
+
+def test_an_error_of_a_library_names_no_file_of_it(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 1, groups=3)\n")
+    with pytest.raises(InputError, match=r"must be divisible by groups; it must work"):
         architecture(f"{tmp_path}/net.py:make")
 
 
