@@ -58,8 +58,9 @@ def load_distilled(path: str | Path, *, structure: str | None = None) -> SavedNe
     if structure is None and names_code(spec):
         raise InputError(f"{path} is of {spec}, code that loading would run; if it is yours, add --teacher {spec}")
     with torch.random.fork_rng(devices=[]):
-        network = architecture(spec, classes).eval().requires_grad_(False)
+        network = architecture(spec, classes)
     load_checkpoint(network, Path(path), spec)
+    network.eval().requires_grad_(False)
     size = Path(path).stat().st_size
     description = Description(str(about["teacher"]), classes, image, mean, std, None, resize=resize)
     return SavedNetwork(network, description, float_size(network), size)

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..errors import InputError, one_line, shown
+from ..errors import InputError, named, one_line, shown
 from ..files import parse_json, write_atomically
 from ..quantization.calls import QUANTIZED
 from ..quantization.folding import folded
@@ -30,6 +31,7 @@ from ..quantization.integers import (
     to_inference_form,
     unpack,
 )
+from ..shapes import ImageShape
 from ..teacher.checkpoint import settle_lazy_layers
 from ..teacher.loading import IN_MEMORY
 from ..teacher.sources import names_code
@@ -148,8 +150,8 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
         else:
             structure = description.structure(spec)
             settle_lazy_layers(structure, _stored_shapes(stored, tensors))
+        _settle_folded(structure.float(), description.image, f"{path} does not fit {spec}")  # teachers are float32
         float_bytes = float_size(structure)
-        structure.float()  # as its teacher was converted
         if description.folded:
             structure = folded(structure, image=description.image)[0]
         try:
@@ -189,6 +191,20 @@ def _stored_shapes(
     """Return the shapes of a file's quantized weights and of its other tensors, under the names of a state_dict."""
     quantized = {f"{name}.weight": shape for name, (_, shape) in weights.items()}
     return {**{name: tensor.shape for name, tensor in tensors.items()}, **quantized}
+
+
+def _settle_folded(network: nn.Module, image: ImageShape, fault: str) -> None:
+    """Settle lazy layers that were folded, and have no tensors in the file, by a forward pass.
+
+    Raises InputError, which begins with ``fault``, if the network does not take such an image.
+    """
+    if not any(isinstance(layer, LazyModuleMixin) for layer in network.modules()):
+        return
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *image))
+    except Exception as error:  # the person's code may raise anything
+        raise InputError(f"{fault}: {named(error)}; name the network it was made of") from error
 
 
 def _require_trusted(spec: str, path: str) -> None:

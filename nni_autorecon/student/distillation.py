@@ -190,9 +190,11 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
     parameters to train.
     """
     student = architecture(spec, teacher.num_classes).to(teacher.device).eval()
-    known = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    known: dict[str, Tensor] = {}
     with images_to_try(2, teacher.image, teacher.device, f"student {spec}") as images:
         for training in (False, True):
+            if training:  # lazy layers have their sizes by now
+                known = {name: buffer.clone() for name, buffer in student.named_buffers()}
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
                     logits = student.train(training)(images)

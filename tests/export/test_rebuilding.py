@@ -10,6 +10,8 @@ import torch
 import nni_autorecon as nar
 from nni_autorecon.errors import InputError
 from nni_autorecon.export.description import Description
+from nni_autorecon.export.distilled_file import ABOUT, load_distilled
+from nni_autorecon.student.distillation import student_for
 from nni_autorecon.teacher.sources import architecture
 
 STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
@@ -26,6 +28,9 @@ def with_background(num_classes=6):
 
 def lazy():
     return layers(nn.LazyConv2d(4, 3, groups=2), nn.LazyBatchNorm2d(), nn.LazyLinear(5))
+
+def other():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm1d(), nn.Flatten(), nn.LazyLinear(5))
 
 widths = itertools.count(3)
 
@@ -59,6 +64,41 @@ def test_a_factory_is_called_again_as_it_was_called(made, tmp_path, name, classe
     images = torch.randn(3, 2, 12, 12)
     assert saved.description.num_classes == classes
     assert torch.equal(saved.network(images), result.student.network(images))
+
+
+def test_lazy_norms_that_were_folded_are_built_again(made, tmp_path):
+    where = made("lazy")
+    result = nar.compress(**where, method="dfq", image_size=12, batch_size=4, threads=1, progress=False)
+    result.student.save(tmp_path / "student.safetensors")
+    saved = nar.load_student(tmp_path / "student.safetensors", teacher=where["teacher"])
+    images = torch.randn(3, 2, 12, 12)
+    assert torch.equal(saved.network(images), result.student.network(images))
+
+
+def test_a_file_of_another_lazy_network_is_refused_in_one_line(made, tmp_path):
+    where = made("lazy")
+    result = nar.compress(**where, method="dfq", image_size=12, batch_size=4, threads=1, progress=False)
+    result.student.save(tmp_path / "student.safetensors")
+    with pytest.raises(
+        InputError, match=r"does not fit .*:other: RuntimeError.*; name the network it was made of"
+    ) as caught:
+        nar.load_student(tmp_path / "student.safetensors", teacher=where["teacher"].replace(":lazy", ":other"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lazy_network_is_distilled_into_and_loaded(made, tmp_path):
+    where = made("lazy")
+    spec = where["teacher"]
+    student = student_for(nar.load_teacher(spec, checkpoint=where["checkpoint"], image_size=12), spec)
+    assert [type(layer).__name__ for layer in student][:2] == ["Conv2d", "BatchNorm2d"]
+    assert torch.equal(student[1].running_mean, torch.zeros(4))  # the trial in training leaves no trace
+    about = {"student": spec, "teacher": spec, "num_classes": 5, "image": (2, 12, 12), "mean": (0, 0), "std": (1, 1)}
+    content = {"state_dict": student.state_dict(), ABOUT: json.dumps({**about, "resize": 12})}
+    torch.save(content, tmp_path / "student.pt")
+    again = load_distilled(tmp_path / "student.pt", structure=spec).network
+    images = torch.randn(3, 2, 12, 12)
+    assert torch.equal(again(images), student(images))
+    assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
 def test_lazy_layers_become_ordinary_ones(made):
