@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -180,9 +181,15 @@ def _make_package(name: str, folder: Path) -> None:
 
 def _elsewhere(error: BaseException, path: Path) -> str:
     """Return where an error was raised, if that is another file of the person's than ``path``."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if any(Path(frame.filename).is_relative_to(folder) for folder in _folders)]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename))]
     return f" in {own[-1].filename}, line {own[-1].lineno}" if own and Path(own[-1].filename) != path else ""
+
+
+def _is_own(file: Path) -> bool:
+    """Return True for a file in a folder of the person's that is no library's, as in an environment that lies there."""
+    installed = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")}
+    beside = any(file.is_relative_to(folder) for folder in _folders)
+    return beside and not any(file.is_relative_to(folder) for folder in installed)
 
 
 def _import_module(name: str, spec: str) -> ModuleType:

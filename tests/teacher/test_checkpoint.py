@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import nni_autorecon as nar
 from nni_autorecon.errors import InputError
 from nni_autorecon.teacher.checkpoint import load_checkpoint
 from tests.helpers.checkpoints import save
@@ -60,6 +65,11 @@ WRAPS: dict[str, Callable[[State], object]] = {
     },
     "EMA alone": lambda state: {"model_ema": state},
     "both": lambda state: {"model": {f"module.model.module.{key}": tensor for key, tensor in state.items()}},
+    "beside a number": lambda state: {"epoch": 3, "best": None, **state},
+    "beside an EMA of a prefix": lambda state: {
+        **{f"ema_model.{key}": torch.zeros_like(state[key]) for key in state},
+        **{f"model.{key}": state[key] for key in state},
+    },
 }
 
 
@@ -110,6 +120,11 @@ def test_a_checkpoint_of_another_network(change: Callable[[State], object], mess
         ({"state_dict": {}}, "no state_dict but state_dict; give one"),
         ({}, "no state_dict but nothing"),
         ({"a": np.ones(3)}, "could run code; give torch.save(network.state_dict(), FILE)"),
+        ({"a": 3, "b": None}, "no state_dict but a, b; give one"),
+        (
+            {"loss": torch.ones(1), "net": {"fc.bias": torch.ones(2), "a": torch.ones(1)}},
+            "unexpected: fc.bias, a; give",
+        ),
         (nn.Linear(2, 3), "holds torch.nn.modules.linear.Linear, which could run code; give torch.save"),
     ],
 )
@@ -121,6 +136,80 @@ def several(state: State) -> dict[str, object]:
     """The weights as an EMA beside weights of zeros."""
     last = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
     return {"epoch": 9, "state_dict": last, "state_dict_ema": state, "optimizer": {"state": {0: torch.ones(1)}}}
+
+
+def two_prefixes(state: State) -> State:
+    """A student of zeros and its teacher, as a distillation keeps them."""
+    student = {f"student.{key}": torch.zeros_like(tensor) for key, tensor in state.items()}
+    return {**student, **{f"teacher.{key}": tensor for key, tensor in state.items()}}
+
+
+def test_two_that_fit_equally_are_refused_until_one_is_named(tmp_path: Path) -> None:
+    state = snapshot(toy_teacher())
+    message = refusal({"state_dict": two_prefixes(state)}, tmp_path)
+    assert "state_dict.student and state_dict.teacher fit equally; choose with --checkpoint-key" in message
+    network = blank()
+    load_checkpoint(network, tmp_path / "weights.pt", "toy", key="state_dict.teacher")
+    assert has(network, state)
+
+
+def test_the_key_above_names_the_state_dict_within(tmp_path: Path) -> None:
+    state, network = snapshot(toy_teacher()), blank()
+    last = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    path = save({"model": last, "ema": {"decay": 0.9, "state_dict": state}}, tmp_path)
+    load_checkpoint(network, path, "toy", key="ema")
+    assert has(network, state)
+
+
+def test_a_key_with_several_within_is_refused(tmp_path: Path) -> None:
+    path = save({"nets": two_prefixes(snapshot(toy_teacher()))}, tmp_path)
+    with pytest.raises(InputError, match=r"several state_dicts in 'nets', but nets.student, nets.teacher; choose"):
+        load_checkpoint(blank(), path, "toy", key="nets")
+
+
+def test_a_message_says_what_was_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    state = snapshot(toy_teacher())
+    prefixed = {f"net.{key}": tensor for key, tensor in state.items()}
+    path = save({"criterion.weight": torch.ones(5), "total_ops": torch.ones(1), "epoch": 3, **prefixed}, tmp_path)
+    load_checkpoint(blank(), path, "toy")
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "criterion.weight, total_ops, epoch left out, beside the network's weights"
+    ]
+
+
+class WithExtraState(nn.Conv2d):
+    """A layer that keeps a number in its state_dict."""
+
+    scale = 1.0
+
+    def get_extra_state(self) -> object:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scale = state["scale"]
+
+
+def test_extra_state_is_loaded(tmp_path: Path) -> None:
+    network, again = nn.Sequential(WithExtraState(3, 4, 1)), nn.Sequential(WithExtraState(3, 4, 1))
+    network[0].scale = 3.0
+    load_checkpoint(again, save({"epoch": 1, "net": network.state_dict()}, tmp_path), "toy")
+    assert again[0].scale == 3.0
+    assert torch.equal(again[0].weight, network[0].weight)
+
+
+def test_the_key_goes_from_the_teacher_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+    )
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(), nn.Sequential(), nn.Linear(4, 5))
+    weights = {"last": {key: value * 2 for key, value in network.state_dict().items()}, "averages": snapshot(network)}
+    arguments = {"checkpoint": save(weights, tmp_path), "image_size": 16}
+    teacher = nar.load_teacher(f"{tmp_path}/net.py:make", checkpoint_key="averages", **arguments)
+    assert has(teacher.network, snapshot(network))
+    with pytest.raises(InputError, match="averages and last fit equally|last and averages fit equally"):
+        nar.load_teacher(f"{tmp_path}/net.py:make", **arguments)
 
 
 def test_a_message_says_which_of_several_was_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,6 +240,8 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "weights.safetensors")
     load_checkpoint(network, tmp_path / "weights.safetensors", "toy")
     assert has(network, state)
+    load_checkpoint(network, (tmp_path / "weights.safetensors").rename(tmp_path / "weights.pt"), "toy")
+    assert has(network, state)
     (tmp_path / "weights.safetensors").write_bytes(b"nonsense" * 9)
     with pytest.raises(InputError, match=r"weights.safetensors is damaged or no PyTorch checkpoint; give torch.save"):
         load_checkpoint(network, tmp_path / "weights.safetensors", "toy")
@@ -162,6 +253,11 @@ FILES = {
         "of git-lfs; fetch it with git lfs pull",
     ),
     "web page": (b" <!DOCTYPE html><html>Sign in</html>", "is a web page; download the file itself"),
+    "web page with a mark": (b"\xef\xbb\xbf\n<html>Sign in</html>", "is a web page; download the file itself"),
+    "web page with a comment": (b"<!-- saved --><html>Sign in</html>", "is a web page; download the file itself"),
+    "JSON": (b'{"epoch": 3}', "is JSON or another text; give torch.save"),
+    "gzip": (gzip.compress(b"weights"), "is compressed; unpack it and give the file within"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(30), "is a file of HDF5, as Keras writes it; give torch.save"),
     "nothing": (b"", "is empty; give torch.save"),
     "anything": (b"abc" * 100, "is damaged or no PyTorch checkpoint; give torch.save"),
 }
@@ -173,6 +269,24 @@ def test_a_file_that_is_no_checkpoint_is_named(content: bytes, message: str, tmp
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_checkpoint(blank(), path, "toy")
+
+
+def test_files_of_other_libraries_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", a=np.ones(3))
+    np.save(tmp_path / "weights.npy", np.ones(3))
+    with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
+        archive.writestr("weights.pt", "weights")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "main_graph", [x], [y])
+    onnx.save(onnx.helper.make_model(graph, producer_name="pytorch"), tmp_path / "weights.onnx")
+    for name, kind in (
+        ("weights.npz", "NumPy's archive of arrays"),
+        ("weights.npy", "an array of NumPy"),
+        ("weights.zip", "an archive"),
+        ("weights.onnx", "an ONNX model"),
+    ):
+        with pytest.raises(InputError, match=f"{name} is {kind}; give torch.save"):
+            load_checkpoint(blank(), tmp_path / name, "toy")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

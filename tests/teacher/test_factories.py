@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import sys
+import sysconfig
 
 import pytest
 import torch
@@ -228,6 +229,17 @@ def test_an_error_beside_the_file_is_named_when_the_factory_imports(tmp_path):
 def test_an_error_of_a_library_names_no_file_of_it(tmp_path):
     (tmp_path / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 1, groups=3)\n")
     with pytest.raises(InputError, match=r"must be divisible by groups; it must work"):
+        architecture(f"{tmp_path}/net.py:make")
+
+
+def test_an_error_of_a_library_beside_the_file_names_no_file_of_it(tmp_path, monkeypatch):
+    packages = tmp_path / "venv" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "library_of_theirs.py").write_text("raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setattr(sysconfig, "get_path", lambda kind: str(packages))
+    (tmp_path / "net.py").write_text("def make():\n    import library_of_theirs\n")
+    with pytest.raises(InputError, match=r"raised ValueError: no; it must"):
         architecture(f"{tmp_path}/net.py:make")
 
 
