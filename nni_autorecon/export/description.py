@@ -35,7 +35,7 @@ class Description:
     quantization: Quantization | None
     """How the teacher was quantized to become the student; None for a network in floating point."""
     folded: bool = False
-    """True if BatchNorms were folded and ReLU6 replaced before quantization, as method dfq does."""
+    """True if BatchNorms were folded before quantization, as method dfq does."""
     resize: int = 0
     """Pixels of the shorter side before pictures are cropped to ``image``; 0 means the size of the crop itself."""
     factory_arguments: Mapping[str, int] | None = None

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from ..shapes import ImageShape
-from .calls import BATCHNORMS, QUANTIZED, called
+from .calls import BATCHNORMS, called
 from .fake_quantize import per_channel
 from .integers import IntegerWeight
 from .tracing import trace
@@ -53,13 +52,12 @@ def scaled(weight: IntegerWeight, factor: Tensor) -> IntegerWeight:
 
 
 def folded(network: nn.Module, *, image: ImageShape | None = None) -> tuple[fx.GraphModule, dict[str, Normal]]:
-    """Return a traced copy of ``network`` with BatchNorms folded and ReLU6 as ReLU, and the folded norms' outputs.
+    """Return a traced copy of ``network`` with BatchNorms folded, and the folded norms' outputs.
 
     image: the shape of one image, as :func:`~.tracing.trace` takes it.  Raises InputError if it cannot be traced.
     """
     traced = trace(network, remedy="choose a method that uses images", image=image)
     outputs = fold_batchnorms(traced)
-    replace_relu6(traced)
     return traced, outputs
 
 
@@ -81,21 +79,6 @@ def fold_batchnorms(network: fx.GraphModule) -> dict[str, Normal]:
     network.delete_all_unused_submodules()
     network.recompile()
     return outputs
-
-
-def replace_relu6(network: fx.GraphModule) -> None:
-    """Replace every ReLU6 that follows a layer by a ReLU, in place, so that layers can be equalized (section 5.1).
-
-    A ReLU6 of a sum, as in a gate relu6(x + 3) / 6, stays. This changes the function wherever an activation exceeds 6;
-    the paper loses 0.02 points by it on MobileNetV2.
-    """
-    for node in network.graph.nodes:
-        if called(network, node)[1] != "relu6":
-            continue
-        if isinstance(called(network, node.all_input_nodes[0])[0], (*QUANTIZED, *BATCHNORMS)):
-            node.op, node.target, node.args, node.kwargs = "call_function", F.relu, (node.all_input_nodes[0],), {}
-    network.delete_all_unused_submodules()
-    network.recompile()
 
 
 class Normal(NamedTuple):

@@ -16,7 +16,6 @@ from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.quantization.dfq import correct_biases, dfq, set_ranges
-from nni_autorecon.quantization.folding import replace_relu6
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.moments import Moments
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, observe_ranges
@@ -45,6 +44,13 @@ def with_true_statistics(network: nn.Module, images: Tensor) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
+    return with_statistics_of(network, images)
+
+
+def with_statistics_of(network: nn.Module, images: Tensor) -> nn.Module:
+    """The network with the statistics that its norms see for these images."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -62,7 +68,6 @@ def test_eight_bits_without_data_are_hardly_worse_than_ranges_of_the_data(name):
     before = snapshot(network)
     student, coverage = dfq(network, image, Quantization("w8a8"))
     exact = trace(network, remedy="mend it", image=image)
-    replace_relu6(exact)
     calibrated, _ = quantize_network(exact, Quantization("w8a8"))
     with torch.no_grad(), observe_ranges(calibrated):
         expected = exact(images)
@@ -103,6 +108,19 @@ def test_every_quantizer_gets_a_range_whatever_the_network_computes(protocol):
     with torch.no_grad():
         expected, got = network(images), student(images)
     assert (got - expected).norm() < 0.1 * (expected - expected.mean(0)).norm()
+
+
+def test_a_network_whose_activations_pass_six_keeps_its_function() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+    with torch.no_grad():
+        network[1].bias.fill_(8.0)
+        network[1].weight.fill_(3.0)
+    images = torch.randn(16, 3, 12, 12)
+    network = with_statistics_of(network, images)
+    student, _ = dfq(network, ImageShape(3, 12, 12), Quantization("w8a8"))
+    with torch.no_grad():
+        expected, got = network(images), student(images)
+    assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 def test_the_digits_teacher_keeps_its_accuracy_at_six_bits(digits_teacher: Teacher) -> None:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.networks import digits_resnet, resnet20
-from nni_autorecon.quantization.calls import called
 from nni_autorecon.quantization.equalization import (
     Pair,
     absorb_high_biases,
@@ -20,15 +19,14 @@ from nni_autorecon.quantization.equalization import (
     equalization_pairs,
     equalize,
 )
-from nni_autorecon.quantization.folding import Normal, fold_batchnorms, folded, replace_relu6
+from nni_autorecon.quantization.folding import Normal, fold_batchnorms, folded
 from nni_autorecon.quantization.tracing import trace
-from nni_autorecon.shapes import ImageShape
 
 NETWORKS = {
     "digits_resnet": (digits_resnet, 1, 3),
     "resnet20": (resnet20, 3, 9),
     "resnet18": (partial(torchvision.models.resnet18, num_classes=5), 3, 8),
-    "mobilenet_v2": (partial(torchvision.models.mobilenet_v2, num_classes=5, width_mult=0.25), 3, 34),
+    "mobilenet_v2": (partial(torchvision.models.mobilenet_v2, num_classes=5, width_mult=0.25), 3, 1),
 }
 
 
@@ -49,7 +47,6 @@ def random_network(name: str) -> tuple[nn.Module, Tensor]:
 def prepared(network: nn.Module) -> tuple[fx.GraphModule, list[Pair], dict[str, Normal]]:
     traced = trace(network, remedy="mend it")
     outputs = fold_batchnorms(traced)
-    replace_relu6(traced)
     return traced, equalization_pairs(traced), outputs
 
 
@@ -63,9 +60,7 @@ def test_folding_and_equalization_keep_the_function(name):
         torch.testing.assert_close(traced(images), expected)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in traced.modules())
         assert outputs.keys() == {path for path, m in traced.named_modules() if isinstance(m, nn.Conv2d)}
-        replace_relu6(traced)
-        assert not any(isinstance(module, nn.ReLU6) for module in traced.modules())
-        expected, pairs = traced(images), equalization_pairs(traced)
+        pairs = equalization_pairs(traced)
         before = {path: weight.clone() for path, weight in traced.named_parameters()}
         equalize(traced, pairs, outputs)
         torch.testing.assert_close(traced(images), expected)
@@ -73,24 +68,6 @@ def test_folding_and_equalization_keep_the_function(name):
     changed = {path for path, weight in traced.named_parameters() if not torch.equal(weight, before[path])}
     assert {f"{path}.weight" for pair in pairs for path in pair[:2]} <= changed
     assert "linear.weight" not in changed
-
-
-def test_a_relu6_in_place_is_seen_by_whoever_reads_its_input_later():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.act = nn.Conv2d(2, 3, 3), nn.ReLU6(inplace=True)
-
-        def forward(self, images):
-            x = self.conv(images)
-            before = x * 1
-            return self.act(x) + 2 * x + before
-
-    network, images = Net(), torch.randn(2, 2, 5, 5)  # nothing comes near 6
-    traced = trace(network, remedy="mend it")
-    replace_relu6(traced)
-    with torch.no_grad():
-        torch.testing.assert_close(traced(images), network(images))
 
 
 class Standardized(nn.Conv2d):
@@ -115,7 +92,7 @@ def chain() -> nn.Sequential:
     """Convolution, depthwise, grouped and full, with a channel that nothing uses."""
     torch.manual_seed(0)
     layers = nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU6(),
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU(),
         nn.Conv2d(6, 9, 1, groups=3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(9, 5, 1, bias=False),
     ).double().eval()  # fmt: skip
     with torch.no_grad():
@@ -276,19 +253,3 @@ def test_only_layers_can_be_equalized():
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
     with pytest.raises(TypeError, match="Conv2d and BatchNorm2d cannot be equalized"):
         equalize(network, [Pair("0", "1", False)], {})
-
-
-def test_a_gate_keeps_its_relu6():
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.relu6(self.first(x))
-            gate = F.relu6(self.second(x).mean((2, 3), keepdim=True) + 3) / 6
-            return self.second(x) * gate
-
-    traced = trace(Gated().eval(), remedy="mend it", image=ImageShape(2, 5, 7))
-    replace_relu6(traced)
-    assert [called(traced, node)[1] for node in traced.graph.nodes].count("relu6") == 1
