@@ -189,7 +189,8 @@ def load_teacher(
         checkpoint: A state_dict, possibly wrapped. A factory needs one; for a library's network it replaces the
             pre-trained weights.
         checkpoint_key: Key of the state_dict in that file, such as ``state_dict_ema``, if there are several.
-        num_classes: The number of classes, if the network cannot tell.
+        num_classes: The number of classes, if the network cannot tell. The network may have one more, for a
+            background.
         image_size: Height and width of its images, if it cannot tell.
         mean: Mean of its pixels, which are from 0 to 1, a number for each channel. None takes the network's attribute
             of that name, unless it normalizes by it itself, else the one of its weights, else ImageNet's for three
@@ -218,7 +219,9 @@ def load_teacher(
         expected = expected._replace(resize=None)
     given = Given(size, given_numbers("mean", mean), given_numbers("std", std))
     teacher = _examined(frozen(network, where, spec), spec, given, expected, need_batchnorm)
-    if num_classes not in (None, teacher.num_classes):
+    if num_classes is not None and teacher.num_classes == num_classes + 1:
+        log.info("teacher %s has a class beside the %d of --num-classes, as for a background", spec, num_classes)
+    elif num_classes not in (None, teacher.num_classes):
         raise InputError(f"teacher {spec} has {teacher.num_classes} classes, not {num_classes}; correct --num-classes")
     settings = {
         "checkpoint": None if checkpoint is None else str(checkpoint),

@@ -55,9 +55,12 @@ def made(tmp_path):
     return of
 
 
-@pytest.mark.parametrize(("name", "classes"), [("with_background", 7), ("lazy", 5)])
-def test_a_factory_is_called_again_as_it_was_called(made, tmp_path, name, classes):
-    where = made(name)
+@pytest.mark.parametrize(
+    ("name", "given", "classes"),
+    [("with_background", {}, 7), ("with_background", {"num_classes": 6}, 7), ("lazy", {}, 5)],
+)
+def test_a_factory_is_called_again_as_it_was_called(made, tmp_path, name, given, classes):
+    where = made(name) | given
     result = nar.compress(**where, bits="w4a4", **STEPS, **TINY)
     result.student.save(tmp_path / "student.safetensors")
     saved = nar.load_student(tmp_path / "student.safetensors", teacher=where["teacher"])
