@@ -187,7 +187,7 @@ def _elsewhere(error: BaseException, path: Path) -> str:
 
 def _is_own(file: Path) -> bool:
     """Return True for a file in a folder of the person's that is no library's, as in an environment that lies there."""
-    installed = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")}
+    installed = [Path(__file__).parents[1], *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib"))]
     beside = any(file.is_relative_to(folder) for folder in _folders)
     return beside and not any(file.is_relative_to(folder) for folder in installed)
 
