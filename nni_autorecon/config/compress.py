@@ -13,12 +13,12 @@ from ..quantization.ranges import RANGES
 from ..quantization.specification import FORMER_NAMES, PROTOCOLS, Bits, Quantization
 from .generator_spec import GeneratorSpec
 from .presets import COMPRESS_PRESETS, LOSSES
-from .rules import COMPRESS_RULES, METHODS, Rule
+from .rules import COMPRESS_RULES, GENERATOR_METHODS, METHODS, Rule
 from .settings import Presets, setting
 from .student import StudentConfig
 
-WARM_UP, TRACKING, TRAINING = "warm-up", "ranges", "training"
-"""In the phases of stage 2 the generator alone learns, activation ranges are tracked, and the student learns."""
+WARM_UP, TRACKING, TRAINING, BLOCK = "warm-up", "ranges", "training", "block"
+"""In the phases of stage 2 the generator alone learns, ranges are tracked, and the student learns, or a block of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class CompressConfig(StudentConfig):
             "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr", "weight_schedule",
             "weight_beta1", "weight_beta2", "weight_decay",
         ),
+        "blocks (method blockwise)": ("block_images", "block_steps", "block_batch_size", "block_rate"),
         "images without a generator": ("image_count", "image_steps", "image_lr"),
         "the student": (
             "student_lr", "student_schedule", "student_momentum", "student_decay", "student_clip", "range_lr",
@@ -70,13 +71,20 @@ class CompressConfig(StudentConfig):
     )
     method: str = setting(
         "gdfq",
-        "gdfq: a generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
+        "gdfq: a generator trains along, and the student on its images; blockwise: block by block on images of a "
+        "generator that has learned before; without a generator: dfq (statistics alone), "
         "zeroq (distilled images set the ranges), zeroq-kd (and train the student), dfc (the same, images of classes)",
         choices=METHODS,
     )
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
+    block_images: int = setting(1024, "images to which all blocks are fitted", low=2)
+    block_steps: int = setting(300, "updates of each block", low=1)
+    block_batch_size: int = setting(32, "images of each update", low=1)
+    block_rate: float = setting(
+        0.02, "Adam learning rate of a block's weights, in steps of their quantization", low=0.0
+    )
     bits: Bits = setting(Bits("w4a4"), "bit widths of weights and activations, from 2 to 8")  # noqa: RUF009 (immutable)
     protocol: str = setting(
         "activations",
@@ -158,7 +166,8 @@ class CompressConfig(StudentConfig):
         self._require_something_to_learn()
         if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
-        if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
+        trained = self.method not in ("dfq", "zeroq", "blockwise")
+        if trained and self.warmup_epochs + self.range_epochs >= self.epochs:
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "
                 f"({self.warmup_epochs} + {self.range_epochs}); raise epochs"
@@ -166,15 +175,25 @@ class CompressConfig(StudentConfig):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Return the phase of each epoch. All methods that train the student train it for the same number of epochs."""
+        """Return the phase of each epoch. All methods that train the student train it for the same number of epochs.
+
+        With method blockwise, each block is one more epoch.
+        """
         warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
         training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
-        without_warm_up = {"dfq": (), "zeroq": tracking, "zeroq-kd": tracking + training, "dfc": tracking + training}
-        return without_warm_up.get(self.method, warm_up + tracking + training)
+        others = {
+            "blockwise": warm_up + tracking,
+            "dfq": (),
+            "zeroq": tracking,
+            "zeroq-kd": tracking + training,
+            "dfc": tracking + training,
+        }
+        return others.get(self.method, warm_up + tracking + training)
 
     def _require_something_to_learn(self) -> None:
         losses = ("ce_weight", "kd_weight", "disagreement_weight", "feature_weight")
-        if self.method not in ("dfq", "zeroq") and not any(getattr(self, name) for name in losses):
+        trained = self.method not in ("dfq", "zeroq", "blockwise")
+        if trained and not any(getattr(self, name) for name in losses):
             raise InputError(
                 "ce_weight, kd_weight, disagreement_weight and feature_weight are all 0, so that the student has "
                 "nothing to learn; raise one of them"
@@ -189,7 +208,7 @@ class CompressConfig(StudentConfig):
     @property
     def generator_spec(self) -> GeneratorSpec | None:
         """Return the generator for this seed; None for a method without a generator."""
-        return super().generator_spec if self.method == "gdfq" else None
+        return super().generator_spec if self.method in GENERATOR_METHODS else None
 
     @property
     def quantization(self) -> Quantization:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 MULTI_TRIAL = ("random", "evolution", "tpe")
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
-METHODS = ("gdfq", "dfq", "zeroq", "zeroq-kd", "dfc")
+METHODS = ("gdfq", "blockwise", "dfq", "zeroq", "zeroq-kd", "dfc")
+GENERATOR_METHODS = ("gdfq", "blockwise")
+"""These methods take their images from a generator."""
 
 
 class Rule(NamedTuple):
@@ -64,19 +66,21 @@ SEARCH_RULES = (
 COMPRESS_RULES = (
     Rule(
         (
-            "generator", "genotype", "generator_scale", "width", "latent_dim", "generator_updates", "mixed_share",
-            "weight_lr", "weight_beta1", "weight_beta2", "weight_decay", "weight_schedule", "class_weight",
-            "adaptability_weight",
+            "generator", "genotype", "generator_scale", "width", "latent_dim", "mixed_share", "weight_lr",
+            "weight_beta1", "weight_beta2", "weight_decay", "weight_schedule",
         ),
-        ("method",), ("gdfq",),
+        ("method",), GENERATOR_METHODS,
     ),
+    Rule(("generator_updates", "class_weight", "adaptability_weight"), ("method",), ("gdfq",)),
+    Rule(("block_images", "block_steps", "block_batch_size", "block_rate"), ("method",), ("blockwise",)),
     Rule(("image_count",), ("method",), ("zeroq", "zeroq-kd", "dfc")),
     Rule(("image_steps", "image_lr"), ("method",), ("dfq", "zeroq", "zeroq-kd", "dfc")),
-    Rule(("bns_form",), ("method",), ("gdfq", "dfc")),
-    Rule(("activation_ranges", "range_epochs", "steps"), ("method",), ("gdfq", "zeroq", "zeroq-kd", "dfc")),
+    Rule(("bns_form",), ("method",), (*GENERATOR_METHODS, "dfc")),
+    Rule(("activation_ranges", "range_epochs", "steps"), ("method",), (*GENERATOR_METHODS, "zeroq", "zeroq-kd", "dfc")),
+    Rule(("warmup_epochs",), ("method",), (*GENERATOR_METHODS, "zeroq-kd", "dfc")),
     Rule(
         (
-            "epochs", "warmup_epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
+            "epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
             "student_clip", "range_lr", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction",
             "disagreement_weight", "feature_weight", "hard_step", "flip_share",
         ),

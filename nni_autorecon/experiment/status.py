@@ -58,7 +58,7 @@ class Plan:
     def epochs(self) -> int | None:
         """Return the number of epochs, or of candidates if a search tries one after another; None if it is unknown."""
         if isinstance(self.config, CompressConfig):
-            return len(self.config.phases)
+            return None if self.config.method == "blockwise" else len(self.config.phases)
         if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
             return self.config.candidates
         return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Stream = Literal["search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill"]
+Stream = Literal[
+    "search", "validation", "final", "final-validation", "compress", "agreement", "figure", "distill", "blocks"
+]
 """Each use of random inputs has a stream of its own. Seeds depend on the order of the names, so new ones go last."""
 
 _STREAMS: tuple[Stream, ...] = get_args(Stream)

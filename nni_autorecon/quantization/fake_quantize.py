@@ -56,6 +56,21 @@ class _FakeQuantize(torch.autograd.Function):
         return passing, by_log[0] if by_log else None, None, None, None
 
 
+def round_through(values: Tensor) -> Tensor:
+    """Return the nearest integers to ``values``, of any shape, with the straight-through gradient."""
+    return cast(Tensor, _RoundThrough.apply(values))
+
+
+class _RoundThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def per_channel(values: Tensor, weight: Tensor) -> Tensor:
     """Return ``values`` [out] in a shape that broadcasts over ``weight`` [out, ...]."""
     return values.view(-1, *[1] * (weight.ndim - 1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergenceError
-from .fake_quantize import FakeQuantizeChannels, fake_quantize
+from .fake_quantize import FakeQuantizeChannels, fake_quantize, per_channel, round_through
 from .ranges import affine_qparams, highest_code, minmax_range, range_estimator
 
 
@@ -22,9 +22,15 @@ class WeightQuantizer(nn.Module):
     clipped by more than half a step. (That much is clipped where both ends of a range lie exactly midway between codes,
     as in -1 to 1.) With the other estimators the gradient is zero where a weight was clipped.
 
+    After :meth:`learn_scale` scale and zero point stay as they are but for a factor of each channel, which is trained.
+
     ranges: a key of ``ranges.RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass
     raises DivergenceError if a weight is not finite and the ranges are not min-max.
     """
+
+    scale: Tensor | None  # [out]: None unless the scale is learned
+    zero_point: Tensor | None  # [out]
+    log_factor: nn.Parameter | None  # [out]
 
     def __init__(self, bits: int, *, ranges: str = "minmax") -> None:
         super().__init__()
@@ -32,11 +38,32 @@ class WeightQuantizer(nn.Module):
         self.ranges = ranges
         self.estimate = range_estimator(ranges)
         self.largest_code = highest_code(bits)
+        self.bypassed = False
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+        self.register_parameter("log_factor", None)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, ranges={self.ranges}"
+        return f"bits={self.bits}, ranges={self.ranges}, learned={self.log_factor is not None}"
+
+    def learn_scale(self, weight: Tensor) -> nn.Parameter:
+        """Take scale and zero point from ``weight`` [out, ...], once and for all; multiply the scale by a factor.
+
+        Returns the factor's logarithm, [out], 0 at first, to be trained. Its gradient is that of LSQ, as for
+        activations.
+        """
+        self.scale, self.zero_point = self.qparams(weight)
+        self.log_factor = nn.Parameter(torch.zeros_like(self.scale))
+        return self.log_factor
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.bypassed:
+            return weight
+        if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
+            scale = per_channel(self.scale * self.log_factor.exp(), weight)
+            zero_point = per_channel(self.zero_point, weight)
+            codes = round_through(weight / scale) + zero_point
+            return (codes.clamp(0, self.largest_code) - zero_point) * scale
         if self.estimate is minmax_range:
             return cast(Tensor, FakeQuantizeChannels.apply(weight, *self.qparams(weight), self.largest_code))
         if not weight.isfinite().all():
@@ -45,6 +72,8 @@ class WeightQuantizer(nn.Module):
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of each output channel, both [out]. weight: [out, ...]."""
+        if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
+            return self.scale * self.log_factor.detach().exp(), self.zero_point
         weight = weight.detach()
         if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.permute(0, 2, 3, 1)  # the order in memory, which flatten does not have to copy
@@ -74,7 +103,7 @@ class ActivationQuantizer(nn.Module):
         self.estimate = range_estimator(ranges)
         self.largest_code = highest_code(bits)
         self.decay = decay
-        self.observing = False
+        self.observing = self.bypassed = False
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
         self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
@@ -95,6 +124,8 @@ class ActivationQuantizer(nn.Module):
         return self.log_factor
 
     def forward(self, activation: Tensor) -> Tensor:
+        if self.bypassed:
+            return activation
         if self.observing:
             values = activation.detach().flatten()[None]  # [1, n]
             if not torch.stack(values.aminmax()).isfinite().all():
@@ -152,6 +183,19 @@ def observe_ranges(network: nn.Module) -> Iterator[None]:
     finally:
         for quantizer, observing in before.items():
             quantizer.observing = observing
+
+
+@contextmanager
+def in_floating_point(network: nn.Module) -> Iterator[None]:
+    """Let every quantizer of ``network`` pass its input on unchanged within the block."""
+    quantizers = [m for m in network.modules() if isinstance(m, (WeightQuantizer, ActivationQuantizer))]
+    try:
+        for quantizer in quantizers:
+            quantizer.bypassed = True
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.bypassed = False
 
 
 def learn_ranges(network: nn.Module) -> list[nn.Parameter]:

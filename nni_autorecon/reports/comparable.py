@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.generator_spec import GeneratorSpec
-from ..config.rules import COMPRESS_RULES, SEARCH_RULES
+from ..config.rules import COMPRESS_RULES, GENERATOR_METHODS, SEARCH_RULES
 from ..config.stages import STAGES
 from ..errors import InputError
 from ..runs.records import Run
@@ -149,7 +149,7 @@ def _patterns(generators: Sequence[tuple[str, int | None]]) -> list[str]:
 
 def _spelled(settings: Mapping[str, Any]) -> str:
     """Return the generator with its genotype's file, or – for a method without a generator."""
-    if settings.get("method") not in (None, "gdfq"):
+    if settings.get("method") not in (None, *GENERATOR_METHODS):
         return NOT_USED
     generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
     return f"{generator}:{genotype}" if genotype and _refers_to_genotype(generator) else str(generator)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
-from ..config.compress import TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..config.compress import BLOCK, TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
 from ..export.description import Description, require_same_structure
 from ..export.student import Student
@@ -36,10 +36,13 @@ from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .reconstruction import Rates, Reconstruction
 from .results import CompressionResult, agreement, evaluation_data, measured_accuracy
 from .training import StudentTraining
 
 EpochMetrics = dict[str, Any]
+LOSSES = ("loss", "class_loss", "bns_loss")
+"""The metrics of the images: L_r and its parts."""
 
 
 @dataclass
@@ -47,8 +50,9 @@ class Compression:
     """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
 
     With a generator there are epochs of warm-up (generator only), then of range tracking, then of training of the
-    student on the images on which the generator was just trained (Xu et al., 2020). Methods without a generator need no
-    warm-up, and ``zeroq`` and ``dfq`` need no training. No real image enters anywhere.
+    student on the images on which the generator was just trained (Xu et al., 2020); with method ``blockwise`` each
+    block of the student takes an epoch, and the generator rests. Methods without a generator need no warm-up, and
+    ``zeroq`` and ``dfq`` need no training. No real image enters anywhere.
     """
 
     config: CompressConfig
@@ -116,14 +120,19 @@ class Compression:
 
     def __post_init__(self) -> None:
         self.phases = self.config.phases
+        self.reconstruction = Reconstruction(self.student) if self.config.method == "blockwise" else None
+        if self.reconstruction:
+            self.phases += (BLOCK,) * len(self.reconstruction.blocks)
         self.training = StudentTraining(self.config, self.teacher, self.student)
         self._train_student = Recorded(self.training.step, "the update of the student")
 
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
+        if phase == BLOCK:
+            return self._learn_block(epoch, on_step)
         learning = config.generator_updates == "always" or phase == WARM_UP
-        rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(self.phases)) if learning else None
+        rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(config.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
@@ -148,6 +157,31 @@ class Compression:
         if phase != WARM_UP:
             metrics["agreement"] = self.agreement()
         return metrics
+
+    def _learn_block(self, epoch: int, on_step: OnStep) -> EpochMetrics:
+        """Let the next block learn; return its errors beside the metrics of the images, which stay."""
+        config, reconstruction = self.config, self.reconstruction
+        assert reconstruction is not None
+        assert isinstance(self.images, GeneratorImages)
+        index = epoch - self.phases.index(BLOCK)
+        if not reconstruction.has_begun:
+            reconstruction.begin(self.images.fixed(config.block_images), learned=index)
+        error = reconstruction.learn(
+            index,
+            steps=config.block_steps,
+            batch_size=min(config.block_batch_size, config.block_images),
+            rates=Rates(weights=config.block_rate),
+            seed=config.seed,
+            on_step=on_step,
+        )
+        loss = {name: self.metrics[name] for name in LOSSES if name in self.metrics}
+        errors = {"error_before": error.before, "block_error": error.after}
+        return {"epoch": epoch + 1, "phase": BLOCK, **loss, **errors, "agreement": self.agreement()}
+
+    def steps(self, epochs: int) -> int:
+        """Return how often ``on_step`` is called in the first ``epochs`` epochs."""
+        phases = self.phases[:epochs]
+        return sum(self.config.block_steps if phase == BLOCK else self.config.steps for phase in phases)
 
     def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
         """Return L_r, with a weight for its cross-entropy, plus AdaDFQ's game against the student; a scalar."""
@@ -195,7 +229,7 @@ def compress(
         teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
         accuracy=accuracy,
-        loss={part: metrics[part] for part in ("loss", "class_loss", "bns_loss")} if metrics else None,
+        loss={part: metrics[part] for part in LOSSES} if metrics else None,
         generator_macs=macs,
         generator_parameters=parameters,
         seconds=time.perf_counter() - compression.started,
@@ -231,7 +265,8 @@ def run_compression(
 
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
-        bar.update(compression.epoch * config.steps)
+        bar.total = before + compression.steps(len(compression.phases))
+        bar.update(compression.steps(compression.epoch))
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
@@ -265,7 +300,7 @@ def _student(compression: Compression, result: CompressionResult) -> Student:
 
 def _draw(run: RunFolder, compression: Compression) -> None:
     known = {name for row in run.rows for name in row}
-    losses = [name for name in ("loss", "class_loss", "bns_loss", "student_loss") if name in known]
+    losses = [name for name in (*LOSSES, "student_loss", "block_error") if name in known]
     if run.rows:
         save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
         save_figure(

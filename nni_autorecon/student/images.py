@@ -139,6 +139,13 @@ class GeneratorImages:
             return images, self.objective(images, labels)
 
     @torch.no_grad()
+    def fixed(self, count: int) -> Tensor:
+        """Return ``count`` images [count, C, H, W], the same each time as long as the generator rests."""
+        self.generator.train()
+        batches = self.source.batches("blocks", 0, -(-count // self.source.batch_size))
+        return torch.cat([self.images(z, labels) for z, labels in batches])[:count]
+
+    @torch.no_grad()
     def held_out(self, steps: int) -> Iterator[Tensor]:
         """Yield batches [N, C, H, W] that train nothing, of one class each, from the same latent vectors each time."""
         for z, labels in replace(self.source, mixed_share=0.0).batches("agreement", 0, steps):

@@ -1,0 +1,172 @@
+"""The student learns block by block: each block is fitted to the teacher's on a fixed set of images.
+
+The idea is BRECQ's (Li et al., ICLR 2021), the mixed inputs are QDrop's (Wei et al., ICLR 2022), and that synthetic
+images are enough is GENIE's (Jeon et al., CVPR 2023). Those learn which way each weight is rounded. Here the weights
+themselves learn, with the straight-through gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import DivergenceError, InputError
+from ..quantization.blocks import blocks
+from ..quantization.calls import BATCHNORMS
+from ..quantization.integers import quantized_layers
+from ..quantization.quantizers import ActivationQuantizer, in_floating_point
+
+EVALUATION_BATCH = 256
+
+
+class Rates(NamedTuple):
+    """Learning rates of Adam, each in a unit of the network's own, so that they hold for any network."""
+
+    weights: float = 0.02
+    """Of a weight, in steps of its quantization."""
+    outputs: float = 1e-3
+    """Of a bias and of a norm's parameters, in standard deviations of the layer's output."""
+    weight_scales: float = 1e-3
+    """Of the logarithm of a weight's scale."""
+    activation_scales: float = 3e-3
+    """Of the logarithm of an activation's scale."""
+
+
+class BlockError(NamedTuple):
+    """The mean squared error of a block's output over the mean square of the teacher's, before and after learning."""
+
+    before: float
+    after: float
+
+
+class Reconstruction:
+    """The blocks of a quantized student, and those of the same network in floating point, its teacher.
+
+    student: a graph with quantizers, as ``quantize_network`` makes it of the teacher. Its blocks learn in place, in
+        order, from ``begin`` on, when the ranges of its activations must be set.
+    Raises InputError if the student is no graph.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        if not isinstance(student, fx.GraphModule):
+            raise InputError("a network that cannot be traced has no blocks to reconstruct; choose method gdfq")
+        for _, layer in quantized_layers(student):
+            layer.parametrizations.weight[0].learn_scale(layer.parametrizations.weight.original)
+        for module in student.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.learn_range()
+        self.blocks = blocks(student)
+        self._teacher = copy.deepcopy(student)
+        self._teacher_blocks = blocks(self._teacher)
+        self._features: Tensor | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Return True once there are images."""
+        return self._features is not None
+
+    def begin(self, images: Tensor, *, learned: int = 0) -> None:
+        """Take the images [N, C, H, W] that the student sees; go past ``learned`` blocks that have learned before."""
+        self._features = self._teacher_features = images
+        for index in range(learned):
+            self._features = outputs(self.blocks[index], self._features)
+            self._teacher_features = self._target(index)
+
+    def _target(self, index: int) -> Tensor:
+        with in_floating_point(self._teacher):
+            return outputs(self._teacher_blocks[index], self._teacher_features)
+
+    def learn(
+        self,
+        index: int,
+        *,
+        steps: int,
+        batch_size: int,
+        rates: Rates,
+        seed: int,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> BlockError:
+        """Let block ``index``, the next one, learn for ``steps`` batches; return its errors.
+
+        Each element of a batch comes from the teacher's features or from the student's, by a coin (QDrop). A block that
+        is no better afterwards is put back. Raises DivergenceError if its output is not finite.
+        """
+        if self._features is None:
+            raise RuntimeError("the reconstruction has no images yet; call begin first")
+        block, inputs, teacher_inputs = self.blocks[index], self._features, self._teacher_features
+        target = self._target(index)
+        power = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny)
+
+        def error() -> float:
+            return float((outputs(block, inputs) - target).square().mean() / power)
+
+        random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(random[0] >> 1))
+        before, own = error(), {name: value.clone() for name, value in block.state_dict().items()}
+        optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+        for _ in range(steps):
+            chosen = torch.randint(len(target), (batch_size,), generator=generator)
+            coins = torch.rand(inputs[chosen].shape, generator=generator).to(inputs.device) < 0.5
+            mixed = torch.where(coins, inputs[chosen], teacher_inputs[chosen])
+            loss = (block(mixed) - target[chosen]).square().mean() / power
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            on_step()
+        after = error()
+        if not after < before:
+            block.load_state_dict(own)
+            after = before
+        if not math.isfinite(after):
+            raise DivergenceError(
+                f"block {index + 1} of the student returns values that are not finite; check the teacher"
+            )
+        self._features, self._teacher_features = outputs(block, inputs), target
+        return BlockError(before, after)
+
+
+@torch.no_grad()
+def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
+    return torch.cat([block(batch) for batch in inputs.split(EVALUATION_BATCH)])
+
+
+def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:
+    """Return Adam's parameter groups for all that learns in a block, each with its rate."""
+    groups: list[dict[str, Any]] = []
+    for _, layer in quantized_layers(block):
+        quantizer, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+        groups.append({"params": [weight], "lr": rates.weights * float(quantizer.scale.mean())})
+        groups.append({"params": [quantizer.log_factor], "lr": rates.weight_scales})
+    for module, deviation in _deviations(block, inputs).items():
+        own = [value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")]
+        groups.append({"params": own, "lr": rates.outputs * deviation})
+    ranges = [module.log_factor for module in block.modules() if isinstance(module, ActivationQuantizer)]
+    groups.append({"params": ranges, "lr": rates.activation_scales})
+    return [group for group in groups if group["params"]]
+
+
+def _deviations(block: nn.Module, inputs: Tensor) -> dict[nn.Module, float]:
+    """Return the standard deviation of the output of each quantized layer and norm."""
+    found: dict[nn.Module, float] = {}
+
+    def note(layer: nn.Module, _: object, output: Tensor) -> None:
+        found[layer] = float(output.std())
+
+    layers = [layer for _, layer in quantized_layers(block)]
+    norms = [norm for norm in block.modules() if isinstance(norm, BATCHNORMS)]
+    hooks = [layer.register_forward_hook(note) for layer in (*layers, *norms)]
+    try:
+        outputs(block, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

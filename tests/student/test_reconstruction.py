@@ -1,0 +1,212 @@
+"""Method blockwise: each block comes nearer to the teacher's, none gets worse, and a run can be taken up anywhere."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nni_autorecon as nar
+from nni_autorecon.config.compress import BLOCK, TRACKING, WARM_UP, CompressConfig
+from nni_autorecon.errors import DivergenceError, InputError
+from nni_autorecon.quantization.insertion import quantize_network
+from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
+from nni_autorecon.quantization.quantizers import WeightQuantizer, in_floating_point, observe_ranges
+from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
+from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.reconstruction import Rates, Reconstruction
+from nni_autorecon.teacher.loading import Teacher
+from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
+
+CONFIG = CompressConfig(
+    method="blockwise", generator="gdfq", width=4, latent_dim=7, batch_size=6, steps=3, warmup_epochs=2, range_epochs=1,
+    agreement_steps=2, block_images=40, block_steps=20, bits="w3a3",
+).as_shared()  # fmt: skip
+
+
+def start(config: CompressConfig = CONFIG, state: dict[str, object] | None = None) -> Compression:
+    teacher = Teacher("toy", toy_teacher(), CLASSES, IMAGE, (0.0, 0.0), (1.0, 1.0))
+    return Compression.start(config, teacher, state=state)
+
+
+def ranged(network: nn.Module, images: Tensor, bits: str = "w3a3", protocol: str = "activations") -> nn.Module:
+    """A student whose activation ranges are those of the images."""
+    student, _ = quantize_network(network, Quantization(bits, protocol=protocol))
+    with torch.no_grad(), observe_ranges(student):
+        student(images)
+    return student
+
+
+def learn_all(reconstruction: Reconstruction, *, rates: Rates = Rates(), steps: int = 100) -> list[tuple[float, float]]:  # noqa: B008
+    return [
+        reconstruction.learn(index, steps=steps, batch_size=16, rates=rates, seed=0)
+        for index in range(len(reconstruction.blocks))
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_student_comes_nearer_to_the_teacher(protocol: str) -> None:
+    torch.manual_seed(0)
+    network, images = toy_teacher(), torch.randn(64, *IMAGE)
+    student = ranged(network, images, protocol=protocol)
+    with torch.no_grad():
+        before, expected = student(images), network(images)
+        reconstruction = Reconstruction(student)
+        torch.testing.assert_close(student(images), before)  # learned scales begin where they were
+    reconstruction.begin(images)
+    errors = learn_all(reconstruction, steps=200)
+    with torch.no_grad():
+        after = student(images)
+    assert len(errors) == 3
+    assert all(error.after <= error.before for error in errors)
+    assert (after - expected).norm() < 0.8 * (before - expected).norm()
+
+
+def test_a_ruinous_rate_leaves_the_student_as_it_was() -> None:
+    torch.manual_seed(0)
+    network, images = toy_teacher(), torch.randn(64, *IMAGE)
+    student = ranged(network, images, "w8a8")
+    reconstruction = Reconstruction(student)
+    before = snapshot(student)
+    reconstruction.begin(images)
+    errors = learn_all(reconstruction, rates=Rates(1e4, 1e4, 10.0, 10.0), steps=10)
+    assert all(error.after == error.before for error in errors)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_the_rates_follow_the_scale_of_the_network() -> None:
+    """A network whose layers are a thousand times as large, and smaller, learns the same."""
+
+    def errors(factor: float) -> list[float]:
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(175, 4)
+        )
+        with torch.no_grad():
+            network[0].weight.mul_(factor)
+            network[0].bias.mul_(factor)
+            network[2].weight.div_(factor)
+        images = torch.randn(64, *IMAGE)
+        reconstruction = Reconstruction(ranged(network, images))
+        reconstruction.begin(images)
+        return [error.after for error in learn_all(reconstruction, steps=30)]
+
+    torch.testing.assert_close(errors(1024.0), errors(1.0), rtol=1e-3, atol=0)
+
+
+def test_the_teacher_in_floating_point_is_the_network() -> None:
+    torch.manual_seed(0)
+    network, images = toy_teacher(), torch.randn(8, *IMAGE)
+    student = ranged(network, images)
+    with torch.no_grad(), in_floating_point(student):
+        torch.testing.assert_close(student(images), network(images), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        assert not torch.allclose(student(images), network(images), atol=1e-4)
+
+
+def test_learned_scales_have_the_gradient_of_lsq() -> None:
+    """dy / d log s = y - x where x passes, y where it is clamped (Esser et al., ICLR 2020, eq. 3)."""
+    quantizer = WeightQuantizer(2)
+    log_factor = quantizer.learn_scale(torch.tensor([[-1.0, 0.25, 2.0]]))  # scale 1, zero point 1: -1, 0, 1, 2
+    weight = torch.tensor([[-5.0, 0.3, 1.4, 9.0]], requires_grad=True)
+    y = quantizer(weight)
+    assert y.tolist() == [[-1.0, 0.0, 1.0, 2.0]]
+    (y * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
+    assert weight.grad.tolist() == [[0.0, 10.0, 100.0, 0.0]]
+    torch.testing.assert_close(log_factor.grad, torch.tensor([-1.0 + 10 * -0.3 + 100 * -0.4 + 1000 * 2.0]))
+
+
+def test_codes_of_learned_scales_give_the_weights_back() -> None:
+    torch.manual_seed(0)
+    student = ranged(toy_teacher(), torch.randn(32, *IMAGE))
+    reconstruction = Reconstruction(student)
+    reconstruction.begin(torch.randn(32, *IMAGE))
+    learn_all(reconstruction, steps=10)
+    for _, layer in quantized_layers(student):
+        weight = IntegerWeight.of(layer)
+        assert torch.equal(weight.values(), layer.weight.detach())
+        assert int(weight.codes.max()) <= 7
+
+
+def test_a_block_without_images_is_refused() -> None:
+    reconstruction = Reconstruction(ranged(toy_teacher(), torch.randn(8, *IMAGE)))
+    with pytest.raises(RuntimeError, match="call begin first"):
+        reconstruction.learn(0, steps=1, batch_size=2, rates=Rates(), seed=0)
+
+
+def test_values_that_are_not_finite_end_it() -> None:
+    network, images = toy_teacher(), torch.randn(8, *IMAGE)
+    reconstruction = Reconstruction(ranged(network, images))
+    images[0, 0, 0, 0] = math.nan
+    reconstruction.begin(images)
+    with pytest.raises(DivergenceError, match="block 1 of the student"):
+        reconstruction.learn(0, steps=1, batch_size=2, rates=Rates(), seed=0)
+
+
+def test_a_network_without_a_graph_has_no_blocks() -> None:
+    with pytest.raises(InputError, match="cannot be traced has no blocks to reconstruct; choose method gdfq"):
+        Reconstruction(toy_teacher())
+
+
+def test_each_block_changes_its_own_layers_alone() -> None:
+    compression = start()
+    assert compression.phases == (WARM_UP, WARM_UP, TRACKING, BLOCK, BLOCK, BLOCK)
+    for epoch in range(3):
+        compression.run_epoch(epoch)
+    generator = snapshot(compression.images.generator)
+    layers = [name for name, _ in quantized_layers(compression.student)]
+    for block in range(3):
+        before = snapshot(compression.student)
+        metrics = compression.run_epoch(3 + block)
+        state = compression.student.state_dict()
+        changed = {name for name in state if not torch.equal(state[name], before[name])}
+        assert f"{layers[block]}.parametrizations.weight.original" in changed
+        assert not any(name.startswith(f"{layer}.") for name in changed for layer in layers if layer != layers[block])
+        assert not {name for name in changed if "running" in name or "average" in name}
+        assert metrics["block_error"] < metrics["error_before"]
+    now = compression.images.generator.state_dict()
+    assert all(
+        torch.equal(now[name], value)
+        for name, value in generator.items()
+        if "running" not in name and "num_b" not in name
+    )
+
+
+@pytest.mark.parametrize("done", range(1, 6))
+def test_a_run_that_is_taken_up_comes_to_the_same(done: int) -> None:
+    whole, part = start(), start()
+    for epoch in range(6):
+        metrics = whole.metrics = whole.run_epoch(epoch)
+    for epoch in range(done):
+        part.metrics = part.run_epoch(epoch)
+        part.epoch = epoch + 1
+    again = start(state=copy.deepcopy(part.state()))
+    for epoch in range(done, 6):
+        last = again.metrics = again.run_epoch(epoch)
+    assert last == metrics
+    state = again.student.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in whole.student.state_dict().items())
+
+
+def test_a_student_is_saved_and_loaded(tmp_path) -> None:
+    torch.manual_seed(0)
+    settings = {"width": 4, "batch_size": 4, "steps": 2, "warmup_epochs": 1, "agreement_steps": 1, "progress": False}
+    teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=(0.0, 0.0), std=(1.0, 1.0))
+    result = nar.compress(
+        teacher, method="blockwise", generator="random:0", block_images=16, block_steps=5, bits="w4a4", **settings
+    )
+    result.student.save(tmp_path / "student.safetensors")
+    saved = nar.load_student(tmp_path / "student.safetensors", teacher=toy_teacher())
+    images = torch.randn(3, *IMAGE)
+    assert torch.equal(saved.network(images), result.student.network(images))
+    assert result.student.to_onnx(tmp_path / "student.onnx").holds()
+
+
+def test_settings_of_other_methods_are_refused() -> None:
+    with pytest.raises(InputError, match="student_lr"):
+        CompressConfig(method="blockwise", generator="gdfq", student_lr=0.1).require_consistent()
+    with pytest.raises(InputError, match="block_steps"):
+        CompressConfig(generator="gdfq", block_steps=3).require_consistent()
