@@ -25,7 +25,7 @@ GDFQ = {**SIZES, "generator": "gdfq", "steps": 2, "agreement_steps": 1}
 RUNS = {
     "search": (nar.search, {**SIZES, "epochs": 3, "weight_steps": 2, "architecture_steps": 1, "validation_steps": 1,
                             "final_steps": 2}),
-    "compress": (nar.compress, {**GDFQ, "epochs": 4, "warmup_epochs": 1}),
+    "compress": (nar.compress, {**GDFQ, "method": "gdfq", "epochs": 4, "warmup_epochs": 1}),
     "distill": (nar.distill, {**GDFQ, "epochs": 3, "student_steps": 2, "student": "tests.helpers.toys:toy_student"}),
 }  # fmt: skip
 """Each stage and settings with which it is over at once."""

@@ -70,9 +70,9 @@ class CompressConfig(StudentConfig):
         choices=LOSSES,
     )
     method: str = setting(
-        "gdfq",
-        "gdfq: a generator trains along, and the student on its images; blockwise: block by block on images of a "
-        "generator that has learned before; without a generator: dfq (statistics alone), "
+        "blockwise",
+        "blockwise: the student's blocks are fitted one by one on images of a generator that has learned before; gdfq: "
+        "the generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
         "zeroq (distilled images set the ranges), zeroq-kd (and train the student), dfc (the same, images of classes)",
         choices=METHODS,
     )

@@ -14,11 +14,13 @@ BEST_SEARCH = {"bns_weight": 1.0, "epochs": 37}
 """These found the best generators for a ResNet-20, in 1,184 batches; eight random genotypes cost about as much."""
 SEARCH_PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER_SEARCH, "best": BEST_SEARCH}
 GDFQ = {
+    "method": "gdfq",
     "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
     "weight_schedule": "step",
 }  # fmt: skip
 """GDFQ's training for CIFAR (Xu et al., 2020), which the paper adopts."""
 BEST = {
+    "method": "gdfq",
     "bns_form": "kl", "bns_weight": 100.0, "weight_lr": 3e-3, "batch_size": 64, "activation_ranges": "percentile",
     "range_lr": 0.01, "feature_weight": 100.0,
 }  # fmt: skip

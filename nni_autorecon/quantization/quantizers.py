@@ -44,7 +44,7 @@ class WeightQuantizer(nn.Module):
         self.register_parameter("log_factor", None)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, ranges={self.ranges}, learned={self.log_factor is not None}"
+        return f"bits={self.bits}, ranges={self.ranges if self.log_factor is None else 'learned'}"
 
     def learn_scale(self, weight: Tensor) -> nn.Parameter:
         """Take scale and zero point from ``weight`` [out, ...], once and for all; multiply the scale by a factor.

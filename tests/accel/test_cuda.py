@@ -187,7 +187,8 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
     ids=str,
 )  # fmt: skip
 def test_compression_recorded_and_called(monkeypatch, settings):
-    values = {"generator": "gdfq", "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,
+    values = {"method": "gdfq", "generator": "gdfq",
+              "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,
               "agreement_steps": 1, "student_lr": 1e-3, **settings}  # fmt: skip
     config, rows = CompressConfig().override(values), []
     for recorded in (True, False):
@@ -203,7 +204,8 @@ def test_compression_recorded_and_called(monkeypatch, settings):
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_compression_goes_on_where_it_stood(steps, tmp_path):
-    config = CompressConfig(generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=steps,
+    config = CompressConfig(method="gdfq", generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1,
+                            steps=steps,
                             agreement_steps=1, student_schedule="cosine")  # fmt: skip
     compression = Compression.start(config, _teacher())
     for epoch in range(4):
@@ -218,7 +220,7 @@ def test_compression_goes_on_where_it_stood(steps, tmp_path):
 
 @pytest.mark.parametrize("devices", [(DEVICE, torch.device("cpu")), (torch.device("cpu"), DEVICE)], ids=str)
 def test_compression_goes_on_elsewhere(devices, tmp_path):
-    config = CompressConfig(generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=5,
+    config = CompressConfig(method="gdfq", generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=5,
                             agreement_steps=1, range_lr=0.01)  # fmt: skip
     here, there = devices
     compression = Compression.start(config, _teacher(here))
@@ -282,7 +284,20 @@ def test_the_command_line(tmp_path, capsys):
     steps = ["--epochs", 3, "--weight-steps", 4, "--architecture-steps", 4, "--final-steps", 6]
     _cli("search", *tiny, *steps, "--output", tmp_path / "search")
     genotype = tmp_path / "search" / "genotype.json"
-    _cli("compress", *tiny, "--genotype", genotype, "--epochs", 6, "--steps", 5, "--output", tmp_path / "student")
+    _cli(
+        "compress",
+        *tiny,
+        "--method",
+        "gdfq",
+        "--genotype",
+        genotype,
+        "--epochs",
+        6,
+        "--steps",
+        5,
+        "--output",
+        tmp_path / "student",
+    )
     _cli("distill", *tiny, "--genotype", genotype, "--epochs", 2, "--steps", 4, "--output", tmp_path / "distilled")
     for method in ("dfq", "zeroq", "dfc"):
         settings = ["--method", method, "--image-steps", 4, "--epochs", 6, "--steps", 4]

@@ -72,7 +72,7 @@ def test_the_step_of_the_generator_begins_again_when_it_has_something_else_to_mi
     monkeypatch, updates, digits_teacher
 ):
     recorded = record_on_the_cpu(monkeypatch)
-    config = CompressConfig(generator="gdfq", width=2, batch_size=4, epochs=5, warmup_epochs=2, steps=3,
+    config = CompressConfig(method="gdfq", generator="gdfq", width=2, batch_size=4, epochs=5, warmup_epochs=2, steps=3,
                             agreement_steps=1, generator_updates=updates)  # fmt: skip
     compression = Compression.start(config, digits_teacher)
     generators = []

@@ -43,7 +43,9 @@ TOY = (
     "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "
     "--validation-steps 1 --final-steps 2"
 )
-STUDENT_TOY = "--generator gdfq --width 2 --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1"
+STUDENT_TOY = (
+    "--generator gdfq --width 2 --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1 --method gdfq"
+)
 
 
 @dataclass(frozen=True)

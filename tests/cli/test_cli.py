@@ -26,7 +26,7 @@ from nni_autorecon.runs.snapshots import load_snapshot
 from nni_autorecon.teacher.sources import architecture
 from tests.helpers.command_line import SEARCH, heed_ctrl_c
 
-COMPRESS = "--batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
+COMPRESS = "--method gdfq --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split()
 GDFQ = ["--generator", "gdfq", "--width", "4"]
 
 DISTILL = "--batch-size 4 --epochs 2 --steps 2 --student-steps 2 --agreement-steps 1".split()

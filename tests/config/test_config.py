@@ -57,7 +57,7 @@ def test_bits_give_both_widths():
     assert (quantization.bits.weights, quantization.bits.activations) == (2, 7)
 
 
-GDFQ = CompressConfig(generator="gdfq")
+GDFQ = CompressConfig(method="gdfq", generator="gdfq")
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,11 @@ def test_gdfqs_losses_are_the_defaults():
 def test_presets_are_of_settings_that_there_are_and_may_be_given_alone(kind):
     given = {"genotype": "g.json"} if kind is CompressConfig else {}
     for name, meanings in kind.PRESETS.items():
+        given |= {"method": "gdfq"} if name == "losses" else {}
         assert set(meanings) == set(kind.__dataclass_fields__[name].metadata["choices"])
         for value, settings in meanings.items():
-            config = kind().override({**({} if "generator" in settings else given), name: value})
+            own = {key: each for key, each in given.items() if key != "genotype" or "generator" not in settings}
+            config = kind().override({**own, name: value})
             config.require_consistent()
             assert config == kind().override({**config.to_dict(), **settings, name: value})
 

@@ -63,7 +63,7 @@ def test_what_was_given_is_remembered_and_makes_no_difference():
 
 
 def test_what_several_trials_share_may_be_of_no_use():
-    config = CompressConfig(generator="gdfq", mixed_classes=3)
+    config = CompressConfig(method="gdfq", generator="gdfq", mixed_classes=3)
     with pytest.raises(InputError, match="mixed_classes would do nothing"):
         config.require_consistent()
     shared = config.as_shared()

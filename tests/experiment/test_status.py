@@ -16,7 +16,7 @@ from nni_autorecon.experiment import status
 from nni_autorecon.experiment.status import duration, experiment_status, planned_trials
 
 SEARCH = "python trials/search.py --epochs 5 --weight-steps 3 --architecture-steps 1 --final-steps 8"
-COMPRESS = "python trials/compress.py --generator gdfq --epochs 9 --warmup-epochs 2"
+COMPRESS = "python trials/compress.py --method gdfq --generator gdfq --epochs 9 --warmup-epochs 2"
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_warm_up_of_a_compression_counts_though_nni_does_not_hear_of_it(data
     ("command", "config"),
     [
         ("search", SearchConfig(epochs=4)), ("distill", DistillConfig(epochs=4)),
-        ("compress", CompressConfig(epochs=4, warmup_epochs=0)),
+        ("compress", CompressConfig(method="gdfq", epochs=4, warmup_epochs=0)),
     ],
 )  # fmt: skip
 def test_the_folder_knows_better(command, config, database, tmp_path):

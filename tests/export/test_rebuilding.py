@@ -14,7 +14,7 @@ from nni_autorecon.export.distilled_file import ABOUT, load_distilled
 from nni_autorecon.student.distillation import student_for
 from nni_autorecon.teacher.sources import architecture
 
-STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
+STEPS = {"method": "gdfq", "epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
 TINY = {"generator": "random:0", "width": 3, "batch_size": 4, "image_size": 12, "threads": 1, "progress": False}
 CODE = """
 import itertools

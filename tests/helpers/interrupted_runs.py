@@ -19,7 +19,7 @@ from nni_autorecon.runs.snapshots import load_snapshot
 SMALL = ["--batch-size", "6", "--latent-dim", "5", "--threads", "1"]
 STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps", "1", "--final-steps", "2"]
 STUDENT = ["--steps", "2", "--agreement-steps", "1", "--width", "3"]
-PHASES = ["--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
+PHASES = ["--method", "gdfq", "--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
 IMAGES = ["--image-count", "12", "--image-steps", "2"]
 RUNS = {
     "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],

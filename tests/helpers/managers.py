@@ -24,7 +24,9 @@ from tests.helpers.command_line import SEARCH
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 FLAGS = " ".join(SEARCH)
-STUDENT = "--width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+STUDENT = (
+    "--method gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+)
 """Of a compression that is over at once."""
 SECONDS = 240
 

@@ -209,4 +209,4 @@ def test_settings_of_other_methods_are_refused() -> None:
     with pytest.raises(InputError, match="student_lr"):
         CompressConfig(method="blockwise", generator="gdfq", student_lr=0.1).require_consistent()
     with pytest.raises(InputError, match="block_steps"):
-        CompressConfig(generator="gdfq", block_steps=3).require_consistent()
+        CompressConfig(method="gdfq", generator="gdfq", block_steps=3).require_consistent()

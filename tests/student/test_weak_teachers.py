@@ -13,7 +13,14 @@ from nni_autorecon.data.digits import digits_data
 from nni_autorecon.errors import InputError
 from nni_autorecon.student.results import chance_limit
 
-COMPRESSION = {"generator": "random:0", "epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "width": 3}
+COMPRESSION = {
+    "method": "gdfq",
+    "generator": "random:0",
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "range_epochs": 1,
+    "width": 3,
+}
 DISTILLATION = {"generator": "random:0", "epochs": 1, "student_steps": 1, "width": 3}
 STEPS = {"steps": 1, "agreement_steps": 1, "batch_size": 4, "progress": False}
 
@@ -57,7 +64,9 @@ def test_the_accuracy_is_logged_before_the_first_epoch(caplog):
 
 
 def test_the_command_prints_the_accuracy_first(tmp_path, capfd):
-    flags = "--test-data digits --generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3"
+    flags = (
+        "--test-data digits --method gdfq --generator random:0 --epochs 3 --warmup-epochs 1 --range-epochs 1 --width 3"
+    )
     flags += " --steps 1 --agreement-steps 1"
     assert main(["compress", *flags.split(), "--batch-size", "4", "-o", str(tmp_path / "run")]) == 0
     assert capfd.readouterr().err.splitlines()[0] == "teacher digits: 99.55 % of 445 test images"

@@ -549,7 +549,7 @@ def test_on_the_command_line_it_is_one_line_and_nothing_is_written(
     weights = save(namespace[name]().state_dict(), tmp_path)
     before = sorted(tmp_path.iterdir())
     command = f"compress --teacher {tmp_path}/faulty.py:{name} --checkpoint {weights} --image-size 9 {flags} "
-    arguments = "--generator gdfq --width 2 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1".split()
+    arguments = "--method gdfq --generator gdfq --width 2 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1".split()
     assert cli.main([*command.split(), *arguments, "-o", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
