@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,10 +35,11 @@ from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
+from .agreement import agreement
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
 from .reconstruction import Rates, Reconstruction
-from .results import CompressionResult, agreement, evaluation_data, measured_accuracy
+from .results import CompressionResult, evaluation_data, measured_accuracy
 from .training import StudentTraining
 
 EpochMetrics = dict[str, Any]
@@ -67,6 +69,8 @@ class Compression:
     """The accuracy when the ranges were set, before any training of the student."""
     metrics: EpochMetrics = field(default_factory=dict)
     """The metrics of the last epoch."""
+    by_ranges: State | None = None
+    """The student's state when the ranges were set."""
 
     @classmethod
     def start(
@@ -106,6 +110,7 @@ class Compression:
             "seconds": time.perf_counter() - self.started,
             "ranges_only_accuracy": self.ranges_only_accuracy,
             "metrics": self.metrics,
+            "by_ranges": self.by_ranges,
             "images": self.images.state(),
             "student": self.student.state_dict(),
             "optimizers": self.training.state(),
@@ -113,7 +118,7 @@ class Compression:
 
     def _load(self, state: State) -> None:
         self.epoch, self.metrics = state["epoch"], state["metrics"]
-        self.ranges_only_accuracy = state["ranges_only_accuracy"]
+        self.ranges_only_accuracy, self.by_ranges = state["ranges_only_accuracy"], state["by_ranges"]
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
         self.training.load(state["optimizers"])
@@ -192,8 +197,24 @@ class Compression:
         return total
 
     def agreement(self) -> float:
-        """Return the fraction of held-out synthetic images on which student and teacher decide alike."""
+        """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
         return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
+
+    def settle(self) -> tuple[float, float | None]:
+        """Keep the student with the higher agreement: the trained one, or that by ranges alone.
+
+        Returns the agreement of the trained one and that by ranges alone, on the same images; None if none was trained.
+        """
+        trained = self.metrics.get("agreement")
+        trained = self.agreement() if trained is None else trained
+        if self.by_ranges is None or not {TRAINING, BLOCK}.intersection(self.phases):
+            return trained, None
+        last = copy.deepcopy(self.student.state_dict())
+        self.student.load_state_dict(self.by_ranges)
+        by_ranges = self.agreement()
+        if by_ranges <= trained:
+            self.student.load_state_dict(last)
+        return trained, by_ranges
 
 
 def compress(
@@ -214,8 +235,10 @@ def compress(
         compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
             compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
+            compression.by_ranges = copy.deepcopy(compression.student.state_dict())
         compression.epoch = epoch + 1
         on_epoch(compression.metrics)
+    trained, by_ranges = compression.settle()
     in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
@@ -225,7 +248,7 @@ def compress(
         protocol=config.protocol,
         method=config.method,
         generator=None if config.generator_spec is None else str(config.generator_spec),
-        agreement=metrics["agreement"] if metrics else compression.agreement(),
+        agreement=trained if by_ranges is None else max(trained, by_ranges),
         teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
         accuracy=accuracy,
@@ -234,6 +257,8 @@ def compress(
         generator_parameters=parameters,
         seconds=time.perf_counter() - compression.started,
         coverage=compression.coverage,
+        ranges_only_agreement=by_ranges,
+        taken_back=by_ranges is not None and by_ranges > trained,
     )
 
 

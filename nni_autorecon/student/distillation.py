@@ -36,8 +36,9 @@ from ..runs.snapshots import State, random_state, set_random_state
 from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
+from .agreement import agreement
 from .images import OnStep, configured_generator
-from .results import DistillationResult, agreement, evaluation_data, measured_accuracy
+from .results import DistillationResult, evaluation_data, measured_accuracy
 
 EpochMetrics = dict[str, Any]
 
@@ -178,7 +179,7 @@ class Distillation:
         set_learning_rate(self.generator_optimizer, config.weight_lr * SCHEDULES[config.weight_schedule](progress))
 
     def agreement(self) -> float:
-        """Return the fraction of held-out synthetic images on which student and teacher decide alike."""
+        """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
         return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
 

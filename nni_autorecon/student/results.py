@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.student import StudentConfig
 from ..data.images import EvaluationData
@@ -32,7 +30,7 @@ class CompressionResult:
     generator: str | None
     """The generator's name; None for a method without one, like its costs below."""
     agreement: float
-    """The fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    """The fraction of held-out synthetic images, disturbed, on which both decide alike: the data-free metric."""
     teacher_accuracy: float | None
     ranges_only_accuracy: float | None
     """The accuracy with ranges set, before any training of the student."""
@@ -45,6 +43,10 @@ class CompressionResult:
     seconds: float
     """The time of the whole method, including images that are distilled beforehand."""
     coverage: Coverage
+    ranges_only_agreement: float | None = None
+    """The agreement with ranges set, on the same images; None if nothing was trained."""
+    taken_back: bool = False
+    """True if training made the agreement worse, so that the student by ranges alone was kept."""
     file_bytes: int | None = None
     """The size of the student's file, once it is written."""
     compression_ratio: float | None = None
@@ -63,8 +65,11 @@ class CompressionResult:
         """Return the lines that a person reads at the end."""
         lines = [
             self.coverage.summary(),
-            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
+            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of disturbed synthetic images"
+            + ("" if self.ranges_only_agreement is None else f", by ranges alone on {self.ranges_only_agreement:.2%}"),
         ]
+        if self.taken_back:
+            lines.append("training made it no better, so that the student by ranges alone was kept")
         if self.accuracy is not None:
             lines.append(
                 f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
@@ -97,7 +102,7 @@ class DistillationResult:
     student: str
     generator: str
     agreement: float
-    """The fraction of held-out synthetic images on which student and teacher decide alike: the data-free metric."""
+    """The fraction of held-out synthetic images, disturbed, on which both decide alike: the data-free metric."""
     teacher_accuracy: float | None
     accuracy: float | None
     """The accuracy after the last epoch."""
@@ -121,7 +126,7 @@ class DistillationResult:
         """Return the lines that a person reads at the end."""
         lines = [
             f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
-            f"student agrees with the teacher on {self.agreement:.2%} of held-out synthetic images",
+            f"student agrees with the teacher on {self.agreement:.2%} of disturbed synthetic images",
         ]
         if self.accuracy is not None:
             lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")
@@ -133,13 +138,6 @@ class DistillationResult:
         known = {name: value for name, value in accuracies.items() if value is not None}
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
         return {"default": self.agreement, **known, **self.loss, **costs}
-
-
-@torch.no_grad()
-def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
-    """Return the fraction of images on which both networks decide alike; ``batches`` are [N, C, H, W], all of one N."""
-    alike = [(student(images).argmax(1) == teacher(images).argmax(1)).float().mean() for images in batches]
-    return torch.stack(alike).mean().item()
 
 
 def measured_accuracy(config: StudentConfig, teacher: Teacher, data: EvaluationData | None) -> float | None:

@@ -16,7 +16,7 @@ from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
 from nni_autorecon.quantization.quantizers import WeightQuantizer, in_floating_point, observe_ranges
 from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
-from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.compression import Compression, compress
 from nni_autorecon.student.reconstruction import Rates, Reconstruction
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
@@ -203,6 +203,25 @@ def test_a_student_is_saved_and_loaded(tmp_path) -> None:
     images = torch.randn(3, *IMAGE)
     assert torch.equal(saved.network(images), result.student.network(images))
     assert result.student.to_onnx(tmp_path / "student.onnx").holds()
+
+
+def test_a_student_that_training_ruined_is_taken_back() -> None:
+    config = CONFIG.override({"method": "gdfq", "epochs": 4, "warmup_epochs": 1, "student_lr": 100.0, "bits": "w8a8"})
+    compression = start(config)
+    result = compress(compression, None)
+    assert result.taken_back
+    assert result.agreement == result.ranges_only_agreement > compression.metrics["agreement"]
+    assert result.agreement == compression.agreement()
+    assert "training made it no better, so that the student by ranges alone was kept" in result.summary()
+    state = compression.student.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in compression.by_ranges.items())
+
+
+def test_a_student_that_is_better_is_kept() -> None:
+    compression = start(CONFIG.override({"bits": "w2a4", "block_steps": 100, "block_images": 200}))
+    result = compress(compression, None)
+    assert not result.taken_back
+    assert result.agreement == compression.agreement() >= result.ranges_only_agreement
 
 
 def test_settings_of_other_methods_are_refused() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 from nni_autorecon.config.common import SCHEDULES
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.data.images import LabelledImages
-from nni_autorecon.student.results import agreement, evaluation_data
+from nni_autorecon.student.agreement import agreement, disturbed
+from nni_autorecon.student.results import evaluation_data
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,18 @@ def test_student_schedules(schedule, expected):
     assert [SCHEDULES[schedule](progress) for progress in (0, 0.25, 0.5, 0.75)] == pytest.approx(expected, abs=1e-4)
 
 
+def test_disturbed_images_are_shifted_joined_mixed_and_noisy():
+    torch.manual_seed(0)
+    images = torch.randn(5, 2, 9, 18)
+    shifted, joined, mixed, noisy = disturbed(images)
+    assert torch.equal(shifted[:, :, 1:, :-2], images[:, :, :-1, 2:])
+    assert torch.equal(joined[1, :, :, :9], images[1, :, :, :9])
+    assert torch.equal(joined[1, :, :, 9:], images[0, :, :, 9:])
+    torch.testing.assert_close(mixed[2], (images[2] + images[1]) / 2)
+    assert 0.8 < float((noisy - images).std() / images.std()) < 1.2
+    assert torch.equal(noisy, disturbed(images)[3])
+
+
 def test_agreement_is_the_fraction_of_equal_decisions():
     teacher, student = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
     nn.init.eye_(student[1].weight)
@@ -26,7 +39,8 @@ def test_agreement_is_the_fraction_of_equal_decisions():
     assert agreement(student, teacher, iter([images, 2 * images])) == 1
     with torch.no_grad():
         student[1].weight[2] = -100 * student[1].weight[2]  # it now decides for class 2 where that logit is negative
-    expected = (student(images).argmax(1) == images.flatten(1).argmax(1)).float().mean().item()
+    all_images = torch.cat(disturbed(images))
+    expected = (student(all_images).argmax(1) == all_images.flatten(1).argmax(1)).float().mean().item()
     assert 0 < expected < 1
     assert agreement(student, teacher, iter([images, images])) == pytest.approx(expected)
 

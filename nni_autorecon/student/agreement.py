@@ -1,0 +1,41 @@
+"""The data-free measure of a student: on how many disturbed synthetic images it decides as its teacher does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+SHIFT = 1 / 9
+"""Images are shifted by this part of their height and width."""
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Return the fraction of disturbed images on which both networks decide alike; they are the batches' own.
+
+    batches: [N, C, H, W], all of one N. On the images as they are, students agree that are ruined for all others:
+    over good and bad students of five teachers, that has less to do with accuracy (docs/results/teachers.md).
+    """
+    alike = [
+        (student(images).argmax(1) == teacher(images).argmax(1)).float().mean()
+        for batch in batches
+        for images in disturbed(batch)
+    ]
+    return torch.stack(alike).mean().item()
+
+
+def disturbed(images: Tensor) -> tuple[Tensor, ...]:
+    """Return four disturbed copies of images [N, C, H, W]: shifted, two joined, two mixed, and noisy.
+
+    The left half of an image is joined to the right half of the next, and two neighbours are mixed in shares from 0 to
+    1. The noise has the deviation of the images, and is the same each time.
+    """
+    height, width = images.shape[2:]
+    neighbours = images.roll(1, 0)
+    shifted = images.roll((round(height * SHIFT), -round(width * SHIFT)), (2, 3))
+    joined = torch.cat([images[..., : width // 2], neighbours[..., width // 2 :]], 3)
+    shares = torch.linspace(0, 1, len(images), device=images.device).view(-1, 1, 1, 1)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return shifted, joined, images.lerp(neighbours, shares), images + images.std() * noise
