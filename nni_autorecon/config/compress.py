@@ -45,7 +45,7 @@ class CompressConfig(StudentConfig):
             "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr", "weight_schedule",
             "weight_beta1", "weight_beta2", "weight_decay",
         ),
-        "blocks (method blockwise)": ("block_images", "block_steps", "block_batch_size", "block_rate"),
+        "blocks (method blockwise)": ("block_images", "block_batch_size", "block_rate"),
         "images without a generator": ("image_count", "image_steps", "image_lr"),
         "the student": (
             "student_lr", "student_schedule", "student_momentum", "student_decay", "student_clip", "range_lr",
@@ -80,7 +80,6 @@ class CompressConfig(StudentConfig):
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
     block_images: int = setting(1024, "images to which all blocks are fitted", low=2)
-    block_steps: int = setting(300, "updates of each block", low=1)
     block_batch_size: int = setting(32, "images of each update", low=1)
     block_rate: float = setting(
         0.02, "Adam learning rate of a block's weights, in steps of their quantization", low=0.0
@@ -104,7 +103,12 @@ class CompressConfig(StudentConfig):
         "they rest",
         low=0.0,
     )
-    epochs: int = setting(14, "epochs in all, warm-up and range tracking included", symbol="L2", low=1)
+    epochs: int = setting(
+        14,
+        "epochs in all, warm-up and range tracking included; with method blockwise, those left are of every block",
+        symbol="L2",
+        low=1,
+    )
     steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
     warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
     range_epochs: int = setting(1, "epochs after the warm-up in which activation ranges are tracked", low=1)
@@ -166,8 +170,7 @@ class CompressConfig(StudentConfig):
         self._require_something_to_learn()
         if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
             raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
-        trained = self.method not in ("dfq", "zeroq", "blockwise")
-        if trained and self.warmup_epochs + self.range_epochs >= self.epochs:
+        if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "
                 f"({self.warmup_epochs} + {self.range_epochs}); raise epochs"
@@ -177,7 +180,7 @@ class CompressConfig(StudentConfig):
     def phases(self) -> tuple[str, ...]:
         """Return the phase of each epoch. All methods that train the student train it for the same number of epochs.
 
-        With method blockwise, each block is one more epoch.
+        With method blockwise, each block is one more phase, of ``block_steps`` updates.
         """
         warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
         training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
@@ -189,6 +192,11 @@ class CompressConfig(StudentConfig):
             "dfc": tracking + training,
         }
         return others.get(self.method, warm_up + tracking + training)
+
+    @property
+    def block_steps(self) -> int:
+        """Return the updates of each block: those of the epochs that warm-up and range tracking leave."""
+        return (self.epochs - self.warmup_epochs - self.range_epochs) * self.steps
 
     def _require_something_to_learn(self) -> None:
         losses = ("ce_weight", "kd_weight", "disagreement_weight", "feature_weight")

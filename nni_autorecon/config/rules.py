@@ -72,15 +72,15 @@ COMPRESS_RULES = (
         ("method",), GENERATOR_METHODS,
     ),
     Rule(("generator_updates", "class_weight", "adaptability_weight"), ("method",), ("gdfq",)),
-    Rule(("block_images", "block_steps", "block_batch_size", "block_rate"), ("method",), ("blockwise",)),
+    Rule(("block_images", "block_batch_size", "block_rate"), ("method",), ("blockwise",)),
     Rule(("image_count",), ("method",), ("zeroq", "zeroq-kd", "dfc")),
     Rule(("image_steps", "image_lr"), ("method",), ("dfq", "zeroq", "zeroq-kd", "dfc")),
     Rule(("bns_form",), ("method",), (*GENERATOR_METHODS, "dfc")),
     Rule(("activation_ranges", "range_epochs", "steps"), ("method",), (*GENERATOR_METHODS, "zeroq", "zeroq-kd", "dfc")),
-    Rule(("warmup_epochs",), ("method",), (*GENERATOR_METHODS, "zeroq-kd", "dfc")),
+    Rule(("epochs", "warmup_epochs"), ("method",), (*GENERATOR_METHODS, "zeroq-kd", "dfc")),
     Rule(
         (
-            "epochs", "student_lr", "student_momentum", "student_decay", "student_schedule",
+            "student_lr", "student_momentum", "student_decay", "student_schedule",
             "student_clip", "range_lr", "ce_weight", "ce_gate", "kd_weight", "kd_temperature", "kd_reduction",
             "disagreement_weight", "feature_weight", "hard_step", "flip_share",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -42,9 +43,13 @@ from .reconstruction import Rates, Reconstruction
 from .results import CompressionResult, evaluation_data, measured_accuracy
 from .training import StudentTraining
 
+_log = logging.getLogger(__name__)
+
 EpochMetrics = dict[str, Any]
 LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
+FEATURE_MEMORY = 2**31
+"""The features of one block, of the student and of the teacher, take at most so many bytes."""
 
 
 @dataclass
@@ -170,11 +175,11 @@ class Compression:
         assert isinstance(self.images, GeneratorImages)
         index = epoch - self.phases.index(BLOCK)
         if not reconstruction.has_begun:
-            reconstruction.begin(self.images.fixed(config.block_images), learned=index)
+            reconstruction.begin(self.images.fixed(self._block_images(reconstruction)), learned=index)
         error = reconstruction.learn(
             index,
             steps=config.block_steps,
-            batch_size=min(config.block_batch_size, config.block_images),
+            batch_size=config.block_batch_size,
             rates=Rates(weights=config.block_rate),
             seed=config.seed,
             on_step=on_step,
@@ -182,6 +187,19 @@ class Compression:
         loss = {name: self.metrics[name] for name in LOSSES if name in self.metrics}
         errors = {"error_before": error.before, "block_error": error.after}
         return {"epoch": epoch + 1, "phase": BLOCK, **loss, **errors, "agreement": self.agreement()}
+
+    def _block_images(self, reconstruction: Reconstruction) -> int:
+        """Return how many images the blocks are fitted to: as many as are asked for, or as memory holds."""
+        asked = self.config.block_images
+        most = reconstruction.images_within(
+            FEATURE_MEMORY, torch.zeros(1, *self.teacher.image, device=self.teacher.device)
+        )
+        if most < asked:
+            _log.info(
+                "blocks are fitted to %d images in place of %d, for more features would not fit in %d kB",
+                *(most, asked, FEATURE_MEMORY // 1000),
+            )
+        return min(most, asked)
 
     def steps(self, epochs: int) -> int:
         """Return how often ``on_step`` is called in the first ``epochs`` epochs."""

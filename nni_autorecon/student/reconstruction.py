@@ -8,6 +8,7 @@ themselves learn, with the straight-through gradient.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 
 
 class Rates(NamedTuple):
@@ -70,6 +71,16 @@ class Reconstruction:
     def has_begun(self) -> bool:
         """Return True once there are images."""
         return self._features is not None
+
+    def images_within(self, memory: int, image: Tensor) -> int:
+        """Return for how many images, at least 2, features fit into ``memory`` bytes. image: any one, [1, C, H, W]."""
+        sizes = [image.nbytes]
+        for block in self._teacher_blocks:
+            with in_floating_point(self._teacher):
+                image = outputs(block, image)
+            sizes.append(image.nbytes)
+        largest = max(2 * (before + after) for before, after in itertools.pairwise(sizes))
+        return max(memory // largest, 2)
 
     def begin(self, images: Tensor, *, learned: int = 0) -> None:
         """Take the images [N, C, H, W] that the student sees; go past ``learned`` blocks that have learned before."""

@@ -22,8 +22,9 @@ from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
 CONFIG = CompressConfig(
-    method="blockwise", generator="gdfq", width=4, latent_dim=7, batch_size=6, steps=3, warmup_epochs=2, range_epochs=1,
-    agreement_steps=2, block_images=40, block_steps=20, bits="w3a3",
+    method="blockwise",
+    generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=10, steps=3, warmup_epochs=2, range_epochs=1,
+    agreement_steps=2, block_images=40, bits="w3a3",
 ).as_shared()  # fmt: skip
 
 
@@ -131,6 +132,22 @@ def test_codes_of_learned_scales_give_the_weights_back() -> None:
         assert int(weight.codes.max()) <= 7
 
 
+def test_no_more_images_are_taken_than_memory_holds() -> None:
+    reconstruction = Reconstruction(ranged(toy_teacher(), torch.randn(8, *IMAGE)))
+    largest = 4 * 2 * (2 * 9 * 11 + 3 * 7 * 9)  # bytes, of the first block's input and output in both networks
+    image = torch.zeros(1, *IMAGE)
+    assert [reconstruction.images_within(memory, image) for memory in (5 * largest, 5 * largest - 1, 3)] == [5, 4, 2]
+
+
+def test_fewer_images_are_taken_with_a_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    monkeypatch.setattr("nni_autorecon.student.compression.FEATURE_MEMORY", 20000)
+    compression = start()
+    for epoch in range(4):
+        compression.run_epoch(epoch)
+    assert caplog.messages == ["blocks are fitted to 6 images in place of 40, for more features would not fit in 20 kB"]
+
+
 def test_a_block_without_images_is_refused() -> None:
     reconstruction = Reconstruction(ranged(toy_teacher(), torch.randn(8, *IMAGE)))
     with pytest.raises(RuntimeError, match="call begin first"):
@@ -193,11 +210,17 @@ def test_a_run_that_is_taken_up_comes_to_the_same(done: int) -> None:
 
 def test_a_student_is_saved_and_loaded(tmp_path) -> None:
     torch.manual_seed(0)
-    settings = {"width": 4, "batch_size": 4, "steps": 2, "warmup_epochs": 1, "agreement_steps": 1, "progress": False}
+    settings = {
+        "width": 4,
+        "batch_size": 4,
+        "epochs": 4,
+        "steps": 2,
+        "warmup_epochs": 1,
+        "agreement_steps": 1,
+        "progress": False,
+    }
     teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=(0.0, 0.0), std=(1.0, 1.0))
-    result = nar.compress(
-        teacher, method="blockwise", generator="random:0", block_images=16, block_steps=5, bits="w4a4", **settings
-    )
+    result = nar.compress(teacher, method="blockwise", generator="random:0", block_images=16, bits="w4a4", **settings)
     result.student.save(tmp_path / "student.safetensors")
     saved = nar.load_student(tmp_path / "student.safetensors", teacher=toy_teacher())
     images = torch.randn(3, *IMAGE)
@@ -218,7 +241,7 @@ def test_a_student_that_training_ruined_is_taken_back() -> None:
 
 
 def test_a_student_that_is_better_is_kept() -> None:
-    compression = start(CONFIG.override({"bits": "w2a4", "block_steps": 100, "block_images": 200}))
+    compression = start(CONFIG.override({"bits": "w2a4", "epochs": 33, "block_images": 200}))
     result = compress(compression, None)
     assert not result.taken_back
     assert result.agreement == compression.agreement() >= result.ranges_only_agreement
@@ -227,5 +250,5 @@ def test_a_student_that_is_better_is_kept() -> None:
 def test_settings_of_other_methods_are_refused() -> None:
     with pytest.raises(InputError, match="student_lr"):
         CompressConfig(method="blockwise", generator="gdfq", student_lr=0.1).require_consistent()
-    with pytest.raises(InputError, match="block_steps"):
-        CompressConfig(method="gdfq", generator="gdfq", block_steps=3).require_consistent()
+    with pytest.raises(InputError, match="block_images"):
+        CompressConfig(method="gdfq", generator="gdfq", block_images=3).require_consistent()
