@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import reprlib
 
+LONGEST = 1000
+"""Messages of other libraries may hold all that a person's file holds; no more characters of them are shown."""
+
 
 class AutoReConError(Exception):
     """The base of all errors that this package raises on purpose; the command line prints them as one line."""
@@ -22,8 +25,9 @@ class DivergenceError(AutoReConError, RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of any error on one line."""
-    return " ".join(str(error).split())
+    """Return the message of any error on one line, its first thousand characters if it is longer."""
+    message = " ".join(str(error).split())
+    return message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
 
 
 def named(error: BaseException) -> str:

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 EpochMetrics = dict[str, Any]
 LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
-FEATURE_MEMORY = 2**31
+FEATURE_MEMORY = 2**30
 """The features of one block, of the student and of the teacher, take at most so many bytes."""
 
 

@@ -23,7 +23,7 @@ from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 16
 
 
 class Rates(NamedTuple):

@@ -13,11 +13,11 @@ from nni_autorecon.generator.genotype import Genotype
 
 pytestmark = pytest.mark.slow
 
-GIBIBYTES = 2.75
+GIBIBYTES = 3.1
 SEARCH = (
     "--width 8 --batch-size 2 --epochs 1 --weight-steps 1 --architecture-steps 1 --validation-steps 1 --final-steps 1"
 )
-COMPRESS = "--batch-size 2 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+COMPRESS = "--batch-size 2 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1 --block-images 8"
 
 
 def _run(*arguments):
