@@ -13,7 +13,7 @@ from nni_autorecon.generator.genotype import Genotype
 
 pytestmark = pytest.mark.slow
 
-GIBIBYTES = 3.1
+GIBIBYTES = 3.4
 SEARCH = (
     "--width 8 --batch-size 2 --epochs 1 --weight-steps 1 --architecture-steps 1 --validation-steps 1 --final-steps 1"
 )
