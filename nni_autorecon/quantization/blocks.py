@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from torch import fx
+from torch import fx, nn
 
 from .calls import QUANTIZED, called
 
@@ -26,14 +26,15 @@ def blocks(network: fx.GraphModule) -> list[fx.GraphModule]:
 
     The graph is cut wherever one tensor is all that later operations read, so that a residual block, an inverted
     residual, a step of a densely connected network or a plain layer is a block. Operations without a layer, such as an
-    activation and its quantizer, belong to the block before them, and to the first one at the beginning.
+    activation and its quantizer, belong to the block before them, and to the first one at the beginning. From the first
+    to the last use of a parameter that is used several times, all is one block.
     """
     parts: list[_Part] = []
     for part in _parts(network):
         if parts and not (_has_layer(network, part) and _has_layer(network, parts[-1])):
             part = parts.pop().joined(part)
         parts.append(part)
-    return [_block(network, part) for part in parts]
+    return [_block(network, part) for part in _joined_by_parameters(network, parts)]
 
 
 def _parts(network: fx.GraphModule) -> Iterator[_Part]:
@@ -65,6 +66,35 @@ def _is_taken_apart(network: fx.GraphModule, node: fx.Node) -> bool:
 
 def _has_layer(network: fx.GraphModule, part: _Part) -> bool:
     return any(isinstance(called(network, node)[0], QUANTIZED) for node in part.nodes)
+
+
+def _joined_by_parameters(network: fx.GraphModule, parts: Sequence[_Part]) -> list[_Part]:
+    """Return the parts, joined so that no parameter is in two of them."""
+    own = [_parameters(network, part) for part in parts]
+    last = {parameter: index for index, parameters in enumerate(own) for parameter in parameters}
+    joined: list[_Part] = []
+    end = -1
+    for index, part in enumerate(parts):
+        joined.append(joined.pop().joined(part) if index <= end else part)
+        end = max([end, *(last[parameter] for parameter in own[index])])
+    return joined
+
+
+def _parameters(network: fx.GraphModule, part: _Part) -> set[nn.Parameter]:
+    """Return the parameters of the modules that a part calls, and those that it reads itself."""
+    found: set[nn.Parameter] = set()
+    for node in part.nodes:
+        if node.op == "call_module":
+            found.update(network.get_submodule(str(node.target)).parameters())
+        for constant in node.all_input_nodes:
+            value = _attribute(network, str(constant.target)) if constant.op == "get_attr" else None
+            found.update([value] if isinstance(value, nn.Parameter) else [])
+    return found
+
+
+def _attribute(network: nn.Module, path: str) -> object:
+    owner, _, name = path.rpartition(".")
+    return getattr(network.get_submodule(owner), name)
 
 
 def _block(network: fx.GraphModule, part: _Part) -> fx.GraphModule:

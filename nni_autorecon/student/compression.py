@@ -130,6 +130,7 @@ class Compression:
 
     def __post_init__(self) -> None:
         self.phases = self.config.phases
+        self._held_out: list[Tensor] = []
         self.reconstruction = Reconstruction(self.student) if self.config.method == "blockwise" else None
         if self.reconstruction:
             self.phases += (BLOCK,) * len(self.reconstruction.blocks)
@@ -176,6 +177,7 @@ class Compression:
         index = epoch - self.phases.index(BLOCK)
         if not reconstruction.has_begun:
             reconstruction.begin(self.images.fixed(self._block_images(reconstruction)), learned=index)
+            self._held_out = list(self.images.held_out(config.agreement_steps))  # the generator rests from now on
         error = reconstruction.learn(
             index,
             steps=config.block_steps,
@@ -216,7 +218,8 @@ class Compression:
 
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
-        return agreement(self.student, self.teacher.observed, self.images.held_out(self.config.agreement_steps))
+        batches = self._held_out or self.images.held_out(self.config.agreement_steps)
+        return agreement(self.student, self.teacher.observed, batches)
 
     def settle(self) -> tuple[float, float | None]:
         """Keep the student with the higher agreement: the trained one, or that by ranges alone.

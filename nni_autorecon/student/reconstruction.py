@@ -153,12 +153,17 @@ def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:
     """Return Adam's parameter groups for all that learns in a block, each with its rate."""
     groups: list[dict[str, Any]] = []
+    known: set[nn.Parameter] = set()
     for _, layer in quantized_layers(block):
         quantizer, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
-        groups.append({"params": [weight], "lr": rates.weights * float(quantizer.scale.mean())})
+        if weight not in known:  # layers may share it
+            groups.append({"params": [weight], "lr": rates.weights * float(quantizer.scale.mean())})
+        known.add(weight)
         groups.append({"params": [quantizer.log_factor], "lr": rates.weight_scales})
     for module, deviation in _deviations(block, inputs).items():
-        own = [value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")]
+        values = module.named_parameters(recurse=False)
+        own = [value for name, value in values if name in ("weight", "bias") and value not in known]
+        known.update(own)
         groups.append({"params": own, "lr": rates.outputs * deviation})
     ranges = [module.log_factor for module in block.modules() if isinstance(module, ActivationQuantizer)]
     groups.append({"params": ranges, "lr": rates.activation_scales})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
 from nni_autorecon.student.compression import Compression, compress
 from nni_autorecon.student.reconstruction import Rates, Reconstruction
 from nni_autorecon.teacher.loading import Teacher
-from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
+from tests.helpers.toys import CLASSES, IMAGE, snapshot, tied_teacher, toy_teacher
 
 CONFIG = CompressConfig(
     method="blockwise",
@@ -64,6 +65,34 @@ def test_the_student_comes_nearer_to_the_teacher(protocol: str) -> None:
     assert len(errors) == 3
     assert all(error.after <= error.before for error in errors)
     assert (after - expected).norm() < 0.8 * (before - expected).norm()
+
+
+class CalledAgain(nn.Module):
+    """Its middle layer is called twice, with another one between, so that blocks would share it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.between = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.last = nn.Linear(4, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.first(images))))
+        x = torch.relu(self.again(torch.relu(self.between(x))))
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("make", "count"), [(CalledAgain, 3), (tied_teacher, 3)])
+def test_a_weight_that_is_used_again_belongs_to_one_block(make: Callable[[], nn.Module], count: int) -> None:
+    torch.manual_seed(0)
+    network, images = make().eval(), torch.randn(64, *IMAGE)
+    student = ranged(network, images)
+    reconstruction = Reconstruction(student)
+    reconstruction.begin(images)
+    assert len(reconstruction.blocks) == count
+    *_, last = learn_all(reconstruction, steps=30)
+    with torch.no_grad():
+        gap, size = (student(images) - network(images)).square().mean(), network(images).square().mean()
+    assert last.after == pytest.approx(float(gap / size), rel=1e-3)  # no block has changed since it was fitted
 
 
 def test_a_ruinous_rate_leaves_the_student_as_it_was() -> None:
