@@ -74,6 +74,8 @@ class Compression:
     """The accuracy when the ranges were set, before any training of the student."""
     metrics: EpochMetrics = field(default_factory=dict)
     """The metrics of the last epoch."""
+    loss: dict[str, float] | None = None
+    """L_r of the images and its parts, in the last epoch with fresh ones."""
     by_ranges: State | None = None
     """The student's state when the ranges were set."""
 
@@ -115,6 +117,7 @@ class Compression:
             "seconds": time.perf_counter() - self.started,
             "ranges_only_accuracy": self.ranges_only_accuracy,
             "metrics": self.metrics,
+            "loss": self.loss,
             "by_ranges": self.by_ranges,
             "images": self.images.state(),
             "student": self.student.state_dict(),
@@ -122,7 +125,7 @@ class Compression:
         }
 
     def _load(self, state: State) -> None:
-        self.epoch, self.metrics = state["epoch"], state["metrics"]
+        self.epoch, self.metrics, self.loss = state["epoch"], state["metrics"], state["loss"]
         self.ranges_only_accuracy, self.by_ranges = state["ranges_only_accuracy"], state["by_ranges"]
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
@@ -158,7 +161,8 @@ class Compression:
                 self.training.set_progress((epoch - first + step / config.steps) / (len(self.phases) - first))
                 student_losses.append(self._train_student(images, labels, loss.logits))
             on_step()
-        metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **mean.result(f"L_r in epoch {epoch + 1}")}
+        self.loss = mean.result(f"L_r in epoch {epoch + 1}")
+        metrics: EpochMetrics = {"epoch": epoch + 1, "phase": phase, **self.loss}
         if phase == TRAINING:
             student_loss = torch.stack(student_losses).mean().item()
             require_finite(student_loss, f"the student's loss in epoch {epoch + 1}")
@@ -170,7 +174,7 @@ class Compression:
         return metrics
 
     def _learn_block(self, epoch: int, on_step: OnStep) -> EpochMetrics:
-        """Let the next block learn; return its errors beside the metrics of the images, which stay."""
+        """Let the next block learn; return its errors and the agreement."""
         config, reconstruction = self.config, self.reconstruction
         assert reconstruction is not None
         assert isinstance(self.images, GeneratorImages)
@@ -186,9 +190,8 @@ class Compression:
             seed=config.seed,
             on_step=on_step,
         )
-        loss = {name: self.metrics[name] for name in LOSSES if name in self.metrics}
         errors = {"error_before": error.before, "block_error": error.after}
-        return {"epoch": epoch + 1, "phase": BLOCK, **loss, **errors, "agreement": self.agreement()}
+        return {"epoch": epoch + 1, "phase": BLOCK, **errors, "agreement": self.agreement()}
 
     def _block_images(self, reconstruction: Reconstruction) -> int:
         """Return how many images the blocks are fitted to: as many as are asked for, or as memory holds."""
@@ -263,7 +266,6 @@ def compress(
     in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
-    metrics = compression.metrics
     return CompressionResult(
         bits=config.bits,
         protocol=config.protocol,
@@ -273,7 +275,7 @@ def compress(
         teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
         accuracy=accuracy,
-        loss={part: metrics[part] for part in LOSSES} if metrics else None,
+        loss=compression.loss,
         generator_macs=macs,
         generator_parameters=parameters,
         seconds=time.perf_counter() - compression.started,
@@ -318,7 +320,8 @@ def run_compression(
             run.log(metrics)
             run.save("compress", config, compression.state())
             on_epoch(metrics)
-            bar.set_postfix_str(f"{metrics['phase']}, L_r {metrics['loss']:.3f}")
+            what, name = ("error", "block_error") if metrics["phase"] == BLOCK else ("L_r", "loss")
+            bar.set_postfix_str(f"{metrics['phase']}, {what} {metrics[name]:.3f}")
 
         result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
     student = _student(compression, result)
@@ -350,7 +353,7 @@ def _draw(run: RunFolder, compression: Compression) -> None:
     if run.rows:
         save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
         save_figure(
-            plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+            plot_loss_curves(run.rows, series=("agreement",), title="Agreement on disturbed synthetic images"),
             run / "agreement.png",
         )
     images, labels = compression.images.to_show(8)

@@ -300,7 +300,7 @@ def _draw(run: RunFolder, distillation: Distillation) -> None:
     positive = [name for name in LOSSES if name != "balance_loss"]
     save_figure(plot_loss_curves(run.rows, series=positive, title="Distillation: losses", log=True), run / "loss.png")
     save_figure(
-        plot_loss_curves(run.rows, series=("agreement",), title="Student and teacher agree on synthetic images"),
+        plot_loss_curves(run.rows, series=("agreement",), title="Agreement on disturbed synthetic images"),
         run / "agreement.png",
     )
     images, labels = images_per_class(distillation.generator, distillation.source, count=8)
