@@ -1,4 +1,4 @@
-"""Eight small classifiers of Fashion-MNIST that differ in kind, as factories: ``benchmarks/fashion_networks.py:plain``.
+"""Nine small classifiers of Fashion-MNIST that differ in kind, as factories: ``benchmarks/fashion_networks.py:plain``.
 
 Their images are 28×28 pixels, grey, of ten classes. :mod:`teachers` trains them and compresses them.
 """
@@ -127,6 +127,22 @@ def squeezed() -> Classifier:
         )
         layers.append(Added(block) if channels == out else block)
     return Classifier(*layers, normed(40, 96, 1, act=nn.SiLU), *head(96))
+
+
+def gated() -> Classifier:
+    """Return fused inverted residuals with SiLU, with squeeze and excitation, as EfficientNetV2's.
+
+    A second kind of gates, so that settings for them need not be chosen by :func:`squeezed`.
+    """
+    layers: list[nn.Module] = [normed(1, 16, stride=2, act=nn.SiLU)]
+    for channels, out, stride in ((16, 24, 1), (24, 24, 1), (24, 32, 2), (32, 32, 1)):
+        block = nn.Sequential(
+            normed(channels, 2 * channels, stride=stride, act=nn.SiLU),
+            Squeezed(2 * channels, 8),
+            normed(2 * channels, out, 1, act=None),
+        )
+        layers.append(Added(block) if channels == out else block)
+    return Classifier(*layers, normed(32, 80, 1, act=nn.SiLU), *head(80))
 
 
 def leaky() -> Classifier:

@@ -23,7 +23,7 @@ from .export.student_file import SavedNetwork, load_network
 from .generator.genotype import Genotype
 from .quantization.specification import Bits
 from .runs.folder import Mode, NoFolder, RunFolder
-from .student.compression import run_compression
+from .student.compression_run import run_compression
 from .student.distillation import run_distillation
 from .student.results import CompressionResult, DistillationResult
 from .teacher.loading import Teacher, load_teacher

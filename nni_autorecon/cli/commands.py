@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..export.latency import Latency
+    from ..export.student_file import SavedNetwork
     from ..generator.genotype import Genotype
 
 
@@ -83,6 +85,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def to_onnx(arguments: argparse.Namespace) -> None:
     """Write a saved student as ONNX, and print its size and how well it agrees with the student."""
+    from ..export.check_images import images_beside
     from ..export.onnx import export_onnx
     from ..export.onnx_runtime import load_onnx
     from ..export.student_file import load_network
@@ -92,12 +95,16 @@ def to_onnx(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.file} is ONNX already; give the student.safetensors of a compression")
     output = arguments.output or arguments.file.parent / f"{arguments.file.stem}.onnx"
     require_absent(output, force=arguments.force)
-    agreement = export_onnx(load_network(arguments.file, teacher=arguments.teacher), output)
+    if arguments.check is not None and arguments.check < 1:
+        raise InputError(f"--check {arguments.check} compares nothing; give 1 or more")
+    saved = load_network(arguments.file, teacher=arguments.teacher)
+    images = images_beside(arguments.file, saved.description.image)
+    agreement = export_onnx(saved, output, purpose=arguments.purpose, images=images, noise_images=arguments.check)
     print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure the test accuracy of a saved student, from its file alone, and print it.
+    """Measure the test accuracy of a saved student, from its file alone, or its latency, and print it.
 
     Raises InputError if no images are named and none are known, or if an ONNX file is to be measured on a GPU.
     """
@@ -107,24 +114,58 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..teacher.device import resolve_device
 
     device = resolve_device(arguments.device)
-    saved = load_student(arguments.file, teacher=arguments.teacher)
+    if arguments.latency:
+        _set_threads(arguments.threads)  # before the file is loaded into onnxruntime
+    for_latency_alone = arguments.latency and arguments.file.suffix == ".onnx"
+    saved = load_student(arguments.file, teacher=None if for_latency_alone else arguments.teacher)
     if arguments.file.suffix == ".onnx" and device.type != "cpu":
         raise InputError("an ONNX file is measured in onnxruntime, on the CPU; leave out --device")
     known = saved.description
     spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
-    if spec is None:
+    if spec is None and not arguments.latency:
         raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
-    data = load_evaluation_data(
-        spec,
-        num_classes=known.num_classes,
-        image=known.image,
-        resize=known.resize,
-        download=arguments.download,
-        labels=arguments.labels,
-    )
-    right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
-    count = len(data)  # type: ignore[arg-type] # every data set here has a length
-    print(f"test accuracy {right:.2%} on {count} images\n{arguments.file}: {saved.size()}")
+    if spec is not None:
+        data = load_evaluation_data(
+            spec,
+            num_classes=known.num_classes,
+            image=known.image,
+            resize=known.resize,
+            download=arguments.download,
+            labels=arguments.labels,
+        )
+        right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
+        count = len(data)  # type: ignore[arg-type] # every data set here has a length
+        print(f"test accuracy {right:.2%} on {count} images")
+    print(f"{arguments.file}: {saved.size()}")
+    if arguments.latency:
+        print(_latency(saved, arguments).summary())
+
+
+def _set_threads(threads: int) -> None:
+    """Let PyTorch, and onnxruntime with it, compute in so many threads. Raises InputError for less than 1."""
+    import torch
+
+    if threads < 1:
+        raise InputError(f"--threads {threads} compute nothing; give 1 or more")
+    torch.set_num_threads(threads)
+
+
+def _latency(saved: SavedNetwork, arguments: argparse.Namespace) -> Latency:
+    """Return the latency of a student; the structure of its teacher is built anew, by its name.
+
+    Raises InputError if it is a distilled network or code that must be named.
+    """
+    from ..export.latency import measure_latency
+    from ..export.onnx import floating_point
+    from ..export.student_file import require_trusted
+
+    known = saved.description
+    if known.quantization is None:
+        raise InputError("latency is measured of quantized students; leave out --latency")
+    if arguments.teacher is None:
+        require_trusted(known.teacher, arguments.file)
+    network = floating_point(known.structure(arguments.teacher or known.teacher), known.image)
+    return measure_latency(saved, network)
 
 
 def show(arguments: argparse.Namespace) -> None:

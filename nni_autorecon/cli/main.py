@@ -121,6 +121,20 @@ def _add_students(command: AddCommand) -> None:
     """Add the commands around saved students."""
     onnx = command("to-onnx", "write a saved student as ONNX, checked in onnxruntime", commands.to_onnx)
     onnx.add_argument("file", type=Path, metavar="FILE.safetensors", help="the student")
+    onnx.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("speed", "size"),
+        help="speed: INT8 weights, run in integers (the default for students of protocol integer); size: packed "
+        "weights, the smallest file, run in floating point",
+    )
+    onnx.add_argument(
+        "--check",
+        type=int,
+        metavar="N",
+        help="compare it with the student on N images of noise, beside the synthetic ones of its folder (default: as "
+        "many in all as can be compared in the time of the export)",
+    )
     _add_output(onnx, metavar="FILE.onnx", help="default: beside it")
     _add_force(onnx)
 
@@ -130,6 +144,12 @@ def _add_students(command: AddCommand) -> None:
     evaluate.add_argument("--labels", metavar="FILE", help="for a test folder, as for compress")
     evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
     evaluate.add_argument("--device", metavar="auto|cpu|cuda", default="cpu", help="where to compute (default: cpu)")
+    evaluate.add_argument(
+        "--latency",
+        action="store_true",
+        help="measure how long an image takes in onnxruntime, beside the network in floating point",
+    )
+    evaluate.add_argument("--threads", type=int, default=1, metavar="N", help="of --latency (default: 1)")
     for each in (onnx, evaluate):
         each.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
 

@@ -39,6 +39,7 @@ class CompressConfig(StudentConfig):
         ),
         "what is quantized": (
             "protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges", "allow_partial",
+            "onnx",
         ),
         "epochs": ("steps", "warmup_epochs", "range_epochs", "agreement_steps"),
         "the generator": (
@@ -163,6 +164,10 @@ class CompressConfig(StudentConfig):
         high=0.5,
     )
     allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
+    onnx: bool = setting(
+        False,
+        "also write student.onnx, checked in onnxruntime, and measure its latency beside the network in floating point",
+    )
 
     def require_consistent(self) -> None:
         """Raise InputError if settings that are fine one by one do not go together."""

@@ -55,7 +55,7 @@ STAGES = {
             "agreement",
             "agreement",
             (*ACCURACIES, *COSTS),
-            ("student.safetensors", "loss.png", "agreement.png", "images.png"),
+            ("student.safetensors", "student.onnx", "loss.png", "agreement.png", "images.png", "images.npz"),
         ),
         Stage(
             "distill",

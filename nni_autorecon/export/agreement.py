@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,15 @@ from ..quantization.integers import FixedQuantizer, replace_modules
 
 CLOSE = 1e-4
 """Logits are close if they differ by no more than this fraction of the image's largest logit."""
+BATCH = 8
+"""So many images are compared at once, because few networks of 224×224 pixels leave memory for more."""
 ALIKE = 0.85
 """This fraction of the images must have logits within the tolerance; rounding differs, and one code moves others."""
-LARGEST_TOLERANCE = 0.2
-"""The tolerance is at most this fraction of an image's largest logit, however much rounding may change.
+FRAGILE = 0.2
+"""If rounding alone changes logits by more than this fraction of the largest, the summary says so.
 
-It must be so large because of means over few integers that keep the integers' scale, as in networks from DFQ. Such a
-mean often lies midway between two codes, and rounding alone decides. So do many codes that are quantized again.
+It comes to that in networks whose weights are random, and with few bits: a mean over few integers often lies midway
+between two codes, and so do many codes that are quantized again.
 """
 DECISIONS = 0.99
 """This fraction of the decisions must be equal, among images with a clear decision."""
@@ -43,11 +46,13 @@ class Agreement:
     alike: float
     """Fraction of the images whose logits differ by at most ``tolerance``."""
     tolerance: float
-    """4 times the change that other rounding makes in PyTorch on 85 % of the images, within 1e-4 to 0.2.
+    """4 times the change that other rounding makes in PyTorch on 85 % of the images, and at least 1e-4.
 
     The other ways to round are quantizers that divide by their scale, in float32, and the same in float64.
     """
     largest_difference: float
+    own_decisions: float
+    """Fraction of the images on which PyTorch decides alike, however it rounds."""
 
     def holds(self) -> bool:
         """Return True if the two agree well enough for an export."""
@@ -55,41 +60,52 @@ class Agreement:
 
     def summary(self) -> str:
         """Return one line for people."""
+        fragile = (
+            f"; rounding decides much in this student: PyTorch itself, rounding otherwise, decides alike on "
+            f"{self.own_decisions:.2%}"
+        )
         return (
             f"onnxruntime and PyTorch decide alike on {self.decisions:.2%} of {self.images} images; "
             f"logits within {CLOSE:g} on {self.close:.2%}, largest difference {self.largest_difference:.1e}"
-        )
+        ) + (fragile if self.tolerance > FRAGILE else "")
 
 
 @torch.no_grad()
-def measure_agreement(network: nn.Module, onnx: nn.Module, images: Tensor, *, batch_size: int = 64) -> Agreement:
-    """Measure how well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W]; all are on the CPU."""
+def measure_agreement(
+    network: nn.Module, onnx: nn.Module, images: Tensor, *, seconds: float | None = None
+) -> Agreement:
+    """Measure how well ``onnx`` agrees with ``network`` on ``images`` [N, C, H, W]; all are on the CPU.
+
+    After ``seconds`` no other batch is begun, so that fewer images may be compared, but at least ``BATCH``.
+    """
+    started = time.perf_counter()
     dividing = copy.deepcopy(network)
     quantizers = [module for module in dividing.modules() if isinstance(module, FixedQuantizer)]
     replace_modules(dividing, {quantizer: _Dividing(quantizer) for quantizer in quantizers})
     precise = copy.deepcopy(dividing).double()
-    batches = images.split(batch_size)
-    logits = torch.cat([network(batch) for batch in batches])  # [N, K]
-    onnx_logits = torch.cat([onnx(batch) for batch in batches])
-    others = [
-        torch.cat([dividing(batch) for batch in batches]),
-        torch.cat([precise(batch.double()) for batch in batches]),
-    ]
+    found = []
+    for batch in images.split(BATCH):
+        found.append([network(batch), onnx(batch), dividing(batch), precise(batch.double())])
+        if seconds is not None and time.perf_counter() - started > seconds:
+            break
+    logits, onnx_logits, *others = (torch.cat(each) for each in zip(*found, strict=True))  # [N, K]
     largest = logits.abs().amax(1).clamp(min=torch.finfo(logits.dtype).tiny)  # [N]
     difference = (onnx_logits - logits).abs().amax(1) / largest
     rounding = torch.stack([(other - logits).abs().amax(1) / largest for other in others]).amax(0)  # [N]
-    tolerance = min(max(CLOSE, 4 * rounding.quantile(ALIKE).item()), LARGEST_TOLERANCE)
+    tolerance = max(CLOSE, 4 * rounding.quantile(ALIKE).item())
+    own_decisions = torch.stack([other.argmax(1) == logits.argmax(1) for other in others]).all(0)
     decisions = onnx_logits.argmax(1) == logits.argmax(1)
     first, second = logits.topk(2).values.unbind(1)
     clear = (first - second) / largest > max(MARGIN, 2 * tolerance)
     return Agreement(
-        images=len(images),
+        images=len(logits),
         decisions=decisions.double().mean().item(),
         clear_decisions=decisions[clear].double().mean().item() if clear.any() else 1.0,
         close=(difference <= CLOSE).double().mean().item(),
         alike=(difference <= tolerance).double().mean().item(),
         tolerance=tolerance,
         largest_difference=difference.max().item(),
+        own_decisions=own_decisions.double().mean().item(),
     )
 
 

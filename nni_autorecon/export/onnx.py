@@ -1,178 +1,157 @@
-"""A quantized network is exported to ONNX here, with integer weights, QuantizeLinear and DequantizeLinear.
-
-The graph is made for onnxruntime and avoids four faults of version 1.32. First, onnxruntime rounds a bias between
-quantizers to int32 at the product of their scales, which is coarse at few bits; biases are Add nodes here. Second, it
-fails on activations of fewer than 8 bits; their codes are UINT8 behind a Clip here. Third, it fuses a Gemm, or a
-convolution without bias, with the quantizers around it to an operator that cannot have 2-bit weights; only the weights
-of convolutions with a bias (or a folded norm) are UINT2 here. Fourth, it fuses a MatMul with the dequantizer of its
-weight to an operator that also rounds the activations; linear layers are Gemms of rows here.
-"""
+"""A quantized network is exported to ONNX here: for speed, to be run in integers, or for size, with packed weights."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import json
 import logging
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..errors import InputError, MachineError
 from ..files import write_atomically
-from ..quantization.folding import fold_norms
-from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
+from ..shapes import ImageShape
 from .agreement import Agreement, measure_agreement
+from .integer_form import integer_form
 from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
+from .packed_form import PackedWeight, packed_form
 from .student_file import SavedNetwork
+
+NOISE_IMAGES = 256
+PURPOSES = {
+    "speed": "weights in INT8, biases in INT32: runtimes compute in integers (protocol integer)",
+    "size": "weights in 8, 4 or 2 bits: the smallest file, computed in floating point",
+}
+"""What a file is for."""
+
+
+def default_purpose(saved: SavedNetwork) -> str:
+    """Return the purpose of a student's file that is fastest: speed if an engine can compute it in integers."""
+    quantization = saved.description.quantization
+    return "speed" if quantization is not None and quantization.protocol == "integer" else "size"
 
 
 def export_onnx(
-    saved: SavedNetwork, path: str | Path, *, images: Tensor | None = None, noise_images: int = 256, seed: int = 0
+    saved: SavedNetwork,
+    path: str | Path,
+    *,
+    purpose: str | None = None,
+    images: Tensor | None = None,
+    noise_images: int | None = None,
+    seed: int = 0,
 ) -> Agreement:
     """Write ``saved`` as ONNX, replacing ``path``, if onnxruntime then agrees with PyTorch; return how well it does.
 
     The model takes ``images`` (normalized, float32 [N, C, H, W], any N) and returns ``logits`` [N, K]. A BatchNorm
-    after a convolution is folded into it. The two are compared on ``noise_images`` images of standard normal noise,
-    drawn with ``seed``, and on ``images`` [N, C, H, W].
+    after a convolution is folded into it. The two are compared on ``images`` [N, C, H, W] and on ``noise_images``
+    images of standard normal noise, drawn with ``seed``; None means as many of 256 as the time of the export allows.
 
-    Raises InputError if the extra ``onnx`` is not installed, the network has a part that ONNX lacks, the runtimes
-    disagree, or the file cannot be written.
+    purpose: a key of ``PURPOSES``; None means ``default_purpose``.
+
+    Raises InputError if the extra ``onnx`` is not installed, the network has a part that ONNX lacks or that is not
+    there for this purpose, or the file cannot be written, and MachineError if the runtimes disagree.
     """
+    started = time.perf_counter()
+    exported = Exported.of(saved, purpose=purpose)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(
+        NOISE_IMAGES if noise_images is None else noise_images, *saved.description.image, generator=generator
+    )
+    agreement = measure_agreement(
+        saved.network,
+        exported.network,
+        noise if images is None else torch.cat([images.cpu(), noise]),
+        seconds=time.perf_counter() - started if noise_images is None else None,
+    )
+    if not agreement.holds():
+        raise MachineError(f"{path} is not written: {agreement.summary()}; use the .safetensors file, and report this")
+    content = exported.content(saved, agreement)
+    write_atomically(Path(path), lambda file: file.write(content))
+    return agreement
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A student as a program of ONNX, and the same in onnxruntime; it is compared with nothing yet."""
+
+    program: Any
+    """A ``torch.onnx.ONNXProgram``."""
+    network: OnnxNetwork
+    purpose: str
+
+    @classmethod
+    def of(cls, saved: SavedNetwork, *, purpose: str | None = None) -> Exported:
+        """Export a student for a purpose, a key of ``PURPOSES``.
+
+        Raises InputError if the extra ``onnx`` is not installed, the network has a part that ONNX lacks or that is not
+        there for this purpose, or onnxruntime refuses the result.
+        """
+        require_extra()
+        purpose = purpose or default_purpose(saved)
+        if purpose == "speed" and default_purpose(saved) != "speed":
+            raise InputError(
+                "protocol activations leaves sums, means and images in floating point, so that no file of this student "
+                "is fast; compress with --protocol integer, or write it --for size"
+            )
+        if purpose == "speed":
+            return cls(*_exported(integer_form(saved), saved), purpose)
+        try:
+            return cls(*_exported(packed_form(saved, narrowest=2), saved), purpose)
+        except InputError:
+            if all(weight.bits > 2 for weight in saved.weights.values()):
+                raise
+            # onnxruntime 1.23, the last for Python 3.10, lacks UINT2
+            return cls(*_exported(packed_form(saved, narrowest=4), saved), purpose)
+
+    def content(self, saved: SavedNetwork, agreement: Agreement) -> bytes:
+        """Return the file's content, which says what it is and how well it agreed."""
+        known = {
+            "description": dataclasses.asdict(saved.description),
+            "float_bytes": saved.float_bytes,
+            "purpose": self.purpose,
+            "agreement": dataclasses.asdict(agreement),
+        }
+        self.program.model.metadata_props[METADATA] = json.dumps(known, ensure_ascii=False)
+        return bytes(self.program.model_proto.SerializeToString())
+
+
+def require_extra() -> None:
+    """Raise InputError if a package of the extra ``onnx`` is not installed."""
     try:
         import onnx_ir  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX needs {error.name}; pip install -e '.[onnx]'") from error
-    try:
-        program, exported = _exported(saved, narrowest=2)
-    except InputError:
-        if all(weight.bits > 2 for weight in saved.weights.values()):
-            raise
-        program, exported = _exported(saved, narrowest=4)  # onnxruntime 1.23, the last for Python 3.10, lacks UINT2
-    noise = torch.randn(noise_images, *saved.description.image, generator=torch.Generator().manual_seed(seed))
-    agreement = measure_agreement(
-        saved.network,
-        exported,
-        noise if images is None else torch.cat([noise, images.cpu()]),
-    )
-    if not agreement.holds():
-        raise MachineError(f"{path} is not written: {agreement.summary()}; use the .safetensors file, and report this")
-    known = {
-        "description": dataclasses.asdict(saved.description),
-        "float_bytes": saved.float_bytes,
-        "agreement": dataclasses.asdict(agreement),
-    }
-    program.model.metadata_props[METADATA] = json.dumps(known, ensure_ascii=False)
-    content = program.model_proto.SerializeToString()
-    write_atomically(Path(path), lambda file: file.write(content))
-    return agreement
 
 
-def _exported(saved: SavedNetwork, *, narrowest: int) -> tuple[Any, OnnxNetwork]:
-    """Return the network as ``torch.onnx.ONNXProgram``, and the same loaded into onnxruntime.
+def floating_point(network: nn.Module, image: ImageShape) -> OnnxNetwork:
+    """Return a network in floating point in onnxruntime, which folds its BatchNorms. Raises InputError if it cannot."""
+    require_extra()
+    images = torch.zeros(2, *image)
+    with torch.no_grad():
+        network.eval()(images)  # lazy layers settle
+    program = _translate(network, images)
+    return OnnxNetwork(program.model_proto.SerializeToString(), "the network in floating point", "leave out latency")
 
-    Raises InputError if the program cannot be made, or if onnxruntime refuses it.
-    """
-    program = _translate(_onnx_form(saved, narrowest), torch.zeros(2, *saved.description.image))
+
+def _exported(form: nn.Module, saved: SavedNetwork) -> tuple[Any, OnnxNetwork]:
+    """Return a form as a program, and the same in onnxruntime. Raises InputError if either cannot be."""
+    program = _translate(form, torch.zeros(2, *saved.description.image))
     _narrow_weights(program.model.graph)
     _strip(program.model.graph)
-    remedy = "use another onnxruntime, or the .safetensors file"
-    return program, OnnxNetwork(program.model_proto.SerializeToString(), "the exported network", remedy)
-
-
-def _onnx_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
-    """Return a copy of the network whose quantizers and weights are ONNX operators; it is only good for tracing.
-
-    Weights have 8, 4 or ``narrowest`` bits.
-    """
-    form, weights = copy.deepcopy(saved.network), dict(saved.weights)
-    fold_norms(form, weights)
-    replaced: dict[nn.Module, nn.Module] = {
-        module: _QuantizeDequantize(module) for module in form.modules() if isinstance(module, FixedQuantizer)
-    }
-    for name, weight in weights.items():
-        layer: Any = form.get_submodule(name)
-        parametrize.register_parametrization(layer, "weight", _Dequantize(name, weight, layer, narrowest), unsafe=True)
-        parts: list[nn.Module] = [_Rows(layer) if isinstance(layer, nn.Linear) else layer]
-        if layer.bias is not None:
-            parts.append(_Bias(layer.bias, is_map=isinstance(layer, nn.Conv2d)))
-            layer.bias = None
-        replaced[layer] = nn.Sequential(*parts)
-    replace_modules(form, replaced)
-    return form.eval()
-
-
-class _Dequantize(nn.Module):
-    """A parametrization that makes a weight by DequantizeLinear from its codes."""
-
-    def __init__(self, name: str, weight: IntegerWeight, layer: nn.Module, narrowest: int) -> None:
-        super().__init__()
-        has_bias = isinstance(layer, nn.Conv2d) and layer.bias is not None
-        bits = 8 if weight.bits > 4 else 4 if weight.bits > 2 or not has_bias else narrowest
-        self.note = {"weight": f"{name}.weight", "type": f"UINT{bits}"}  # _narrow_weights reads it in the graph
-        for part in ("codes", "scale", "zero_point"):
-            self.register_buffer(part, getattr(weight, part))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        inputs, result = (self.codes, self.scale, self.zero_point), {"dtype": torch.float32, "shape": weight.shape}
-        return _onnx_operator("DequantizeLinear", inputs, {"axis": 0}, metadata_props=self.note, **result)
-
-
-class _QuantizeDequantize(nn.Module):
-    """An activation quantizer as ONNX operators: Clip to the range of the codes, QuantizeLinear, DequantizeLinear."""
-
-    def __init__(self, quantizer: FixedQuantizer) -> None:
-        super().__init__()
-        ends = torch.tensor([0, quantizer.largest_code]) - quantizer.zero_point
-        self.low, self.high = (ends * quantizer.scale).tolist()
-        self.register_buffer("scale", quantizer.scale)
-        self.register_buffer("zero_point", quantizer.zero_point.byte())
-
-    def forward(self, activation: Tensor) -> Tensor:
-        inputs, shape = (activation.clamp(self.low, self.high), self.scale, self.zero_point), activation.shape
-        codes = _onnx_operator("QuantizeLinear", inputs, dtype=torch.uint8, shape=shape)
-        return _onnx_operator("DequantizeLinear", (codes, *inputs[1:]), dtype=torch.float32, shape=shape)
-
-
-class _Rows(nn.Module):
-    """A linear layer as a product of two matrices, whatever the shape [..., in] of its input."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, activation: Tensor) -> Tensor:
-        if activation.ndim == 2:
-            return self.layer(activation)
-        rows = self.layer(activation.flatten(0, -2))  # [M, out]
-        return rows.view(*activation.shape[:-1], -1)
-
-
-class _Bias(nn.Module):
-    """A bias [C] as an addition of its own; ``is_map`` is True for activations [N, C, H, W]."""
-
-    def __init__(self, bias: Tensor, *, is_map: bool) -> None:
-        super().__init__()
-        self.register_buffer("bias", bias.detach().view(-1, 1, 1) if is_map else bias.detach())
-
-    def forward(self, activation: Tensor) -> Tensor:
-        return activation + self.bias  # type: ignore[operator]
-
-
-def _onnx_operator(name: str, *arguments: Any, **named: Any) -> Tensor:
-    import torch.onnx.ops  # slow to import
-
-    return torch.onnx.ops.symbolic(name, *arguments, **named)
+    content = program.model_proto.SerializeToString()
+    return program, OnnxNetwork(content, "the exported network", "use another onnxruntime, or the .safetensors file")
 
 
 def _translate(form: nn.Module, images: Tensor) -> Any:
@@ -180,7 +159,7 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
 
     images: two images [2, C, H, W] to trace with.  Raises InputError, naming the layer, if a part cannot be translated.
     """
-    types = {module.note["type"] for module in form.modules() if isinstance(module, _Dequantize)}
+    types = {module.note["type"] for module in form.modules() if isinstance(module, PackedWeight)}
     try:
         with _silent():
             program = torch.export.export(form, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -190,7 +169,7 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
                 verbose=False,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                opset_version=25 if "UINT2" in types else 21,  # these are the first with UINT2 and with UINT4
+                opset_version=25 if "UINT2" in types else 21 if types else 18,  # the first with UINT2 and with UINT4
             )
     except Exception as error:  # tracing runs the network's own code, and translation fails in many ways
         causes = [error]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from .agreement import Agreement
 from .description import Description
-from .onnx import export_onnx
-from .student_file import network_of_bytes, save_network, student_bytes
+from .latency import Latency, measure_latency
+from .onnx import export_onnx, floating_point
+from .onnx_runtime import OnnxNetwork
+from .student_file import SavedNetwork, network_of_bytes, save_network, student_bytes
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool
@@ -29,11 +31,26 @@ class Student:
         """
         save_network(path, self.network, self.description)
 
-    def to_onnx(self, path: str | Path) -> Agreement:
-        """Write it as ONNX, replacing ``path``, and return how well onnxruntime agrees with PyTorch on noise.
+    def to_onnx(self, path: str | Path, *, purpose: str | None = None, images: Tensor | None = None) -> Agreement:
+        """Write it as ONNX, replacing ``path``, and return how well onnxruntime agrees with PyTorch.
 
-        Raises InputError if the extra ``onnx`` is missing or the network has a part that ONNX lacks, MachineError if
-        the runtimes disagree.
+        They are compared on ``images`` [N, C, H, W], if there are any, and on noise.
+
+        purpose: ``speed``, to be run in integers, the default with protocol ``integer``; or ``size``, with packed
+            weights.
+
+        Raises InputError if the extra ``onnx`` is missing, the network has a part that ONNX lacks, or protocol
+        ``activations`` is to be fast, and MachineError if the runtimes disagree.
         """
-        content = student_bytes(self.network, self.description)
-        return export_onnx(network_of_bytes(content, str(path), self.teacher), path)
+        return export_onnx(self._saved(path), path, purpose=purpose, images=images)
+
+    def latency(self, float_network: OnnxNetwork | None = None) -> Latency:
+        """Measure the time of one image in onnxruntime, beside that of the teacher, which may be there already.
+
+        Raises InputError if the extra ``onnx`` is missing or a network has a part that ONNX lacks.
+        """
+        saved = self._saved("the student")
+        return measure_latency(saved, float_network or floating_point(self.teacher, saved.description.image))
+
+    def _saved(self, path: str | Path) -> SavedNetwork:
+        return network_of_bytes(student_bytes(self.network, self.description), str(path), self.teacher)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from ..errors import InputError, named, one_line, shown
 from ..files import parse_json, write_atomically
@@ -38,10 +39,10 @@ from ..teacher.sources import names_code
 from ..version import __version__
 from .description import Description
 
-FORMAT = 2
+FORMAT = 3
 """Counted up whenever an earlier version could no longer read the file."""
-READABLE = (1, FORMAT)
-"""The formats that this version reads."""
+READABLE = (1, 2, FORMAT)
+"""The formats that this version reads. Protocol ``integer`` was another one before format 3."""
 _METADATA = "nni-autorecon"
 """The metadata of the file have this one key; safetensors would write several keys in any order."""
 
@@ -83,8 +84,9 @@ def save_network(path: str | Path, student: nn.Module, description: Description)
 
     The student is a result of ``quantize_network`` whose ranges have been observed. The file holds, for each quantized
     weight, ``NAME.weight.codes`` (packed by ``integers.pack``), ``.scale`` (float32) and ``.zero_point`` (uint8), both
-    per output channel. It holds ``NAME.scale`` and ``NAME.zero_point`` for each activation quantizer, and every other
-    parameter and buffer as it is, except BatchNorm's counts of training batches. The rest is JSON in the metadata.
+    per output channel, and its bias in float32, rounded as it is in integers. It holds ``NAME.scale`` and
+    ``NAME.zero_point`` for each activation quantizer, and every other parameter and buffer as it is, except
+    BatchNorm's counts of training batches. The rest is JSON in the metadata.
 
     Raises InputError if the file cannot be written or a weight is not finite, RuntimeError if no activation quantizer
     has a range yet.
@@ -97,8 +99,11 @@ def student_bytes(student: nn.Module, description: Description) -> bytes:
     """Return the content of the file that :func:`save_network` writes."""
     weights = {name: IntegerWeight.of(layer) for name, layer in quantized_layers(student)}
     quantizers = dict(activation_quantizers(student))
-    replaced = tuple([f"{name}.parametrizations.weight." for name in weights] + [f"{name}." for name in quantizers])
+    replaced = tuple([f"{name}.parametrizations." for name in weights] + [f"{name}." for name in quantizers])
     tensors = {name: tensor for name, tensor in _tensors(student).items() if not name.startswith(replaced)}
+    for name, layer in quantized_layers(student):
+        if parametrize.is_parametrized(layer, "bias"):
+            tensors[f"{name}.bias"] = layer.bias
     for name, weight in weights.items():
         tensors[f"{name}.weight.codes"] = pack(weight.codes, weight.bits)
         tensors[f"{name}.weight.scale"], tensors[f"{name}.weight.zero_point"] = weight.scale, weight.zero_point
@@ -138,12 +143,14 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     header, tensors = _read(content, path)
     try:
         description = Description.from_dict(header["description"])
+        if header["format"] < 3 and description.quantization and description.quantization.protocol == "integer":
+            raise ValueError("protocol integer had biases in floating point then")
         stored = {str(name): (int(each["bits"]), tuple(each["shape"])) for name, each in header["weights"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise _other_version(path, header, error) from error
     spec = teacher if isinstance(teacher, str) else description.teacher
     if teacher is None:
-        _require_trusted(description.teacher, path)
+        require_trusted(description.teacher, path)
     with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random numbers
         if isinstance(teacher, nn.Module):
             structure = copy.deepcopy(teacher).cpu()
@@ -207,7 +214,7 @@ def _settle_folded(network: nn.Module, image: ImageShape, fault: str) -> None:
         raise InputError(f"{fault}: {named(error)}; name the network it was made of") from error
 
 
-def _require_trusted(spec: str, path: str) -> None:
+def require_trusted(spec: str, path: str | Path) -> None:
     """Raise InputError if a teacher's specification in a file may not be followed, or leads nowhere."""
     if spec.startswith(IN_MEMORY):
         raise InputError(
@@ -262,7 +269,7 @@ def _read(content: bytes, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
     if known.pop("sha256") != _digest(known, tensors):
         raise InputError(f"saved network {path} is damaged: its content does not match its checksum; copy it again")
-    return known, tensors
+    return {**known, "format": found}, tensors
 
 
 def _json(header: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .calls import QUANTIZED, called
 from .folding import Normal
@@ -148,6 +149,9 @@ def constant_response(weight: Tensor, constant: Tensor) -> Tensor:
 @torch.no_grad()
 def add_to_bias(layer: nn.Module, change: Tensor) -> None:
     """Add ``change`` [out] to the bias of a layer; a layer without bias gets ``change`` as its bias."""
+    if parametrize.is_parametrized(layer, "bias"):
+        layer.parametrizations.bias.original.data += change  # type: ignore[operator, union-attr]
+        return
     layer.bias = nn.Parameter(change.clone() if layer.bias is None else layer.get_parameter("bias") + change)
 
 

@@ -5,10 +5,13 @@ protocol says which of them:
 
 * ``activations`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do.
   Network input, residual branches, pooled features and linear bottlenecks stay in floating point.
-* ``integer`` quantizes everything that an integer engine stores between two operations. This includes the network
-  input, and every output of a layer, norm, addition, concatenation, product or pooling that is not merged with the
-  operation after it (convolution with BatchNorm with activation, addition with activation). The output of the last
-  layer, and all that follows it, stays in floating point.
+* ``integer`` makes the network that an integer engine computes. BatchNorms are folded into the convolutions before
+  them, weights fit into INT8, biases are integers in the scale of the sums that they are added to, and everything that
+  the engine stores between two operations is quantized. This includes the network input, and every output of a layer,
+  norm, addition, concatenation, product or pooling that is not merged with the activation after it. An activation is
+  merged if it only limits values, as ReLU does. What no layer reads, as the terms of a sum or the input of a SiLU, has
+  8 bits, whatever others have. The output of a last linear layer, and all that follows it, stays in floating point, as
+  does all that follows a last convolution.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from ..errors import InputError
 from ..shapes import ImageShape
 from .calls import QUANTIZED, called
 from .coverage import Coverage, Gap, Quantized
+from .folding import fold_batchnorms
 from .operators import (
     ACTIVATION,
     ACTIVATIONS,
     ADDITION,
+    CLAMP,
     CONCATENATION,
     CONSTANT,
     EXPECTED,
@@ -41,9 +46,10 @@ from .operators import (
     STORED,
     TRANSPARENT,
     is_activation,
+    source_of,
 )
-from .quantizers import ActivationQuantizer, WeightQuantizer
-from .specification import INPUT_BITS, Quantization
+from .quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
+from .specification import INPUT_BITS, STORED_BITS, Quantization
 from .tracing import trace
 
 INTEGER = "protocol integer needs that; use protocol activations"
@@ -56,6 +62,7 @@ def quantize_network(
 
     The copy is in eval mode, and every parameter of it is trainable. It is the graph that :func:`~.tracing.trace` makes
     of the network, for images of shape ``image``. Each value that the protocol quantizes gets a quantizer of its own.
+    In protocol ``integer`` every quantized layer has a bias.
 
     The first and the last layer are those that are called first and last; if tracing fails, those registered first and
     last. With ``allow_partial``, parts that cannot be quantized stay in floating point, and ``Coverage.gaps`` lists
@@ -78,6 +85,8 @@ def quantize_network(
         activations = _wrap_activations(student, make, quantization.bits.activations)
         calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
     else:
+        if protocol == "integer":
+            fold_batchnorms(traced)
         gaps = list(_float_functions(traced))
         places = _places(traced, quantization)
         activations = _insert_quantizers(traced, make, places)
@@ -98,9 +107,26 @@ def quantize_network(
             bits[calls[index][1]] = chosen
     weights = [Quantized(path, type(m).__name__, bits[m], tuple(m.weight.shape)) for m, path in layers.items()]
     for module in layers:
-        quantizer = WeightQuantizer(bits[module], ranges=quantization.weight_ranges)
+        quantizer = WeightQuantizer(bits[module], ranges=quantization.weight_ranges, contained=protocol == "integer")
         parametrize.register_parametrization(module, "weight", quantizer)
+    if protocol == "integer":
+        _quantize_biases(traced)
     return student.eval().requires_grad_(True), Coverage(tuple(weights), tuple(activations), float_inputs, tuple(gaps))
+
+
+def _quantize_biases(traced: fx.GraphModule) -> None:
+    """Give every layer with a quantized weight a bias in integers, in place.
+
+    The bias of a layer that is called several times, on inputs of several scales, stays in floating point.
+    """
+    inputs: dict[nn.Conv2d | nn.Linear, list[nn.Module | None]] = {}
+    for node, layer in _layer_calls(traced):
+        inputs.setdefault(layer, []).append(called(traced, source_of(traced, node.all_input_nodes[0]))[0])
+    for layer, quantizers in inputs.items():
+        if layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
+        if len(quantizers) == 1 and isinstance(quantizers[0], ActivationQuantizer):
+            parametrize.register_parametrization(layer, "bias", BiasQuantizer(layer, quantizers[0]), unsafe=True)
 
 
 def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
@@ -116,11 +142,13 @@ def _places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node,
         return {node: bits for node in nodes if is_activation(traced, node)}
     prepared = _prepared(traced)
     left_out = _numbers(traced) | _logits(traced) | prepared
-    inputs = [_source(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
-    stored = [node for node in nodes if node not in left_out and _is_stored(traced, node)]
-    places = {**dict.fromkeys(inputs, quantization.input_bits or INPUT_BITS), **dict.fromkeys(stored, bits)}
+    inputs = [source_of(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
+    stored = {node: bits for node in nodes if node not in left_out and _is_stored(traced, node)}
+    stored |= dict.fromkeys((node for node in stored if _is_no_factor(traced, node)), STORED_BITS)
+    stored |= dict.fromkeys(_last_convolution(traced), STORED_BITS)
+    places = {**dict.fromkeys(inputs, quantization.input_bits or INPUT_BITS), **stored}
     if quantization.last_bits is not None and (calls := _layer_calls(traced)):
-        source = _source(traced, calls[-1][0].all_input_nodes[0])
+        source = source_of(traced, calls[-1][0].all_input_nodes[0])
         if source in places and source not in prepared:
             places[source] = quantization.last_bits
     return places
@@ -167,18 +195,28 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     user = next(iter(node.users), None)
     if user is None or len(node.users) > 1:
         return True
-    follower, following = called(traced, user)
-    if isinstance(module, QUANTIZED) and isinstance(follower, nn.modules.batchnorm._BatchNorm):
-        return False
+    _, following = called(traced, user)
     mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or ADDITION.fullmatch(kind)
-    return not (mergeable and ACTIVATION.fullmatch(following))
+    return not (mergeable and CLAMP.fullmatch(following))
 
 
-def _source(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Return the node that computed the values of ``node``: it goes back through operations that only move values."""
-    while SAME_VALUES.fullmatch(called(traced, node)[1]):
-        node = node.all_input_nodes[0]
-    return node
+def _is_no_factor(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if ``node`` is no activation and no layer reads its values, also after they were moved.
+
+    Fewer bits than an integer engine stores would spare nothing there.
+    """
+    if ACTIVATION.fullmatch(called(traced, node)[1]):
+        return False
+    for user in node.users:
+        module, kind = called(traced, user)
+        if isinstance(module, QUANTIZED) or (SAME_VALUES.fullmatch(kind) and not _is_no_factor(traced, user)):
+            return False
+    return True
+
+
+def _last_convolution(traced: fx.GraphModule) -> list[fx.Node]:
+    """Return the call of the last layer, if that is a convolution: an integer engine has none with a float result."""
+    return [node for node, layer in _layer_calls(traced)[-1:] if isinstance(layer, nn.Conv2d)]
 
 
 def _insert_quantizers(
@@ -214,7 +252,7 @@ def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
             if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
                 continue
-            source, origin = called(traced, _source(traced, argument))
+            source, origin = called(traced, source_of(traced, argument))
             if CONSTANT.fullmatch(origin):
                 continue
             if isinstance(source, (*QUANTIZED, *NORMS)):

@@ -105,12 +105,13 @@ def activation_quantizers(network: nn.Module) -> Iterator[tuple[str, ActivationQ
 
 
 def to_inference_form(network: nn.Module) -> None:
-    """Replace all quantizers, in place: a plain weight and a ``FixedQuantizer`` take their places.
+    """Replace all quantizers, in place: plain weights and biases and ``FixedQuantizer``s take their places.
 
-    The new weights and quantizers still have to be filled. The network is in eval mode and takes no gradients.
+    The new weights, biases and quantizers still have to be filled. The network is in eval mode and takes no gradients.
     """
     for _, layer in list(quantized_layers(network)):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        for tensor in list(layer.parametrizations):
+            parametrize.remove_parametrizations(layer, tensor, leave_parametrized=False)
     fixed = {quantizer: FixedQuantizer(quantizer.bits) for _, quantizer in activation_quantizers(network)}
     replace_modules(network, fixed)
     network.eval().requires_grad_(False)

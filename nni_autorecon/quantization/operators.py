@@ -29,6 +29,10 @@ EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 ACTIVATION = re.compile("|".join([*(activation.__name__.lower() for activation in ACTIVATIONS), "pointwiseactivation"]))
 
 
+CLAMP = re.compile("relu6?|hardtanh")
+"""These activations only limit values, which the quantizer of their result does anyway, or its codes."""
+
+
 PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
 
 
@@ -99,3 +103,10 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
 def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if the node adds one computed value to another."""
     return len(node.all_input_nodes) == 2 and ADDITION.fullmatch(called(traced, node)[1]) is not None
+
+
+def source_of(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the node that computed the values of ``node``: it goes back through operations that only move values."""
+    while SAME_VALUES.fullmatch(called(traced, node)[1]):
+        node = node.all_input_nodes[0]
+    return node

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import DivergenceError
 from .fake_quantize import FakeQuantizeChannels, fake_quantize, per_channel, round_through
-from .ranges import affine_qparams, highest_code, minmax_range, range_estimator
+from .ranges import affine_qparams, contained_qparams, highest_code, minmax_range, range_estimator
+
+LARGEST_BIAS = 2**30
+"""Biases are integers of 32 bits, and sums of products are to be added to them."""
 
 
 class WeightQuantizer(nn.Module):
@@ -24,19 +27,21 @@ class WeightQuantizer(nn.Module):
 
     After :meth:`learn_scale` scale and zero point stay as they are but for a factor of each channel, which is trained.
 
-    ranges: a key of ``ranges.RANGES``.  Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass
-    raises DivergenceError if a weight is not finite and the ranges are not min-max.
+    ranges: a key of ``ranges.RANGES``; contained: take ``ranges.contained_qparams``, for weights held in INT8.
+    Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass raises DivergenceError if a weight is
+    not finite and the ranges are not min-max.
     """
 
     scale: Tensor | None  # [out]: None unless the scale is learned
     zero_point: Tensor | None  # [out]
     log_factor: nn.Parameter | None  # [out]
 
-    def __init__(self, bits: int, *, ranges: str = "minmax") -> None:
+    def __init__(self, bits: int, *, ranges: str = "minmax", contained: bool = False) -> None:
         super().__init__()
         self.bits = bits
         self.ranges = ranges
         self.estimate = range_estimator(ranges)
+        self.contained = contained
         self.largest_code = highest_code(bits)
         self.bypassed = False
         self.register_buffer("scale", None)
@@ -44,7 +49,8 @@ class WeightQuantizer(nn.Module):
         self.register_parameter("log_factor", None)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, ranges={self.ranges if self.log_factor is None else 'learned'}"
+        ranges = self.ranges if self.log_factor is None else "learned"
+        return f"bits={self.bits}, ranges={ranges}, contained={self.contained}"
 
     def learn_scale(self, weight: Tensor) -> nn.Parameter:
         """Take scale and zero point from ``weight`` [out, ...], once and for all; multiply the scale by a factor.
@@ -77,7 +83,8 @@ class WeightQuantizer(nn.Module):
         weight = weight.detach()
         if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.permute(0, 2, 3, 1)  # the order in memory, which flatten does not have to copy
-        return affine_qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
+        qparams = contained_qparams if self.contained else affine_qparams
+        return qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
 
 
 class ActivationQuantizer(nn.Module):
@@ -172,6 +179,45 @@ class ActivationQuantizer(nn.Module):
         return low, high
 
 
+class BiasQuantizer(nn.Module):
+    """A parametrization that rounds a bias [out] to the integers that an integer engine adds to its sums of products.
+
+    Their scale is that of the layer's input times that of its weight, over :func:`container_factor`. The gradient is
+    the straight-through one. Before the input has a range the bias is what it is.
+
+    layer: a layer whose weight carries a ``WeightQuantizer``; inputs: the quantizer of its input.
+    """
+
+    def __init__(self, layer: nn.Module, inputs: ActivationQuantizer) -> None:
+        super().__init__()
+        self._parts = layer, inputs  # a tuple, so that they do not count as parts of this module
+        self.bypassed = False
+
+    def forward(self, bias: Tensor) -> Tensor:
+        layer, inputs = self._parts
+        if self.bypassed or not inputs.observations:
+            return bias
+        parametrization: Any = layer.parametrizations
+        (quantizer,) = parametrization.weight
+        weight_scale, _ = quantizer.qparams(parametrization.weight.original)
+        scale = bias_scale(inputs.qparams()[0], weight_scale, quantizer.bits)
+        return round_through(bias / scale).clamp(-LARGEST_BIAS, LARGEST_BIAS) * scale
+
+
+def container_factor(bits: int) -> int:
+    """Return the factor by which codes less their zero point are spread in the integers of 8 bits that hold them.
+
+    It is the largest power of 2 that leaves them below 64, or 1: then no sum of two products with UINT8 exceeds the 16
+    bits in which processors with AVX2 alone add them (all but weights of 8 bits). The finer steps are of use to biases.
+    """
+    return int(2 ** max(6 - bits, 0))
+
+
+def bias_scale(input_scale: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
+    """Return the step of a bias in integers, [out]. input_scale: []; weight_scale: [out]; bits: those of the weight."""
+    return input_scale * (weight_scale / container_factor(bits))
+
+
 @contextmanager
 def observe_ranges(network: nn.Module) -> Iterator[None]:
     """Let every ActivationQuantizer of ``network`` track its range within the block; outside, no range changes."""
@@ -188,7 +234,7 @@ def observe_ranges(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def in_floating_point(network: nn.Module) -> Iterator[None]:
     """Let every quantizer of ``network`` pass its input on unchanged within the block."""
-    quantizers = [m for m in network.modules() if isinstance(m, (WeightQuantizer, ActivationQuantizer))]
+    quantizers = [m for m in network.modules() if isinstance(m, (WeightQuantizer, BiasQuantizer, ActivationQuantizer))]
     try:
         for quantizer in quantizers:
             quantizer.bypassed = True

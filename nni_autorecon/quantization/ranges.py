@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # settings choose from RANGES, and a help text must not take 
 LEAST_SCALE = 2.0**-126
 """The least normal float32: the inverse of any scale above it is finite."""
 
+LEAST_RATIO = 2.0**-12
+"""The least step of a channel of weights held in INT8, as a part of the layer's largest."""
+
 PERCENTILE = 0.999
 """A percentile range has this share of the values at or above its low end, and this share at or below its high end."""
 
@@ -38,6 +41,25 @@ def affine_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
     scale = (high - low).div_(largest)
     scale.masked_fill_(scale < LEAST_SCALE, 1.0)  # 1 / scale must be finite, too
     return scale, low.div(scale).neg_().round_().clamp_(0, largest).int()
+
+
+def contained_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of output channels, as :func:`affine_qparams` does, for weights held in INT8.
+
+    Codes less their zero point must fit into INT8. Those of up to 6 bits always do; at 7 and 8 bits quantization is
+    symmetric, with the integers -2**(bits - 1) to 2**(bits - 1) - 1. A channel whose weights are next to nothing beside
+    the others' has a step of at least ``LEAST_RATIO`` times the layer's largest one, because its bias is counted in
+    that step times the input's, in 32 bits.
+
+    low, high: [out]; so are both results.  Raises ValueError unless 1 <= bits <= 8.
+    """
+    scale, zero_point = affine_qparams(low, high, bits)
+    if bits > 6:
+        half = 2 ** (bits - 1)
+        scale = (low.float() / -half).maximum(high.float() / (half - 1))
+        zero_point = zero_point.new_full(zero_point.shape, half)
+    scale = scale.where((low < 0) | (high > 0), 0.0)
+    return scale.clamp(min=scale.max() * LEAST_RATIO).masked_fill_(scale.max() < LEAST_SCALE, 1.0), zero_point
 
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

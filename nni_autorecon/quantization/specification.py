@@ -20,6 +20,8 @@ FORMER_NAMES = {"gdfq": "activations"}
 """Names that protocols had in earlier files and settings; they are still read."""
 INPUT_BITS = 8
 """Bits of the network input in protocol ``integer``, unless others are asked for."""
+STORED_BITS = 8
+"""Bits of what is stored in protocol ``integer`` but is no factor of any product."""
 
 
 class Bits(str):

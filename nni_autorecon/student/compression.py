@@ -6,25 +6,17 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import BLOCK, TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
-from ..export.description import Description, require_same_structure
-from ..export.student import Student
-from ..export.student_file import float_size
-from ..figures.canvas import save_figure
-from ..figures.curves import plot_loss_curves
-from ..figures.images import plot_images
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
 from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
@@ -32,15 +24,13 @@ from ..quantization.coverage import Coverage
 from ..quantization.dfq import dfq
 from ..quantization.insertion import quantize_network
 from ..quantization.quantizers import observe_ranges
-from ..runs.beginning import taken_up
-from ..runs.folder import RunFolder
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import agreement
 from .features import with_features
-from .images import FixedImages, GeneratorImages, OnStep, distillation_steps
+from .images import FixedImages, GeneratorImages, OnStep
 from .reconstruction import Rates, Reconstruction
-from .results import CompressionResult, evaluation_data, measured_accuracy
+from .results import CompressionResult
 from .training import StudentTraining
 
 _log = logging.getLogger(__name__)
@@ -283,78 +273,3 @@ def compress(
         ranges_only_agreement=by_ranges,
         taken_back=by_ranges is not None and by_ranges > trained,
     )
-
-
-def run_compression(
-    config: CompressConfig,
-    run: RunFolder,
-    teacher: Teacher | None = None,
-    *,
-    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
-    on_step: OnStep = lambda: None,
-    progress: bool = False,
-) -> CompressionResult:
-    """Compress ``teacher``, or the configured one, or go on with a run; leave result, student and figures in ``run``.
-
-    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. Raises
-    InputError for errors that the person can mend, and DivergenceError if a loss is no longer finite.
-    """
-    config.require_consistent()
-    teacher, state = taken_up(run, "compress", config, teacher)
-    require_same_structure(teacher)
-    data = evaluation_data(config, teacher)
-    teacher_accuracy = measured_accuracy(config, teacher, data)
-    before = 0 if config.generator_spec or state else distillation_steps(config)
-    with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
-
-        def step() -> None:
-            bar.update()
-            on_step()
-
-        begin = partial(run.start, "compress", config, device=teacher.device_name)
-        compression = Compression.start(config, teacher, step, state, begin)
-        bar.total = before + compression.steps(len(compression.phases))
-        bar.update(compression.steps(compression.epoch))
-
-        def report(metrics: EpochMetrics) -> None:
-            run.log(metrics)
-            run.save("compress", config, compression.state())
-            on_epoch(metrics)
-            what, name = ("error", "block_error") if metrics["phase"] == BLOCK else ("L_r", "loss")
-            bar.set_postfix_str(f"{metrics['phase']}, {what} {metrics[name]:.3f}")
-
-        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
-    student = _student(compression, result)
-    result = replace(result, student=student, device=run.device)
-    if run.keeps:
-        run.write_result(result.to_dict())  # this comes before anything else can fail
-        student.save(run / "student.safetensors")
-        file_bytes = (run / "student.safetensors").stat().st_size
-        ratio = float_size(teacher.network) / file_bytes
-        result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
-        run.write_result(result.to_dict())
-        _draw(run, compression)
-    return result
-
-
-def _student(compression: Compression, result: CompressionResult) -> Student:
-    """Return the student with the description for its file."""
-    config, teacher = compression.config, compression.teacher
-    details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
-    details |= {"generator": result.generator, "accuracy": result.accuracy}
-    folded = config.method == "dfq"
-    description = Description.of(teacher, config.quantization, folded=folded, **details)
-    return Student(compression.student, description, teacher.network)
-
-
-def _draw(run: RunFolder, compression: Compression) -> None:
-    known = {name for row in run.rows for name in row}
-    losses = [name for name in (*LOSSES, "student_loss", "block_error") if name in known]
-    if run.rows:
-        save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
-        save_figure(
-            plot_loss_curves(run.rows, series=("agreement",), title="Agreement on disturbed synthetic images"),
-            run / "agreement.png",
-        )
-    images, labels = compression.images.to_show(8)
-    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from ..errors import DivergenceError, InputError
 from ..quantization.blocks import blocks
@@ -161,8 +162,10 @@ def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, An
         known.add(weight)
         groups.append({"params": [quantizer.log_factor], "lr": rates.weight_scales})
     for module, deviation in _deviations(block, inputs).items():
-        values = module.named_parameters(recurse=False)
-        own = [value for name, value in values if name in ("weight", "bias") and value not in known]
+        values = [value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")]
+        if parametrize.is_parametrized(module, "bias"):
+            values.append(module.parametrizations.bias.original)  # type: ignore[arg-type, union-attr]
+        own = [value for value in values if value not in known]
         known.update(own)
         groups.append({"params": own, "lr": rates.outputs * deviation})
     ranges = [module.log_factor for module in block.modules() if isinstance(module, ActivationQuantizer)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from ..config.student import StudentConfig
 from ..data.images import EvaluationData
 from ..data.test_sets import load_evaluation_data
 from ..errors import InputError
+from ..export.latency import Latency
 from ..export.student import Student
 from ..quantization.coverage import Coverage
 from ..teacher.loading import Teacher
@@ -51,6 +52,10 @@ class CompressionResult:
     """The size of the student's file, once it is written."""
     compression_ratio: float | None = None
     """The teacher's size in float32 divided by that of the file."""
+    onnx_bytes: int | None = None
+    """The size of student.onnx, if it is asked for."""
+    latency: Latency | None = None
+    """The time of an image in that file, if it is asked for."""
     device: str = ""
     """The device on which the method ran."""
     student: Student | None = field(default=None, repr=False, compare=False)
@@ -59,7 +64,8 @@ class CompressionResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
-        return {**values, "coverage": self.coverage.to_dict()}
+        latency = None if self.latency is None else asdict(self.latency)
+        return {**values, "coverage": self.coverage.to_dict(), "latency": latency}
 
     def summary(self) -> str:
         """Return the lines that a person reads at the end."""
@@ -80,6 +86,8 @@ class CompressionResult:
             lines.append(
                 f"student as a file: {self.file_bytes / 1000:.1f} kB, compression ratio {self.compression_ratio:.2f}"
             )
+        if self.onnx_bytes is not None and self.latency is not None:
+            lines.append(f"student.onnx: {self.onnx_bytes / 1000:.1f} kB, {self.latency.summary()}")
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -91,7 +99,8 @@ class CompressionResult:
         }
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
         size = {"file_bytes": self.file_bytes, "compression_ratio": self.compression_ratio}
-        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size}
+        speed = self.latency and {"latency": self.latency.milliseconds, "times_faster": self.latency.times_faster}
+        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size, **(speed or {})}
         return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
 
 

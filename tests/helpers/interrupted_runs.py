@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -96,6 +97,8 @@ def assert_whole(folder: Path) -> None:
                 load_file(path)
             case ".pt":
                 torch.load(path, weights_only=True)
+            case ".npz":
+                assert np.load(path)["images"].ndim == 4
             case ".bin":
                 assert load_snapshot(path)
             case _:

@@ -385,7 +385,7 @@ def test_printed_quantizers_show_bits_and_ranges() -> None:
     activation = ActivationQuantizer(4, ranges="percentile")
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), activation, FixedQuantizer(7))
     parametrize.register_parametrization(network[0], "weight", WeightQuantizer(3, ranges="mse"))
-    assert "WeightQuantizer(bits=3, ranges=mse)" in repr(network)
+    assert "WeightQuantizer(bits=3, ranges=mse, contained=False)" in repr(network)
     assert "ActivationQuantizer(bits=4, ranges=percentile, learned=False)" in repr(network)
     assert "FixedQuantizer(bits=7, ranges=fixed)" in repr(network)
     activation.learn_range()

@@ -13,7 +13,7 @@ PROGRAM = """
 import json, math, os, random, signal, sys, time
 from nni_autorecon.cli import main as cli
 from nni_autorecon.nas import search
-from nni_autorecon.student import compression
+from nni_autorecon.student import compression_run
 
 arguments, folder, kills = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 random.seed(0)

@@ -13,13 +13,13 @@ from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.experiment.trial import Trial
 from nni_autorecon.nas import search
 from nni_autorecon.runs.folder import RunFolder
-from nni_autorecon.student import compression
+from nni_autorecon.student import compression_run
 from tests.helpers.interrupted_runs import RUNS, KilledError, kill_after_two_epochs, run_until_killed
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    for stage in (search, compression):
+    for stage in (search, compression_run):
         monkeypatch.setattr(stage, "_draw", lambda *arguments: None)
 
 

@@ -1,0 +1,169 @@
+"""A student of protocol ``integer`` as a network of ONNX operators that runtimes execute in integers.
+
+Weights are INT8 with zero point 0, biases INT32 in the scale of the sums that they are added to, activations UINT8;
+QuantizeLinear and DequantizeLinear stand around every operation, as runtimes expect it. Codes of fewer bits are spread
+in INT8 by ``quantizers.container_factor``. An activation that only limits values, as ReLU does, is left out, because
+the codes of the result are limited all the same; where they do not end with UINT8, a Clip of the codes stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from ..quantization.calls import QUANTIZED, called
+from ..quantization.fake_quantize import per_channel
+from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
+from ..quantization.operators import CLAMP, SAME_VALUES, source_of
+from ..quantization.quantizers import bias_scale, container_factor
+from .student_file import SavedNetwork
+from .symbolic import Rows, dequantized, onnx_operator, quantized
+
+LARGEST = torch.finfo(torch.float32).max
+NOTHING_MOVED = re.compile(
+    r"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor)?split|unbind"
+)
+"""These operations leave nothing in a graph of ONNX, or return a tuple, of whose elements one is taken next."""
+
+
+def integer_form(saved: SavedNetwork) -> nn.Module:
+    """Return a copy of the network whose quantizers, weights and biases are ONNX operators, good only for tracing."""
+    form: Any = copy.deepcopy(saved.network)
+    limits = _take_clamps(form)
+    _store_what_is_moved(form)
+    replaced: dict[nn.Module, nn.Module] = {
+        module: _Stored(module, *limits.get(module, (-LARGEST, LARGEST)))
+        for module in form.modules()
+        if isinstance(module, FixedQuantizer)
+    }
+    inputs: dict[nn.Module, list[nn.Module | None]] = {}
+    for node in form.graph.nodes:
+        layer = called(form, node)[0]
+        if isinstance(layer, QUANTIZED):
+            inputs.setdefault(layer, []).append(called(form, source_of(form, node.all_input_nodes[0]))[0])
+    for name, weight in saved.weights.items():
+        layer = form.get_submodule(name)
+        parametrize.register_parametrization(layer, "weight", _Weight(weight), unsafe=True)
+        quantizers = inputs.get(layer, [])
+        if layer.bias is not None and len(quantizers) == 1 and isinstance(quantizers[0], FixedQuantizer):
+            bias = _Bias(layer.bias, bias_scale(quantizers[0].scale, weight.scale, weight.bits))
+            parametrize.register_parametrization(layer, "bias", bias, unsafe=True)
+        if isinstance(layer, nn.Linear):
+            replaced[layer] = Rows(layer)
+    replace_modules(form, replaced)
+    return form.eval()
+
+
+def _take_clamps(form: fx.GraphModule) -> dict[nn.Module, tuple[float, float]]:
+    """Remove each activation that only limits values before they are quantized, and return the limits by quantizer."""
+    limits: dict[nn.Module, tuple[float, float]] = {}
+    for node in list(form.graph.nodes):
+        quantizer = called(form, node)[0]
+        if not isinstance(quantizer, FixedQuantizer):
+            continue
+        clamp = node.all_input_nodes[0]
+        module, kind = called(form, clamp)
+        if CLAMP.fullmatch(kind) and len(clamp.users) == 1:
+            limits[quantizer] = _limits(clamp, module, kind)
+            node.replace_input_with(clamp, clamp.all_input_nodes[0])
+            form.graph.erase_node(clamp)
+    form.recompile()
+    return limits
+
+
+def _limits(clamp: fx.Node, module: nn.Module | None, kind: str) -> tuple[float, float]:
+    """Return the least and the greatest value that an activation lets pass."""
+    if kind != "hardtanh":
+        return 0.0, 6.0 if kind == "relu6" else LARGEST
+    if isinstance(module, nn.Hardtanh):
+        return module.min_val, module.max_val
+    given = dict(zip(("min_val", "max_val"), clamp.args[1:], strict=False)) | clamp.kwargs
+    return float(given.get("min_val", -1.0)), float(given.get("max_val", 1.0))  # type: ignore[arg-type]
+
+
+def _store_what_is_moved(form: fx.GraphModule) -> None:
+    """Quantize values again, to the same codes, after each operation that only moves them, so that it moves codes."""
+    for node in list(form.graph.nodes):
+        kind = called(form, node)[1]
+        if not SAME_VALUES.fullmatch(kind) or NOTHING_MOVED.fullmatch(kind) or _pads_for_convolutions(form, node):
+            continue
+        source = called(form, source_of(form, node))[0]
+        if isinstance(source, FixedQuantizer):
+            name = f"activation_quantizers.{node.name}"
+            form.add_submodule(name, copy.deepcopy(source))
+            with form.graph.inserting_after(node):
+                stored = form.graph.call_module(name, (node,))
+            node.replace_all_uses_with(stored)
+            stored.args = (node,)
+    form.recompile()
+
+
+def _pads_for_convolutions(form: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if a node pads what convolutions read, who can do it themselves: runtimes join the two."""
+    readers = [called(form, user)[0] for user in node.users]
+    return called(form, node)[1].endswith("pad") and all(isinstance(reader, nn.Conv2d) for reader in readers)
+
+
+class _Stored(nn.Module):
+    """An activation quantizer as ONNX operators, for values that are limited to ``low`` .. ``high`` before."""
+
+    scale: Tensor  # []
+    zero_point: Tensor  # uint8 []
+    ends: Tensor  # uint8 [2]
+
+    def __init__(self, quantizer: FixedQuantizer, low: float, high: float) -> None:
+        super().__init__()
+        self.least, self.greatest = (
+            min(max(round(end / float(quantizer.scale)) + int(quantizer.zero_point), 0), quantizer.largest_code)
+            for end in (low, high)
+        )
+        self.register_buffer("scale", quantizer.scale)
+        self.register_buffer("zero_point", quantizer.zero_point.byte())
+        self.register_buffer("ends", torch.tensor([self.least, self.greatest], dtype=torch.uint8))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        codes = quantized(activation, self.scale, self.zero_point)
+        if (self.least, self.greatest) != (0, 255):
+            codes = onnx_operator("Clip", (codes, *self.ends.unbind()), dtype=torch.uint8, shape=codes.shape)
+        return dequantized(codes, self.scale, self.zero_point)
+
+
+class _Weight(nn.Module):
+    """A parametrization that makes a weight by DequantizeLinear from INT8."""
+
+    codes: Tensor  # int8 [out, ...]
+    scale: Tensor  # [out]
+    zero_point: Tensor  # int8 [out]
+
+    def __init__(self, weight: IntegerWeight) -> None:
+        super().__init__()
+        factor = container_factor(weight.bits)
+        steps = weight.codes.int() - per_channel(weight.zero_point.int(), weight.codes)
+        self.register_buffer("codes", (steps * factor).to(torch.int8))
+        self.register_buffer("scale", weight.scale / factor)
+        self.register_buffer("zero_point", torch.zeros_like(weight.zero_point, dtype=torch.int8))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return dequantized(self.codes, self.scale, self.zero_point, attrs={"axis": 0})
+
+
+class _Bias(nn.Module):
+    """A parametrization that makes a bias [out] by DequantizeLinear from INT32. scale: [out]."""
+
+    codes: Tensor  # int32 [out]
+    scale: Tensor  # [out]
+    zero_point: Tensor  # int32 [out]
+
+    def __init__(self, bias: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", (bias.detach().double() / scale.double()).round().int())
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros_like(self.codes))
+
+    def forward(self, bias: Tensor) -> Tensor:
+        return dequantized(self.codes, self.scale, self.zero_point, attrs={"axis": 0})

@@ -1,0 +1,65 @@
+"""How long an image takes in onnxruntime on the CPU, beside the network in floating point."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..shapes import ImageShape
+from .onnx import Exported
+from .onnx_runtime import OnnxNetwork
+from .student_file import SavedNetwork
+
+ROUNDS = 30
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one image, medians over rounds in which both networks take turns."""
+
+    milliseconds: float
+    float_milliseconds: float
+    threads: int
+
+    @property
+    def times_faster(self) -> float:
+        """Return how many times as fast as the network in floating point the student is."""
+        return self.float_milliseconds / self.milliseconds
+
+    def summary(self) -> str:
+        """Return one line for people."""
+        return (
+            f"latency of one image in onnxruntime, {self.threads} thread(s): {self.milliseconds:.2f} ms, "
+            f"in floating point {self.float_milliseconds:.2f} ms: {self.times_faster:.2f} times as fast"
+        )
+
+
+def measure_latency(saved: SavedNetwork, float_network: OnnxNetwork, *, rounds: int = ROUNDS) -> Latency:
+    """Measure a student, from a file of either kind, beside its teacher with any weights, ``onnx.floating_point``.
+
+    Both have as many threads as PyTorch. Raises InputError if the student cannot be exported.
+    """
+    image = saved.description.image
+    student = saved.network if isinstance(saved.network, OnnxNetwork) else Exported.of(saved).network
+    times = in_turns({"student": student, "float": float_network}, image, rounds=rounds)
+    milliseconds, float_milliseconds = (1000 * statistics.median(times[name]) for name in ("student", "float"))
+    return Latency(milliseconds, float_milliseconds, torch.get_num_threads())
+
+
+def in_turns(networks: Mapping[str, OnnxNetwork], image: ImageShape, *, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of one image of noise, by network and round; each network runs once in every round."""
+    images: Tensor = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for round_ in range(WARM_UP + rounds):
+        for name, network in networks.items():
+            started = time.perf_counter()
+            network(images)
+            if round_ >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    return times

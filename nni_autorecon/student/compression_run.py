@@ -1,0 +1,125 @@
+"""A whole compression: what comes before its first epoch, and what is left in its folder after the last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config.compress import BLOCK, CompressConfig
+from ..errors import InputError
+from ..export.check_images import save_images
+from ..export.description import Description, require_same_structure
+from ..export.onnx import floating_point
+from ..export.onnx_runtime import OnnxNetwork
+from ..export.student import Student
+from ..export.student_file import float_size
+from ..figures.canvas import save_figure
+from ..figures.curves import plot_loss_curves
+from ..figures.images import plot_images
+from ..runs.beginning import taken_up
+from ..runs.folder import RunFolder
+from ..teacher.loading import Teacher
+from .compression import LOSSES, Compression, EpochMetrics, compress
+from .images import OnStep, distillation_steps
+from .results import CompressionResult, evaluation_data, measured_accuracy
+
+_log = logging.getLogger(__name__)
+
+
+def run_compression(
+    config: CompressConfig,
+    run: RunFolder,
+    teacher: Teacher | None = None,
+    *,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
+    progress: bool = False,
+) -> CompressionResult:
+    """Compress ``teacher``, or the configured one, or go on with a run; leave result, student and figures in ``run``.
+
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. Raises
+    InputError for errors that the person can mend, and DivergenceError if a loss is no longer finite.
+    """
+    config.require_consistent()
+    teacher, state = taken_up(run, "compress", config, teacher)
+    require_same_structure(teacher)
+    float_network = _float_network(config, run, teacher)
+    data = evaluation_data(config, teacher)
+    teacher_accuracy = measured_accuracy(config, teacher, data)
+    before = 0 if config.generator_spec or state else distillation_steps(config)
+    with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
+
+        def step() -> None:
+            bar.update()
+            on_step()
+
+        begin = partial(run.start, "compress", config, device=teacher.device_name)
+        compression = Compression.start(config, teacher, step, state, begin)
+        bar.total = before + compression.steps(len(compression.phases))
+        bar.update(compression.steps(compression.epoch))
+
+        def report(metrics: EpochMetrics) -> None:
+            run.log(metrics)
+            run.save("compress", config, compression.state())
+            on_epoch(metrics)
+            what, name = ("error", "block_error") if metrics["phase"] == BLOCK else ("L_r", "loss")
+            bar.set_postfix_str(f"{metrics['phase']}, {what} {metrics[name]:.3f}")
+
+        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+    student = _student(compression, result)
+    result = replace(result, student=student, device=run.device)
+    if run.keeps:
+        run.write_result(result.to_dict())  # this comes before anything else can fail
+        student.save(run / "student.safetensors")
+        file_bytes = (run / "student.safetensors").stat().st_size
+        ratio = float_size(teacher.network) / file_bytes
+        result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
+        run.write_result(result.to_dict())
+        images, labels = compression.images.to_show(8)
+        save_images(run / "images.npz", images)
+        _draw(run, images, labels)
+        if float_network is not None:
+            _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
+            onnx_bytes = (run / "student.onnx").stat().st_size
+            result = replace(result, onnx_bytes=onnx_bytes, latency=student.latency(float_network))
+            run.write_result(result.to_dict())
+    return result
+
+
+def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> OnnxNetwork | None:
+    """Return the teacher in onnxruntime if student.onnx is to be written; what cannot be exported ends here.
+
+    Raises InputError if it cannot, or if there is no folder to write into.
+    """
+    if not config.onnx:
+        return None
+    if not run.keeps:
+        raise InputError("onnx writes student.onnx, but there is no folder for it; give folder")
+    return floating_point(teacher.network, teacher.image)
+
+
+def _student(compression: Compression, result: CompressionResult) -> Student:
+    """Return the student with the description for its file."""
+    config, teacher = compression.config, compression.teacher
+    details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
+    details |= {"generator": result.generator, "accuracy": result.accuracy}
+    folded = config.method == "dfq"
+    description = Description.of(teacher, config.quantization, folded=folded, **details)
+    return Student(compression.student, description, teacher.network)
+
+
+def _draw(run: RunFolder, images: Tensor, labels: Tensor) -> None:
+    known = {name for row in run.rows for name in row}
+    losses = [name for name in (*LOSSES, "student_loss", "block_error") if name in known]
+    if run.rows:
+        save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
+        save_figure(
+            plot_loss_curves(run.rows, series=("agreement",), title="Agreement on disturbed synthetic images"),
+            run / "agreement.png",
+        )
+    save_figure(plot_images(images, labels, per_class=8), run / "images.png")
