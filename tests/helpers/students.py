@@ -28,7 +28,7 @@ def student_of(
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
     bits = Quantization(f"w{weight_bits}a{activation_bits}", **more)
-    student, _ = quantize_network(network, bits)
+    student, _ = quantize_network(network, bits, image=image)
     with torch.no_grad(), observe_ranges(student):
         student(torch.randn(7, *image))
     zeros, ones = (0.0,) * image.channels, (1.0,) * image.channels
