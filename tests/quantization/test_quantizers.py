@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -18,8 +18,17 @@ from nni_autorecon import accel
 from nni_autorecon.errors import DivergenceError
 from nni_autorecon.quantization.fake_quantize import fake_quantize
 from nni_autorecon.quantization.integers import FixedQuantizer
-from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer, learn_ranges, observe_ranges
+from nni_autorecon.quantization.quantizers import (
+    ActivationQuantizer,
+    BiasQuantizer,
+    WeightQuantizer,
+    container_factor,
+    in_floating_point,
+    learn_ranges,
+    observe_ranges,
+)
 from nni_autorecon.quantization.ranges import (
+    LEAST_RATIO,
     PERCENTILE,
     RANGES,
     SHRINKAGES,
@@ -390,3 +399,52 @@ def test_printed_quantizers_show_bits_and_ranges() -> None:
     assert "FixedQuantizer(bits=7, ranges=fixed)" in repr(network)
     activation.learn_range()
     assert repr(activation) == "ActivationQuantizer(bits=4, ranges=percentile, learned=True)"
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_contained_weights_fit_into_int8_and_cover_their_range(bits: int) -> None:
+    weight = torch.cat([torch.randn(20, 30), torch.rand(1, 30), -torch.rand(1, 30), torch.zeros(1, 30)])
+    quantizer = WeightQuantizer(bits, contained=True)
+    scale, zero_point = quantizer.qparams(weight)
+    steps = (quantizer(weight) / scale[:, None]).round()
+    factor = container_factor(bits)
+    assert -128 <= steps.min() * factor <= steps.max() * factor <= 127
+    assert bits == 8 or steps.abs().max() * factor <= 64  # then two products with UINT8 stay within 16 bits
+    assert ((quantizer(weight) - weight).abs() <= scale[:, None] / 2 + 1e-6).all()
+    assert zero_point.unique().numel() == 1 or bits < 7
+    assert not quantizer(torch.zeros(2, 3)).any()
+
+
+def test_a_channel_of_next_to_nothing_leaves_room_for_its_bias() -> None:
+    """Its own range would give a step of 1e-12, and a bias of 3 would be no integer of 32 bits."""
+    weight = torch.tensor([[0.5, -1.0], [1e-10, 0.0], [0.0, 0.0]])
+    scale, _ = WeightQuantizer(8, contained=True).qparams(weight)
+    torch.testing.assert_close(scale / scale.max(), torch.tensor([1.0, LEAST_RATIO, LEAST_RATIO]))
+
+
+def _biased() -> tuple[nn.Linear, ActivationQuantizer]:
+    layer, inputs = nn.Linear(2, 2), ActivationQuantizer(8)
+    layer.weight.data, layer.bias.data = torch.tensor([[1.0, -1.0], [0.5, 0.25]]), torch.tensor([0.3, -0.7])
+    parametrize.register_parametrization(layer, "weight", WeightQuantizer(4, contained=True))
+    parametrize.register_parametrization(layer, "bias", BiasQuantizer(layer, inputs), unsafe=True)
+    return layer, inputs
+
+
+def test_a_bias_is_rounded_to_steps_of_input_times_weight_and_its_gradient_passes() -> None:
+    layer, inputs = _biased()
+    assert layer.bias.tolist() == pytest.approx([0.3, -0.7])  # there is no range of the input yet
+    inputs.set_range(0.0, 2.55)
+    step = 0.01 * torch.tensor([2 / 15, 0.5 / 15]) / 4
+    torch.testing.assert_close(layer.bias, (torch.tensor([0.3, -0.7]) / step).round() * step)
+    (layer.bias * torch.tensor([3.0, 5.0])).sum().backward()
+    assert layer.parametrizations.bias.original.grad.tolist() == pytest.approx([3.0, 5.0])  # type: ignore[union-attr]
+    with in_floating_point(layer):
+        assert layer.bias.tolist() == pytest.approx([0.3, -0.7])
+
+
+def test_a_copied_bias_follows_its_own_input() -> None:
+    network = nn.ModuleList(_biased())
+    twin = copy.deepcopy(network)
+    twin[1].set_range(0.0, 2550.0)  # type: ignore[operator]
+    assert network[0].bias.tolist() == pytest.approx([0.3, -0.7])  # type: ignore[operator, union-attr]
+    assert twin[0].bias.tolist() != pytest.approx([0.3, -0.7], abs=1e-3)  # type: ignore[operator, union-attr]
