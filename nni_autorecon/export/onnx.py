@@ -135,14 +135,19 @@ def require_extra() -> None:
         raise InputError(f"ONNX needs {error.name}; pip install -e '.[onnx]'") from error
 
 
-def floating_point(network: nn.Module, image: ImageShape) -> OnnxNetwork:
-    """Return a network in floating point in onnxruntime, which folds its BatchNorms. Raises InputError if it cannot."""
+def float_bytes(network: nn.Module, image: ImageShape) -> bytes:
+    """Return the content of an ONNX file of a network in floating point. Raises InputError if ONNX lacks a part."""
     require_extra()
     images = torch.zeros(2, *image)
     with torch.no_grad():
         network.eval()(images)  # lazy layers settle
-    program = _translate(network, images)
-    return OnnxNetwork(program.model_proto.SerializeToString(), "the network in floating point", "leave out latency")
+    return bytes(_translate(network, images).model_proto.SerializeToString())
+
+
+def floating_point(network: nn.Module, image: ImageShape) -> OnnxNetwork:
+    """Return a network in floating point in onnxruntime. Raises InputError as :func:`float_bytes` does."""
+    remedy = "leave out --onnx and --latency"
+    return OnnxNetwork(float_bytes(network, image), "the network in floating point", remedy)
 
 
 def _exported(form: nn.Module, saved: SavedNetwork) -> tuple[Any, OnnxNetwork]:
