@@ -61,14 +61,15 @@ def report(arguments: argparse.Namespace) -> None:
         raise InputError("report takes either folders or --experiment ID; give one of them")
     from ..figures.canvas import save_figure
     from ..files import require_absent, write_text
-    from ..reports.figure import plot_report
+    from ..reports.figure import plot_costs, plot_report
     from ..reports.report import make_report
     from ..runs.records import read_folders
 
     if arguments.output.suffix in (".md", ".csv", ".png") or not arguments.output.name:
         raise InputError(f"-o {arguments.output} must be a name for three files, such as table2")
     markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
-    for path in (markdown, csv, png):
+    over_costs = arguments.output.with_name(f"{arguments.output.name}-costs.png")
+    for path in (markdown, csv, png, over_costs):
         require_absent(path, force=arguments.force)
     if arguments.experiment:
         from ..experiment.database import read_runs
@@ -80,6 +81,8 @@ def report(arguments: argparse.Namespace) -> None:
     write_text(markdown, report.to_markdown())
     write_text(csv, report.frame.to_csv(index=False))
     save_figure(plot_report(report), png)
+    if (costs := plot_costs(report)) is not None:
+        save_figure(costs, over_costs)
     print(report.to_markdown(), end="")
 
 

@@ -96,7 +96,9 @@ def _add_experiments(command: AddCommand) -> None:
     report = command("report", "write tables and a figure of an experiment or of folders of results", commands.report)
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
     report.add_argument("--experiment", metavar="ID", help="an NNI experiment instead of folders")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv and .png")
+    report.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv, .png, and NAME-costs.png"
+    )
     _add_force(report)
 
 

@@ -157,9 +157,7 @@ class Settings:
 
     @classmethod
     def _as_meant(cls, name: Any, value: Any) -> Any:
-        """Mend two misreadings of YAML: it takes 1e-3 for text, and a grey mean of 0.5 for a number."""
-        if name in ("mean", "std") and isinstance(value, (int, float)):
-            return str(value)
+        """Mend a misreading of YAML, which takes 1e-3 for text."""
         if isinstance(value, str) and name in _fields(cls) and cls.field_type(name) is float:
             return _parse(float, value)
         return value
@@ -187,6 +185,8 @@ class Settings:
             action: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:
             action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _METAVARS.get(field.name, "N")}
+            if field.name in ("mean", "std"):
+                action["nargs"] = "+"  # people write 0.5 0.4 0.3 as well as 0.5,0.4,0.3
         group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
 
     @classmethod
@@ -221,6 +221,8 @@ class Settings:
     @classmethod
     def _checked(cls, name: str, value: Any, source: str) -> Any:
         """Return ``value`` as the type of the setting ``name``, within its range. Raises InputError if that fails."""
+        if name in ("mean", "std"):
+            value = _as_text(value)
         if isinstance(value, str):
             value = cls.FORMER_VALUES.get(name, {}).get(value, value)
         return _check(_fields(cls)[name], cls.field_type(name), value, source)
@@ -273,6 +275,16 @@ def _check(field: dataclasses.Field[Any], kind: type, value: Any, source: str) -
 
 
 _LARGEST_INT = 2**31 - 1
+
+
+def _as_text(value: Any) -> Any:
+    """Return the numbers of channels, one or several, as text with commas; anything else is returned as it is."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if values and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values):
+        return ",".join(map(repr, values))
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return ",".join(each.strip(",") for each in value)
+    return value
 
 
 def _can_be_a_name(text: str) -> bool:

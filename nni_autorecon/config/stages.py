@@ -14,6 +14,8 @@ from .distill import DistillConfig
 from .search import SearchConfig
 
 COSTS = ("generator_macs", "generator_parameters", "seconds")
+TAKEN_AWAY = ("file_bytes", "latency", "float_latency")
+"""What a student's file costs its user: bytes, and milliseconds of an image beside those of the float network."""
 ACCURACIES = ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement")
 
 
@@ -54,7 +56,7 @@ STAGES = {
             CompressConfig,
             "agreement",
             "agreement",
-            (*ACCURACIES, *COSTS),
+            (*ACCURACIES, *COSTS, *TAKEN_AWAY),
             ("student.safetensors", "student.onnx", "loss.png", "agreement.png", "images.png", "images.npz"),
         ),
         Stage(

@@ -16,7 +16,7 @@ from ..runs.records import Run
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
-EXECUTION = ("threads", "device")
+EXECUTION = ("threads", "device", "onnx")
 NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
 """These settings make no row: they make columns and tables, or say where a run was computed."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..figures.canvas import DPI, INK, MUTED, SERIES_COLOURS, literal
 from .comparable import NOT_USED, SCALE
 from .report import Report, show
-from .tables import Row, Table
+from .tables import USER_COSTS, Row, Table
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +23,9 @@ LABELS = {
     "agreement": "agreement with the teacher (%)",
     "loss": "L_r of the generator found",
 }
+
+
+COST_LABELS = {"file_bytes": "the student's file (kB)", "latency": "latency of an image (ms)"}
 
 
 class Series(NamedTuple):
@@ -84,6 +87,50 @@ def plot_report(report: Report) -> Figure:
     return figure
 
 
+def plot_costs(report: Report) -> Figure | None:
+    """Draw accuracy, or agreement, over the size of the file and over latency; None if neither was measured.
+
+    Each point is the mean over the seeds of a row and column; the points of a row are joined in the order of columns.
+    """
+    costs = [
+        name for name in USER_COSTS if any(name == t.metric for section in report.sections for t in section.tables)
+    ]
+    if not costs:
+        return None
+    figure = Figure(figsize=(4.6 * len(costs) + 2.4, 4.0), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    for axes, cost in zip(panels, costs, strict=True):
+        index = 0
+        for section in report.sections:
+            found = {table.metric: table for table in section.tables}
+            if cost in found:
+                index = _draw_costs(axes, section.tables[0], found[cost], index, section.heading)
+        axes.set_xlabel(COST_LABELS[cost])
+        axes.set_ylabel(LABELS[report.sections[0].tables[0].metric] if axes is panels[0] else "")
+        axes.grid(color=GRID, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+        _draw_teacher(axes, report.teacher_accuracy, upright=False)
+    keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # the teacher comes last
+    handles, texts = [keys[label] for label in labels], [textwrap.fill(label, 32) for label in labels]
+    figure.legend(handles, texts, loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def _draw_costs(axes: Axes, quality: Table, cost: Table, index: int, heading: str) -> int:
+    """Draw a line for each row of two tables, from the style ``index`` on; return the next one."""
+    for row in quality.rows:
+        cells = [(quality.cell(row, column).mean, cost.cell(row, column).mean) for column in quality.columns]
+        points = [(x, y, head) for (y, x), head in zip(cells, quality.column_heads(), strict=True) if x and y]
+        name = ", ".join(part for part in (row_name(quality.row_names, row), heading) if part)
+        axes.plot([x for x, *_ in points], [y for _, y, _ in points], label=literal(name), **_style(index, caps=False))
+        for x, y, head in points if quality.column is not None else ():
+            axes.annotate(head, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=MUTED)
+        index += 1
+    return index
+
+
 def row_name(names: tuple[str, ...], row: Row) -> str:
     """Return a row's name: values alone for method, generator and strategy, names with values for other settings."""
     pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != NOT_USED]
@@ -123,8 +170,9 @@ def _draw_dots(axes: Axes, table: Table) -> None:
     axes.grid(axis="x", color=GRID, linewidth=0.7)
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {"color": SERIES_COLOURS[index % 7], "marker": "osD^vPX"[index % 7], "ms": 5, "lw": 1.6, "capsize": 3}
+def _style(index: int, *, caps: bool = True) -> dict[str, Any]:
+    style = {"color": SERIES_COLOURS[index % 7], "marker": "osD^vPX"[index % 7], "ms": 5, "lw": 1.6}
+    return {**style, "capsize": 3} if caps else style
 
 
 def _draw_teacher(axes: Axes, accuracy: float | None, *, upright: bool) -> None:

@@ -18,12 +18,14 @@ from ..config.stages import STAGES, stage_of_settings
 from ..errors import InputError
 from ..runs.records import FINISHED, LOSS_SETTINGS, Run
 from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, comparable_entries, row_settings, varying
-from .tables import MEASURES, Table, make_table
+from .tables import MEASURES, USER_COSTS, Table, make_table
 
 DESCRIPTIONS = {
     "accuracy": "Test accuracy",
     "agreement": "No test data: agreement of student and teacher on held-out synthetic images",
     "ranges_only_accuracy": "By the ranges alone, before any training of the student",
+    "file_bytes": "Size of the student's file, in kB",
+    "latency": "Latency of an image in onnxruntime, in ms",
 }
 UPDATES = "batches of the search, which update W or α, or reward a controller"
 BESIDE = dict.fromkeys(STAGES, ("generator_macs", "generator_parameters")) | {
@@ -90,9 +92,10 @@ def make_report(runs: Sequence[Run]) -> Report:
         groups[tuple(show(entry.settings[name]) for name in split)].append(entry)
     sections = []
     for values, group in sorted(groups.items()):
-        metrics = [metric, *(["ranges_only_accuracy"] if _measured(group, "ranges_only_accuracy") else [])]
+        metrics = [metric, *(name for name in ("ranges_only_accuracy", *USER_COSTS) if _measured(group, name))]
         tables = tuple(
-            make_table(name, group, rows, column, beside=BESIDE[stage], seeds=len(seeds)) for name in metrics
+            make_table(name, group, rows, column, beside=() if name in USER_COSTS else BESIDE[stage], seeds=len(seeds))
+            for name in metrics
         )
         heading = ", ".join(f"{name} {value}" for name, value in zip(split, values, strict=True))
         sections.append(Section(heading, tables, _note(group, tables[0])))

@@ -45,7 +45,13 @@ MEASURES = {
     "generator_parameters": Measure("parameters (k)", 1e-3, 0),
     "updates": Measure("updates", 1, 0),
     "seconds": Measure("seconds", 1, 0),
+    "file_bytes": Measure("file (kB)", 1e-3, 1),
+    "latency": Measure("latency (ms)", 1, 2),
 }
+
+
+USER_COSTS = ("file_bytes", "latency")
+"""What the student's file costs its user; there are tables of those that were measured."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Table:
         """Return the points gained over the row with GDFQ's method, generator and losses that is the same otherwise.
 
         If GDFQ's generator is there only at equal MACs, that row counts. Returns None for that row itself, for
-        agreement, and if a mean is missing.
+        agreement, size and latency, and if a mean is missing.
         """
         kinds = {kind_of(str(each[-1])): each[-1] for each in self.rows}
         gdfq_row = {
@@ -114,7 +120,7 @@ class Table:
         }
         gdfq = tuple(gdfq_row.get(name, value) for name, value in zip(self.row_names, row, strict=True))
         mean, baseline = self.cell(row, column).mean, self.cell(gdfq, column).mean
-        if self.metric == "agreement":  # each generator's agreement is measured on its own images
+        if self.metric in ("agreement", *USER_COSTS):  # each generator's agreement is measured on its own images
             return None
         return None if row == gdfq or mean is None or baseline is None else mean - baseline
 

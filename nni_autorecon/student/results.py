@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -64,8 +64,10 @@ class CompressionResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
-        latency = None if self.latency is None else asdict(self.latency)
-        return {**values, "coverage": self.coverage.to_dict(), "latency": latency}
+        latency = dict.fromkeys(("latency", "float_latency", "latency_threads"))
+        if self.latency is not None:
+            latency = dict(zip(latency, astuple(self.latency), strict=True))
+        return {**values, "coverage": self.coverage.to_dict(), **latency}
 
     def summary(self) -> str:
         """Return the lines that a person reads at the end."""
@@ -88,6 +90,8 @@ class CompressionResult:
             )
         if self.onnx_bytes is not None and self.latency is not None:
             lines.append(f"student.onnx: {self.onnx_bytes / 1000:.1f} kB, {self.latency.summary()}")
+            if self.protocol == "activations":
+                lines.append("it is computed in floating point; with --protocol integer it would run in integers")
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -99,8 +103,12 @@ class CompressionResult:
         }
         costs = {"generator_macs": self.generator_macs, "generator_parameters": self.generator_parameters}
         size = {"file_bytes": self.file_bytes, "compression_ratio": self.compression_ratio}
-        speed = self.latency and {"latency": self.latency.milliseconds, "times_faster": self.latency.times_faster}
-        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size, **(speed or {})}
+        speed = (
+            {}
+            if self.latency is None
+            else {"latency": self.latency.milliseconds, "float_latency": self.latency.float_milliseconds}
+        )
+        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size, **speed}
         return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
 
 

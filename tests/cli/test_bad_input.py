@@ -430,6 +430,14 @@ def of_description(**changes: Any) -> Callable[[Path], object]:
     return told(lambda known: known["description"].update(changes))
 
 
+def of_format(number: int, **quantization: Any) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        told(lambda known: known["description"]["quantization"].update(quantization))(path)
+        bytes_of(lambda b: b.replace(b'format\\": 3', f'format\\": {number}'.encode()))(path)
+
+    return change
+
+
 STUDENTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (lambda path: path.unlink(), "", "saved network s.safetensors: No such file", "check the path"),
     (bytes_of(lambda b: b""), "", "s.safetensors is damaged or no", "give the student.safetensors"),
@@ -444,7 +452,13 @@ STUDENTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     ),
     (bytes_of(lambda b: b[:-1] + bytes([b[-1] ^ 1])), "", "s.safetensors is damaged: its content", "copy it again"),
     (lambda path: path.write_bytes(save(load_file(path))), "", "not written by save_network", "give the .safetensors"),
-    (bytes_of(lambda b: b.replace(b'format\\": 2', b'format\\": 9')), "", "s.safetensors has format 9", "update"),
+    (bytes_of(lambda b: b.replace(b'format\\": 3', b'format\\": 9')), "", "s.safetensors has format 9", "update"),
+    (
+        of_format(2, protocol="integer"),
+        "",
+        "protocol integer had biases in floating point then",
+        "compress the network",
+    ),
     (told(lambda known: known.pop("weights")), "", "s.safetensors was saved by nni-autorecon", "compress the network"),
     (told(lambda known: known.update(weights=[1])), "", "s.safetensors was saved by", "compress the network again"),
     (told(lambda known: known.update(versions=3, description=3)), "", "s.safetensors was saved by", "compress"),

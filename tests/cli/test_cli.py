@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli import stages
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.data.digits import digits_data
-from nni_autorecon.errors import AutoReConError
+from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.runs.snapshots import load_snapshot
 from nni_autorecon.teacher.sources import architecture
@@ -71,8 +72,10 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "metrics.csv", "result.json", "student.safetensors", "loss.png", "agreement.png", "images.png",
+        "images.npz",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
+    assert result["latency"] is None
     assert result["teacher_accuracy"] >= 0.985
     assert result["file_bytes"] == (folder / "student.safetensors").stat().st_size
     assert result["generator"] == "searched"
@@ -80,6 +83,27 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"trained {result['accuracy']:.2%}" in printed
     assert "quantized weights" in printed
+
+
+@pytest.mark.parametrize("protocol", ["integer", "activations"])
+def test_onnx_is_written_beside_the_student_and_timed(protocol, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    folder = tmp_path / "run"
+    command = ("compress", "--generator", "random:0", "--bits", "w8a8", "--protocol", protocol, *COMPRESS)
+    assert _run(*command, "--onnx", "-o", folder) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert result["onnx_bytes"] == (folder / "student.onnx").stat().st_size
+    assert result["latency"] > 0 < result["float_latency"]
+    printed = capsys.readouterr().out
+    assert f"{result['latency']:.2f} ms, in floating point {result['float_latency']:.2f} ms" in printed
+    assert _run("report", folder, "-o", tmp_path / "report") == 0
+    assert f"| random | {result['latency']:.2f}, n=1 |" in capsys.readouterr().out
+    assert (tmp_path / "report-costs.png").exists()
+
+
+def test_onnx_needs_a_folder():
+    with pytest.raises(InputError, match="onnx writes student.onnx, but there is no folder for it; give folder"):
+        nar.compress("digits", method="dfq", onnx=True, progress=False)
 
 
 def test_distill_takes_the_genotype(searched, tmp_path, capsys):

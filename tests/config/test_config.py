@@ -255,3 +255,16 @@ def test_every_default_passes_its_own_check(kind):
 @pytest.mark.parametrize("kind", [Config, SearchConfig, CompressConfig, DistillConfig])
 def test_every_setting_says_what_it_means(kind):
     assert all(field.metadata["help"] for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("given", [(0.5, 0.25), [0.5, 0.25], ["0.5", "0.25"], ["0.5,", "0.25"], "0.5,0.25"])
+def test_a_mean_of_channels_is_written_in_many_ways(given):
+    assert CompressConfig().override({"mean": given}, source="arguments").mean == "0.5,0.25"
+
+
+def test_a_mean_of_channels_is_one_flag_with_several_numbers():
+    parser = argparse.ArgumentParser()
+    CompressConfig.add_arguments(parser)
+    arguments = parser.parse_args(["--mean", "0.5", "-0.25", "--std", "1,2", "--seed", "3"])
+    config = CompressConfig.from_arguments(arguments)
+    assert (config.mean, config.std, config.seed) == ("0.5,-0.25", "1,2", 3)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from nni_autorecon.reports.figure import comparison_info, plot_report
+from nni_autorecon.reports.figure import comparison_info, plot_costs, plot_report
 from nni_autorecon.reports.report import make_report
 from nni_autorecon.runs.records import FAILED
 from tests.helpers.report_runs import SEARCHES, TABLE_2, found, run
@@ -114,6 +114,22 @@ def test_a_search_is_a_ring_for_each_seed_and_a_strategy_has_one_colour():
     assert logits == paper != tpe
     assert axes.get_xlabel() == "L_r of the generator found"
     assert figure.get_supxlabel() == "Not shown: random (waiting)"
+
+
+def costly(accuracy, size, latency, **settings):
+    return run(accuracy, metrics={"file_bytes": size, **({"latency": latency} if latency else {})}, **settings)
+
+
+def test_accuracy_stands_over_size_and_over_latency():
+    bits = {"w8a8": (90.0, 200_000, 1.0), "w4a4": (88.0, 100_000, 1.1)}
+    runs = [costly(a + seed, size, time, bits=b, seed=seed) for b, (a, size, time) in bits.items() for seed in (0, 1)]
+    figure = plot_costs(make_report(runs))
+    size, latency = ([*axes.get_lines()[0].get_xydata()] for axes in figure.axes)
+    np.testing.assert_allclose(size, [(200, 90.5), (100, 88.5)])
+    np.testing.assert_allclose(latency, [(1.0, 90.5), (1.1, 88.5)])
+    (alone,) = plot_costs(make_report([costly(90.0, 5_000, None)])).axes
+    assert alone.get_xlabel() == "the student's file (kB)"
+    assert plot_costs(make_report([run(90.0)])) is None
 
 
 def test_missing_points_are_named_below():
