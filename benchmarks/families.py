@@ -51,7 +51,7 @@ SIZES = (64, 107, 128)
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
 STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
 COMPRESSION: dict[str, Any] = {"generator": "random:0", **STEPS, **GENERATOR}
-DFQ: dict[str, Any] = {"image_steps": 1, "agreement_steps": 1, "batch_size": 4, "progress": False}
+DFQ: dict[str, Any] = {"agreement_steps": 1, "batch_size": 4, "progress": False}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

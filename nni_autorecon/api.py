@@ -139,7 +139,7 @@ def compress(
 
     Example:
         >>> import nni_autorecon as nar
-        >>> result = nar.compress("digits", method="dfq", bits="w8a8", image_steps=1, progress=False)
+        >>> result = nar.compress("digits", method="dfq", bits="w8a8", progress=False)
         >>> result.accuracy > 0.9
         True
     """
@@ -220,7 +220,7 @@ def load_student(path: str | Path, *, teacher: str | nn.Module | None = None) ->
 
     Example:
         >>> import nni_autorecon as nar
-        >>> result = nar.compress("digits", method="dfq", bits="w8a8", image_steps=1, progress=False)
+        >>> result = nar.compress("digits", method="dfq", bits="w8a8", progress=False)
         >>> result.student.save("student.safetensors")
         >>> nar.load_student("student.safetensors").description.num_classes
         10

@@ -7,21 +7,39 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..teacher.loading import Teacher
+
+BUDGET = 2e11
+"""Multiply-accumulates of one measurement: some ten seconds of a core."""
+LEAST = 32
+"""Images are measured at least, whatever they cost."""
+COPIES = 4
+"""An image is disturbed in so many ways."""
 SHIFT = 1 / 9
 """Images are shifted by this part of their height and width."""
 
 
+def images_within_budget(teacher: Teacher, most: int, *, copies: int) -> int:
+    """Return on how many images a student is measured: ``most``, or those whose forward passes keep to ``BUDGET``.
+
+    copies: of each image, which both networks see.
+    """
+    affordable = int(BUDGET / (2 * copies * max(teacher.macs, 1)))
+    return min(most, max(affordable, LEAST))
+
+
 @torch.no_grad()
-def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> float:
+def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, disturbs: bool = True) -> float:
     """Return the fraction of disturbed images on which both networks decide alike; they are the batches' own.
 
+    disturbs: False to take the images as they are.
     batches: [N, C, H, W], all of one N. On the images as they are, students agree that are ruined for all others:
     over good and bad students of five teachers, that has less to do with accuracy (docs/results/teachers.md).
     """
     alike = [
         (student(images).argmax(1) == teacher(images).argmax(1)).float().mean()
         for batch in batches
-        for images in disturbed(batch)
+        for images in (disturbed(batch) if disturbs else (batch,))
     ]
     return torch.stack(alike).mean().item()
 

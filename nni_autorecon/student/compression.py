@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ from ..quantization.insertion import quantize_network
 from ..quantization.quantizers import observe_ranges
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
-from .agreement import agreement
+from .agreement import COPIES, agreement, images_within_budget
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep
+from .noise import NoiseImages
 from .reconstruction import Rates, Reconstruction
 from .results import CompressionResult
 from .training import StudentTraining
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 EpochMetrics = dict[str, Any]
 LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
+MEASURED_BLOCKS = 20
+"""Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
 FEATURE_MEMORY = 2**30
 """The features of one block, of the student and of the teacher, take at most so many bytes."""
 
@@ -54,7 +58,7 @@ class Compression:
 
     config: CompressConfig
     teacher: Teacher
-    images: GeneratorImages | FixedImages
+    images: GeneratorImages | FixedImages | NoiseImages
     student: nn.Module
     coverage: Coverage
     started: float
@@ -92,7 +96,9 @@ class Compression:
             student, coverage = quantize_network(teacher.graph, config.quantization)
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
-        source = FixedImages if config.generator_spec is None else GeneratorImages
+        source: type[GeneratorImages | FixedImages | NoiseImages] = GeneratorImages
+        if config.generator_spec is None:
+            source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         student = student.to(teacher.device).to(memory_format=teacher.memory_format)
         compression = cls(config, teacher, images, student, coverage, started)
@@ -138,6 +144,7 @@ class Compression:
         learning = config.generator_updates == "always" or phase == WARM_UP
         rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(config.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
+        assert not isinstance(self.images, NoiseImages)  # method dfq has no epochs
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
         batches = self.images.batches(epoch, config.steps, learning_rate=rate, total=total)
@@ -171,7 +178,7 @@ class Compression:
         index = epoch - self.phases.index(BLOCK)
         if not reconstruction.has_begun:
             reconstruction.begin(self.images.fixed(self._block_images(reconstruction)), learned=index)
-            self._held_out = list(self.images.held_out(config.agreement_steps))  # the generator rests from now on
+            self._held_out = list(self.images.held_out(self._agreement_steps))  # the generator rests from now on
         error = reconstruction.learn(
             index,
             steps=config.block_steps,
@@ -180,8 +187,11 @@ class Compression:
             seed=config.seed,
             on_step=on_step,
         )
-        errors = {"error_before": error.before, "block_error": error.after}
-        return {"epoch": epoch + 1, "phase": BLOCK, **errors, "agreement": self.agreement()}
+        metrics = {"epoch": epoch + 1, "phase": BLOCK, "error_before": error.before, "block_error": error.after}
+        left = len(reconstruction.blocks) - 1 - index
+        if left % -(-len(reconstruction.blocks) // MEASURED_BLOCKS) == 0:  # the last one is always among these
+            metrics["agreement"] = self.agreement()
+        return metrics
 
     def _block_images(self, reconstruction: Reconstruction) -> int:
         """Return how many images the blocks are fitted to: as many as are asked for, or as memory holds."""
@@ -211,8 +221,15 @@ class Compression:
 
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
-        batches = self._held_out or self.images.held_out(self.config.agreement_steps)
-        return agreement(self.student, self.teacher.observed, batches)
+        batches = self._held_out or self.images.held_out(self._agreement_steps)
+        return agreement(self.student, self.teacher.observed, batches, disturbs=self.images.disturbs)
+
+    @cached_property
+    def _agreement_steps(self) -> int:
+        """Return the number of held-out batches: as many as are asked for, or as a measurement may cost."""
+        config = self.config
+        count = images_within_budget(self.teacher, config.agreement_steps * config.batch_size, copies=COPIES)
+        return max(count // config.batch_size, 1)
 
     def settle(self) -> tuple[float, float | None]:
         """Keep the student with the higher agreement: the trained one, or that by ranges alone.

@@ -69,6 +69,7 @@ class GeneratorImages:
     optimizer: torch.optim.Optimizer
     sigma: float
     """The filter's standard deviation in pixels; 0 stands for no filter."""
+    disturbs = True
 
     def __post_init__(self) -> None:
         self._total: Total | None = None
@@ -171,6 +172,7 @@ class FixedImages:
     aside_labels: Tensor  # [n]
     objective: Objective
     source: LatentSource  # its labels are the indices of a batch
+    disturbs = True
 
     @classmethod
     def start(
@@ -183,21 +185,20 @@ class FixedImages:
     ) -> FixedImages:
         """Return DFC's images of classes for method ``dfc``; return ZeroQ's, labelled by the teacher, for the others.
 
-        Method ``dfq`` uses only the held-out images, which come from other noise. ``state`` holds images that an
-        earlier run distilled. Raises InputError if a method needs BatchNorm2d statistics and the teacher has none.
+        ``state`` holds images that an earlier run distilled. Raises InputError if a method needs BatchNorm2d statistics
+        and the teacher has none.
         """
         norms = (m for m in teacher.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
         if config.method != "dfc" and next(norms, None) is None:
             raise InputError(f"method {config.method} needs BatchNorm2d statistics to match; use dfc or gdfq")
         on_ready()
-        count = 0 if config.method == "dfq" else config.image_count
         objective = objective_for(teacher.observed, config)
-        indices = LatentSource(config.batch_size, 1, max(count, 1), config.seed, teacher.device)
+        indices = LatentSource(config.batch_size, 1, config.image_count, config.seed, teacher.device)
         if state is not None:
             images, labels, aside, aside_labels = (state[name].to(teacher.device) for name in _IMAGES)
             return cls(images, labels, aside, aside_labels, objective, indices)
         seeds = map(int, np.random.SeedSequence(config.seed).generate_state(2))
-        images, labels = distilled(config, teacher, count, next(seeds), on_step)
+        images, labels = distilled(config, teacher, config.image_count, next(seeds), on_step)
         aside, aside_labels = distilled(config, teacher, held_out_count(config), next(seeds), on_step)
         return cls(images, labels, aside, aside_labels, objective, indices)
 
@@ -237,7 +238,9 @@ def held_out_count(config: CompressConfig) -> int:
 
 def distillation_steps(config: CompressConfig) -> int:
     """Return how often ``FixedImages.start`` calls ``on_step``."""
-    counts = (0 if config.method == "dfq" else config.image_count, held_out_count(config))
+    if config.method == "dfq":
+        return 0
+    counts = (config.image_count, held_out_count(config))
     return sum(-(-count // config.batch_size) for count in counts) * config.image_steps
 
 
@@ -247,9 +250,6 @@ def distilled(
 ) -> tuple[Tensor, Tensor]:
     """Return ``count`` images [count, C, H, W] that depend on ``seed``, with labels [count]."""
     network, objective = teacher.observed, objective_for(teacher.observed, config)
-    if count == 0:
-        nothing = torch.zeros(0, *teacher.image, device=teacher.device)
-        return nothing, torch.zeros(0, dtype=torch.int64, device=teacher.device)
 
     def loss(images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:

@@ -73,7 +73,8 @@ class CompressionResult:
         """Return the lines that a person reads at the end."""
         lines = [
             self.coverage.summary(),
-            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of disturbed synthetic images"
+            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of "
+            + ("images of smooth noise" if self.method == "dfq" else "disturbed synthetic images")
             + ("" if self.ranges_only_agreement is None else f", by ranges alone on {self.ranges_only_agreement:.2%}"),
         ]
         if self.taken_back:

@@ -22,6 +22,7 @@ from ..errors import InputError, shown
 from ..losses.batchnorm import has_own_forward, observed, record_bn_statistics
 from ..quantization.tracing import DifferentGraphError, trace
 from ..shapes import ImageShape
+from .costs import macs
 from .device import resolve_device
 from .examination import copied, examine, frozen, images_to_try
 from .factories import unwrapped
@@ -134,6 +135,11 @@ class Teacher:
     def memory_format(self) -> torch.memory_format:
         """Return the fastest layout that the network, and whatever is made of it, can have."""
         return memory_format(self.network, self.image)
+
+    @cached_property
+    def macs(self) -> int:
+        """Return the multiply-accumulates of one image."""
+        return macs(self.network, self.image)
 
     @cached_property
     def graph(self) -> nn.Module:

@@ -72,7 +72,7 @@ def test_a_network_that_depends_on_the_layout_is_told(network, modes, usual, cap
 
 @pytest.mark.parametrize("method", ["gdfq", "dfq"])
 def test_students_are_trained_in_channels_last(method, digits_teacher):
-    settings = {"gdfq": {"generator": "gdfq"}, "dfq": {"image_steps": 1}}[method]
+    settings = {"gdfq": {"generator": "gdfq"}, "dfq": {}}[method]
     config = CompressConfig(method=method, batch_size=2, agreement_steps=1).override(settings)
     compression = Compression.start(config, digits_teacher)
     assert _is_channels_last(compression.student)

@@ -247,7 +247,7 @@ def test_losses_are_weighted_as_configured(monkeypatch):
 
 
 def _without_generator(method, **settings):
-    images = {"image_steps": 3} if method == "dfq" else {"image_count": 9, "image_steps": 3}
+    images = {} if method == "dfq" else {"image_count": 9, "image_steps": 3}
     return CONFIG.as_shared().override({**images, "method": method, **settings})
 
 
