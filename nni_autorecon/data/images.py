@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError, one_line
+from ..shapes import measured_at_once
 
 EvaluationData: TypeAlias = Dataset[tuple[Tensor, int]]
 """A data set to measure on; each item is an image, uint8 [C, H, W], all of one shape, and its label, from 0."""
@@ -64,12 +65,14 @@ def accuracy(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: str | torch.device,
 ) -> float:
     """Return the fraction of ``data``, in [0, 1], to whose label ``network`` gives its highest logit.
 
-    mean, std: one number per channel, for :func:`normalize`; device: the device on which the network is.
+    mean, std: one number per channel, for :func:`normalize`; device: the device on which the network is; batch_size:
+        None to choose it by the size of an image.
+
     No more than one batch is held in memory, unless ``data`` itself holds more. Raises ValueError if any part of the
     network is in training mode, InputError if the images or labels do not fit the network.
     """
@@ -85,7 +88,7 @@ def accuracy(
     _check_fit(network, normalize(first.to(device), mean=mean, std=std))
     hits = total = 0
     own_generator = torch.Generator()  # without it the loader draws from the global one, and training would change
-    for images, labels in DataLoader(data, batch_size, generator=own_generator):
+    for images, labels in DataLoader(data, batch_size or measured_at_once(first.shape[1:]), generator=own_generator):
         logits = network(normalize(images.to(device), mean=mean, std=std))  # [N, K]
         _check_labels(labels, logits.shape[1])
         hits += int((logits.argmax(1) == labels.to(device)).sum())

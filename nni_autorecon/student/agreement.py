@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
 
 BUDGET = 2e11
@@ -37,11 +38,12 @@ def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor],
     over good and bad students of five teachers, that has less to do with accuracy (docs/results/teachers.md).
     """
     alike = [
-        (student(images).argmax(1) == teacher(images).argmax(1)).float().mean()
+        student(images).argmax(1) == teacher(images).argmax(1)
         for batch in batches
-        for images in (disturbed(batch) if disturbs else (batch,))
+        for copy in (disturbed(batch) if disturbs else (batch,))
+        for images in copy.split(measured_at_once(copy.shape[1:]))
     ]
-    return torch.stack(alike).mean().item()
+    return torch.cat(alike).double().mean().item()
 
 
 def disturbed(images: Tensor) -> tuple[Tensor, ...]:

@@ -53,11 +53,16 @@ class NoiseImages:
         state: State | None = None,
         on_ready: OnStep = lambda: None,
     ) -> NoiseImages:
-        """Return the images, which depend on the seed alone; ``on_step`` is never called."""
+        """Return the images, which depend on the seed alone and are within the range of pixels.
+
+        ``on_step`` is never called.
+        """
         on_ready()
         most = config.agreement_steps * config.batch_size
         count = images_within_budget(teacher, most, copies=1)
-        return cls(smooth_noise(count, teacher.image, seed=config.seed).to(teacher.device), teacher, config.batch_size)
+        low, high = (torch.tensor(ends).view(-1, 1, 1) for ends in teacher.pixel_range)
+        noise = smooth_noise(count, teacher.image, seed=config.seed).clamp(low, high)
+        return cls(noise.to(teacher.device), teacher, config.batch_size)
 
     def state(self) -> State:
         """Return nothing, for the images can be made again."""
