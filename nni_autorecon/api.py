@@ -23,6 +23,7 @@ from .export.student_file import SavedNetwork, load_network
 from .generator.genotype import Genotype
 from .quantization.specification import Bits
 from .runs.folder import Mode, NoFolder, RunFolder
+from .runs.progress import Show
 from .student.compression_run import run_compression
 from .student.distillation import run_distillation
 from .student.results import CompressionResult, DistillationResult
@@ -49,7 +50,7 @@ def search(
     resume: bool = False,
     replace: bool = False,
     tensorboard: bool = False,
-    progress: bool = True,
+    progress: Show = True,
     on_epoch: Callable[[Row], object] = lambda row: None,
     on_step: Callable[[], object] = lambda: None,
     on_result: Callable[[SearchResult], object] = lambda result: None,
@@ -65,7 +66,7 @@ def search(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar.
+        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
         on_epoch: A function called with the metrics of each epoch (or candidate). Its errors end the search.
         on_step: A function called with every batch. Its errors end the search.
         on_result: A function called with the result while the folder is still this process's own.
@@ -104,7 +105,7 @@ def compress(
     resume: bool = False,
     replace: bool = False,
     tensorboard: bool = False,
-    progress: bool = True,
+    progress: Show = True,
     on_epoch: Callable[[Row], object] = lambda row: None,
     on_step: Callable[[], object] = lambda: None,
     on_result: Callable[[CompressionResult], object] = lambda result: None,
@@ -121,7 +122,7 @@ def compress(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar.
+        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
         on_epoch: A function called with the metrics of each epoch. Its errors end the run.
         on_step: A function called with every batch. Its errors end the run.
         on_result: A function called with the result while the folder is still this process's own.
@@ -158,7 +159,7 @@ def distill(
     resume: bool = False,
     replace: bool = False,
     tensorboard: bool = False,
-    progress: bool = True,
+    progress: Show = True,
     on_epoch: Callable[[Row], object] = lambda row: None,
     on_step: Callable[[], object] = lambda: None,
     on_result: Callable[[DistillationResult], object] = lambda result: None,
@@ -175,7 +176,7 @@ def distill(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar.
+        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
         on_epoch: A function called with the metrics of each epoch. Its errors end the run.
         on_step: A function called with every iteration. Its errors end the run.
         on_result: A function called with the result while the folder is still this process's own.

@@ -90,10 +90,10 @@ def _conclude(result: Any, path: Path, what: str, config: Config, trial: Trial |
 
 
 def _at_every_step(trial: Trial | None) -> dict[str, Any]:
-    """Return the extra arguments of a stage: a trial checks that its manager lives, a person sees a progress bar."""
+    """Return the extra arguments of a stage: a trial checks that its manager lives, a person sees progress."""
     if trial:
         return {"on_step": trial.require_manager, "progress": False}
-    return {"progress": sys.stderr.isatty()}
+    return {"progress": True if sys.stderr.isatty() else "lines"}
 
 
 RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}

@@ -25,7 +25,11 @@ BEST = {
     "range_lr": 0.01, "feature_weight": 100.0,
 }  # fmt: skip
 """These made the best w4a4 and w3a3 students of a ResNet-20 in some hundred batches, for which they were chosen."""
-COMPRESS_PRESETS: dict[str, dict[str, Any]] = {"paper": GDFQ, "gdfq": {**GDFQ, "generator": "gdfq"}, "best": BEST}
+COMPRESS_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {**GDFQ, "generator": "searched"},
+    "gdfq": {**GDFQ, "generator": "gdfq"},
+    "best": BEST,
+}
 GDFQ_LOSSES: dict[str, Any] = {
     "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
     "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,

@@ -22,14 +22,19 @@ class StudentConfig(Config):
     generator: str | None = setting(
         None,
         "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional, gdfq@equal-macs "
-        "(as wide as the MACs of the genotype's allow); {seed} stands for the seed (default: searched)",
+        "(as wide as the MACs of the genotype's allow); {seed} stands for the seed (default: searched if there is a "
+        "genotype, else gdfq)",
         symbol="M_g",
     )
     generator_scale: float = setting(
         1.0, "factor of the generator's channels (Table 3)", symbol="s", low=0.01, high=1e4
     )
     width: int | None = setting(
-        None, "channels of the generator (default: the genotype's; GDFQ: 128)", low=1, high=LARGEST_SIZE
+        None,
+        "channels of the generator (default: the genotype's; GDFQ: 128, or fewer where nobody chose that generator "
+        "and it would cost more than the teacher)",
+        low=1,
+        high=LARGEST_SIZE,
     )
     latent_dim: int | None = setting(
         None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3, high=LARGEST_SIZE
@@ -71,7 +76,13 @@ class StudentConfig(Config):
     @property
     def generator_spec(self) -> GeneratorSpec | None:
         """Return the generator for this seed; None for a method without a generator."""
-        return GeneratorSpec.parse((self.generator or "searched").replace("{seed}", str(self.seed)))
+        named = self.generator or ("gdfq" if self.genotype is None else "searched")
+        return GeneratorSpec.parse(named.replace("{seed}", str(self.seed)))
+
+    @property
+    def chooses_generator(self) -> bool:
+        """Return True if a person named neither a generator nor its width, so that both are chosen for the teacher."""
+        return self.generator is None and self.genotype is None and self.width is None
 
     @property
     def genotype_file(self) -> str | None:
@@ -93,7 +104,8 @@ class StudentConfig(Config):
         if spec is None:
             return
         if spec.needs_genotype and self.genotype is None:
-            missing = "there is no generator" if self.generator is None else f"generator {spec} needs a genotype"
-            raise InputError(f"{missing}; give --genotype FILE or --generator SPEC, for example gdfq")
+            raise InputError(
+                f"generator {spec} needs a genotype; give --genotype FILE or another generator, such as gdfq"
+            )
         if "genotype" in self.given - self.shared and self.genotype and not spec.uses_genotype(self.width):
             raise InputError(f"generator {spec} has no use for a genotype; leave out --genotype or --generator")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..config.rules import MULTI_TRIAL
 from ..config.search import SearchConfig
@@ -36,6 +34,7 @@ from ..generator.training import (
 from ..networks import parameter_count
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
+from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .autorecon import AutoReConStrategy
 from .engine import run_strategy
@@ -86,7 +85,7 @@ def run_search(
     *,
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
-    progress: bool = False,
+    progress: Show = False,
 ) -> SearchResult:
     """Search a generator for ``teacher``, or for the configured one, or go on with a search; keep all in ``run``.
 
@@ -105,7 +104,7 @@ def run_search(
     started = time.perf_counter() - (state["seconds"] if state else 0)
     torch.manual_seed(config.seed)
 
-    with _progress_bar(config, progress) as bar:
+    with progress_bar("search", config.updates + config.final_steps, progress) as bar:
 
         def report(metrics: dict[str, float]) -> None:
             run.log(metrics)
@@ -124,7 +123,7 @@ def run_search(
             strategy = _supernet_strategy(config, teacher, on_epoch=report, state=state)
         bar.update(steps * len(run.rows))
         run_strategy(strategy, config, teacher, objective, source, run)
-        bar.set_description_str("training the found generator")
+        bar.set_description_str("training the found generator", refresh=False)
         choices, repaired = strategy.derive()
         probabilities = strategy.probabilities()
         if config.tournament and probabilities:
@@ -253,9 +252,3 @@ def _draw(run: RunFolder, result: SearchResult, generator: Generator, source: La
     save_figure(plot_genotype(result.genotype.choices, title="Found generator"), run / "genotype.png")
     images, labels = images_per_class(generator, source, count=8)
     save_figure(plot_images(images, labels, per_class=8), run / "images.png")
-
-
-def _progress_bar(config: SearchConfig, show: bool) -> tqdm[Any]:
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    total = config.updates + config.final_steps
-    return tqdm(total=total, desc="search", disable=not show, bar_format=layout, file=sys.stderr)

@@ -151,7 +151,8 @@ def _spelled(settings: Mapping[str, Any]) -> str:
     """Return the generator with its genotype's file, or – for a method without a generator."""
     if settings.get("method") not in (None, *GENERATOR_METHODS):
         return NOT_USED
-    generator, genotype = settings.get("generator") or "searched", settings.get("genotype")
+    genotype = settings.get("genotype")
+    generator = settings.get("generator") or ("searched" if genotype else "gdfq")
     return f"{generator}:{genotype}" if genotype and _refers_to_genotype(generator) else str(generator)
 
 

@@ -196,9 +196,7 @@ class Compression:
     def _block_images(self, reconstruction: Reconstruction) -> int:
         """Return how many images the blocks are fitted to: as many as are asked for, or as memory holds."""
         asked = self.config.block_images
-        most = reconstruction.images_within(
-            FEATURE_MEMORY, torch.zeros(1, *self.teacher.image, device=self.teacher.device)
-        )
+        most = reconstruction.images_within(FEATURE_MEMORY, self._zero_image())
         if most < asked:
             _log.info(
                 "blocks are fitted to %d images in place of %d, for more features would not fit in %d kB",
@@ -206,10 +204,34 @@ class Compression:
             )
         return min(most, asked)
 
-    def steps(self, epochs: int) -> int:
-        """Return how often ``on_step`` is called in the first ``epochs`` epochs."""
-        phases = self.phases[:epochs]
-        return sum(self.config.block_steps if phase == BLOCK else self.config.steps for phase in phases)
+    def steps_of(self, epoch: int) -> int:
+        """Return how often ``on_step`` is called in an epoch."""
+        return self.config.block_steps if self.phases[epoch] == BLOCK else self.config.steps
+
+    def epoch_costs(self) -> list[float]:
+        """Return what each epoch costs, in multiply-accumulates: three forward passes for a step that learns."""
+        config, teacher = self.config, self.teacher.macs
+        images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if config.generator_spec else 0)
+        beside = {WARM_UP: 0, TRACKING: teacher, TRAINING: 3 * teacher}
+        costs = [
+            config.steps * config.batch_size * (images + beside[phase]) if phase in beside else 0
+            for phase in self.phases
+        ]
+        if self.reconstruction:
+            blocks = self.reconstruction.block_macs(self._zero_image())
+            costs[-len(blocks) :] = [3 * config.block_steps * config.block_batch_size * macs for macs in blocks]
+        return [float(max(cost, 1)) for cost in costs]
+
+    def phase_name(self, epoch: int) -> str:
+        """Return what an epoch does, for a person."""
+        phase = self.phases[epoch]
+        if phase == BLOCK:
+            first = self.phases.index(BLOCK)
+            return f"block {epoch - first + 1} of {len(self.phases) - first}"
+        return {WARM_UP: "the generator learns", TRACKING: "ranges", TRAINING: "the student learns"}[phase]
+
+    def _zero_image(self) -> Tensor:
+        return torch.zeros(1, *self.teacher.image, device=self.teacher.device)
 
     def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
         """Return L_r, with a weight for its cross-entropy, plus AdaDFQ's game against the student; a scalar."""
@@ -253,16 +275,19 @@ def compress(
     data: EvaluationData | None,
     *,
     teacher_accuracy: float | None = None,
+    on_phase: Callable[[int], object] = lambda epoch: None,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
 ) -> CompressionResult:
     """Run the epochs left of stage 2; measure on ``data`` before the student's training and after the last epoch.
 
+    ``on_phase`` is called with the number of each epoch before it begins.
     ``teacher_accuracy`` is measured by the caller, and only goes into the result.
     """
     config = compression.config
     last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
     for epoch in range(compression.epoch, len(compression.phases)):
+        on_phase(epoch)
         compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
             compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)

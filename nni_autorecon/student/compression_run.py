@@ -8,9 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
-from tqdm import tqdm
 
-from ..config.compress import BLOCK, CompressConfig
+from ..config.compress import CompressConfig
 from ..errors import InputError
 from ..export.check_images import save_images
 from ..export.description import Description, require_same_structure
@@ -23,6 +22,7 @@ from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
+from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .compression import LOSSES, Compression, EpochMetrics, compress
 from .images import OnStep, distillation_steps
@@ -38,7 +38,7 @@ def run_compression(
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
-    progress: bool = False,
+    progress: Show = False,
 ) -> CompressionResult:
     """Compress ``teacher``, or the configured one, or go on with a run; leave result, student and figures in ``run``.
 
@@ -52,25 +52,33 @@ def run_compression(
     data = evaluation_data(config, teacher)
     teacher_accuracy = measured_accuracy(config, teacher, data)
     before = 0 if config.generator_spec or state else distillation_steps(config)
-    with tqdm(total=before + len(config.phases) * config.steps, desc="compress", disable=not progress) as bar:
+    with progress_bar("compress", 1, progress) as bar:
+        step_cost = 3.0 * config.batch_size * teacher.macs  # of an update of distilled images
 
         def step() -> None:
-            bar.update()
+            bar.update(step_cost)
             on_step()
 
+        bar.total = max(before * step_cost, 1)
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
-        bar.total = before + compression.steps(len(compression.phases))
-        bar.update(compression.steps(compression.epoch))
+        costs = compression.epoch_costs()
+        bar.total += sum(costs)
+        bar.update(sum(costs[: compression.epoch]))
+
+        def on_phase(epoch: int) -> None:
+            nonlocal step_cost
+            step_cost = costs[epoch] / compression.steps_of(epoch)
+            bar.set_postfix_str(compression.phase_name(epoch), refresh=False)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
             run.save("compress", config, compression.state())
             on_epoch(metrics)
-            what, name = ("error", "block_error") if metrics["phase"] == BLOCK else ("L_r", "loss")
-            bar.set_postfix_str(f"{metrics['phase']}, {what} {metrics[name]:.3f}")
 
-        result = compress(compression, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+        result = compress(
+            compression, data, teacher_accuracy=teacher_accuracy, on_phase=on_phase, on_epoch=report, on_step=step
+        )
     student = _student(compression, result)
     result = replace(result, student=student, device=run.device)
     if run.keeps:

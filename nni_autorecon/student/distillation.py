@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout, memory_format
@@ -32,6 +31,7 @@ from ..losses.student import GeneratorLoss, generator_loss, l1_loss
 from ..networks import parameter_count
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
+from ..runs.progress import Show, progress_bar
 from ..runs.snapshots import State, random_state, set_random_state
 from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
@@ -260,7 +260,7 @@ def run_distillation(
     *,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
-    progress: bool = False,
+    progress: Show = False,
 ) -> DistillationResult:
     """Distil ``teacher``, or the configured one, into the configured student; leave all results in ``run``.
 
@@ -274,7 +274,7 @@ def run_distillation(
     data = evaluation_data(config, teacher)
     teacher_accuracy = measured_accuracy(config, teacher, data)
     run.start("distill", config, device=teacher.device_name)
-    with tqdm(total=config.epochs * config.steps, desc="distill", disable=not progress) as bar:
+    with progress_bar("distill", config.epochs * config.steps, progress) as bar:
         bar.update(distillation.epoch * config.steps)
 
         def step() -> None:
@@ -285,7 +285,7 @@ def run_distillation(
             run.log(metrics)
             run.save("distill", config, distillation.state())
             on_epoch(metrics)
-            bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}")
+            bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}", refresh=False)
 
         result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
     result = replace(result, network=distillation.student, device=run.device)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import DivergenceError, InputError
 from ..quantization.blocks import blocks
@@ -82,6 +83,15 @@ class Reconstruction:
             sizes.append(image.nbytes)
         largest = max(2 * (before + after) for before, after in itertools.pairwise(sizes))
         return max(memory // largest, 2)
+
+    def block_macs(self, image: Tensor) -> list[int]:
+        """Return the multiply-accumulates of each block for one image, [1, C, H, W]."""
+        found = []
+        for block in self._teacher_blocks:
+            with in_floating_point(self._teacher), FlopCounterMode(display=False) as counter:
+                image = outputs(block, image)
+            found.append(int(counter.get_total_flops()) // 2)
+        return found
 
     def begin(self, images: Tensor, *, learned: int = 0) -> None:
         """Take the images [N, C, H, W] that the student sees; go past ``learned`` blocks that have learned before."""

@@ -360,7 +360,7 @@ MISUSE = [
     case("search --device tpu", "device = 'tpu'", "choose one of them"),
     case(f"search --resume {TOY}", "--resume needs the folder", "give it with --output"),
     case(f"search --resume {TOY} -o run", "run holds no unfinished run", "leave out --resume"),
-    case("compress", "there is no generator", "give --genotype FILE"),
+    case("compress --generator searched", "generator searched needs a genotype", "give --genotype FILE"),
     case("compress --generator gdfq --bits w1a4", "bits 'w1a4' are not understood", "write them as w4a8"),
     case("compress --generator cat -o run", "generator 'cat' is not known", "use one of"),
     case("compress --method zeroq --generator gdfq", "zeroq, so that generator would do nothing", "leave out gen"),

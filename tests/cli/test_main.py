@@ -88,7 +88,7 @@ def test_a_number_is_judged_by_the_settings(tmp_path, capsys):
     assert "mean has 3 numbers" in refused(capsys, 2, "search", "--mean", "-1,0,0", "--std", "1,1,1", "-o", tmp_path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["search", "--mean", "-o", "run"])
-    assert "expected one argument; see nni-autorecon search --help" in capsys.readouterr().err
+    assert "expected at least one argument; see nni-autorecon search --help" in capsys.readouterr().err
 
 
 # Exit codes
@@ -152,7 +152,7 @@ def test_a_command_runs_in_any_thread(digits_teacher, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "there is no generator; give --genotype"),
+        (["--generator", "searched"], "generator searched needs a genotype; give --genotype"),
         (["--generator", "gdfq", "--genotype", "g.json"], "has no use for a genotype"),
         (["--generator", "gdfq", "--reconstruction-weight", "0", "--adversarial-weight", "0", "--balance-weight", "0"],
          "nothing to learn"),

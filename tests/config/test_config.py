@@ -67,14 +67,15 @@ GDFQ = CompressConfig(method="gdfq", generator="gdfq")
         (GDFQ, {"generator_updates": "warmup", "warmup_epochs": 0}, "never trains it; raise warmup_epochs"),
         (GDFQ, {"method": "zeroq"}, "method is zeroq, so that generator would do nothing; leave out generator"),
         (GDFQ, {"input_bits": 4}, "protocol is activations, so that input_bits would do nothing"),
-        (CompressConfig(), {}, "there is no generator; give --genotype FILE"),
+        (CompressConfig(), {"generator": "searched"}, "generator searched needs a genotype; give --genotype FILE"),
+        (CompressConfig(), {"preset": "paper"}, "generator searched needs a genotype"),
         (
             CompressConfig(),
             {"method": "dfq", "activation_ranges": "mse"},
             "method is dfq, so that activation_ranges",
         ),
         (CompressConfig(), {"method": "zeroq-kd", "epochs": 5}, "epochs .* must exceed"),
-        (DistillConfig(), {}, "there is no generator"),
+        (DistillConfig(), {"generator": "gdfq@equal-macs"}, "generator gdfq@equal-macs needs a genotype"),
         (CompressConfig(), {"method": "dfc", "mixed_share": 0.4}, "method is dfc, so that mixed_share would do"),
         (
             GDFQ,
@@ -141,7 +142,7 @@ def test_a_preset_gives_its_values_to_what_is_not_given_beside_it():
     assert CompressConfig().override(config.to_dict()) == config
     again = config.override({"preset": "paper", "losses": "gdfq"})  # whichever comes first
     assert (again.epochs, again.kd_weight) == (7, 2.0)
-    assert (again.steps, again.ce_weight, again.generator) == (200, 1.0, None)
+    assert (again.steps, again.ce_weight, again.generator) == (200, 1.0, "searched")
 
 
 def test_a_preset_of_the_search_goes_with_every_strategy_and_yields_to_what_is_given():
@@ -179,7 +180,8 @@ def test_presets_are_of_settings_that_there_are_and_may_be_given_alone(kind):
         given |= {"method": "gdfq"} if name == "losses" else {}
         assert set(meanings) == set(kind.__dataclass_fields__[name].metadata["choices"])
         for value, settings in meanings.items():
-            own = {key: each for key, each in given.items() if key != "genotype" or "generator" not in settings}
+            searched = settings.get("generator", "searched") == "searched"
+            own = {key: each for key, each in given.items() if key != "genotype" or searched}
             config = kind().override({**own, name: value})
             config.require_consistent()
             assert config == kind().override({**config.to_dict(), **settings, name: value})

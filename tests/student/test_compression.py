@@ -12,15 +12,17 @@ from nni_autorecon.config.compress import TRACKING, TRAINING, WARM_UP, CompressC
 from nni_autorecon.config.presets import LOSSES
 from nni_autorecon.data.images import LabelledImages
 from nni_autorecon.errors import DivergenceError, InputError
+from nni_autorecon.generator.gdfq import GDFQ_WIDTH
 from nni_autorecon.losses.game import adaptability_loss, disagreement_entropy
 from nni_autorecon.losses.student import compression_loss
 from nni_autorecon.quantization.quantizers import ActivationQuantizer, WeightQuantizer
 from nni_autorecon.quantization.ranges import RANGES
 from nni_autorecon.quantization.specification import PROTOCOLS
+from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.student.compression import Compression, compress
 from nni_autorecon.student.features import feature_alignment_loss
-from nni_autorecon.student.images import FixedImages, distillation_steps, low_pass
+from nni_autorecon.student.images import FixedImages, configured_generator, distillation_steps, low_pass
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
@@ -437,3 +439,26 @@ def test_with_inundation_every_step_reaches_the_integers():
 
 def is_layer(module):
     return parametrize.is_parametrized(module, "weight")
+
+
+def test_a_generator_that_nobody_chose_costs_no_more_than_the_teacher(digits_teacher):
+    """At 16×16 pixels GDFQ's own costs less than it does on CIFAR, and keeps its width."""
+    config = CompressConfig()
+    assert str(config.generator_spec) == "gdfq"
+    assert configured_generator(config, digits_teacher).width == GDFQ_WIDTH
+    large = Teacher("t", digits_teacher.network, 10, ImageShape(3, 224, 224), (0.0,) * 3, (1.0,) * 3)
+    large.__dict__["macs"] = 400_000_000
+    chosen = configured_generator(config, large)
+    assert 200_000_000 < chosen.macs() <= 400_000_000
+    assert configured_generator(config.override({"generator": "gdfq"}, source="test"), large).width == GDFQ_WIDTH
+    assert configured_generator(config.override({"width": 9}, source="test"), large).width == 9
+
+
+def test_costs_of_epochs_are_those_of_what_is_computed():
+    compression = _start(CONFIG.override({"method": "gdfq"}))
+    costs = compression.epoch_costs()
+    assert len(costs) == len(compression.phases)
+    by_phase = dict(zip(compression.phases, costs, strict=True))
+    steps = CONFIG.steps * CONFIG.batch_size
+    assert by_phase[TRACKING] - by_phase[WARM_UP] == steps * compression.teacher.macs
+    assert by_phase[TRAINING] - by_phase[WARM_UP] == 3 * steps * compression.teacher.macs

@@ -1,0 +1,47 @@
+"""How far a run is, and when it will be over: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+Show = bool | Literal["lines"]
+"""True for a bar, ``lines`` for plain lines, as for a log file, False for nothing."""
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+LINE = "{desc}: {percentage:.0f} % done after {elapsed}, {remaining} left{postfix}"
+FIRST, LATER = 5.0, 30.0
+"""Seconds before the first line, and between two later ones."""
+
+
+def progress_bar(what: str, total: float, show: Show) -> tqdm[Any]:
+    """Return a bar of ``total`` units, which are of equal cost, so that the time left can be told from those before."""
+    if show == "lines":
+        return _Lines(
+            total=total, desc=what, bar_format=LINE, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0
+        )
+    return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr)
+
+
+class _Lines(tqdm):  # type: ignore[type-arg]
+    """A bar that writes a line of its own each time, the first one soon."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def write(text: str) -> None:
+            if text.strip():
+                file.write(f"{text}\n")
+                file.flush()
+
+        return write
+
+    def refresh(self, *arguments: Any, **named: Any) -> Any:
+        self.mininterval = LATER
+        return super().refresh(*arguments, **named)
+
+    def close(self) -> None:
+        self.leave = False  # the result is printed next
+        self.disable = True
+        super().close()

@@ -1,0 +1,50 @@
+"""Progress in plain lines: soon, then seldom, each a line of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tqdm.std
+
+import nni_autorecon as nar
+from nni_autorecon.runs.progress import FIRST, LATER, progress_bar
+
+
+class Clock:
+    """The time that a bar sees."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(tqdm.std, "time", lambda: self.now)
+
+
+def test_the_first_line_comes_soon_and_the_next_ones_seldom(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    clock = Clock(monkeypatch)
+    lines = []
+    with progress_bar("compress", 100, "lines") as bar:
+        bar.set_postfix_str("ranges", refresh=False)
+        for _ in range(80):
+            clock.now += 1
+            bar.update(0.5)
+            if text := capsys.readouterr().err:
+                lines.append((clock.now - 1000, text))
+    assert [time for time, _ in lines] == [FIRST, FIRST + LATER, FIRST + 2 * LATER]
+    assert lines[1][1] == "compress: 18 % done after 00:35, 02:45 left, ranges\n"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_a_bar_is_a_bar(show: bool, capsys: Any) -> None:
+    with progress_bar("compress", 10, show) as bar:
+        bar.update(10)
+    printed = capsys.readouterr().err
+    assert ("compress: 100%|" in printed) == show
+
+
+def test_a_short_run_writes_no_line(capsys: Any) -> None:
+    nar.compress(
+        "digits", generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
+        block_images=4, progress="lines",
+    )  # fmt: skip
+    assert "left" not in capsys.readouterr().err
