@@ -24,8 +24,9 @@ from ..quantization.blocks import blocks
 from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
+from ..shapes import measured_at_once
 
-EVALUATION_BATCH = 16
+LARGEST_BATCH = 16
 
 
 class Rates(NamedTuple):
@@ -130,6 +131,8 @@ class Reconstruction:
 
         random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(random[0] >> 1))
+        # Gradients are summed over parts of a batch on the CPU, for features of all of it may be too large for the caches.
+        at_once = measured_at_once(inputs.shape[1:]) if inputs.device.type == "cpu" else batch_size
         before, own = error(), {name: value.clone() for name, value in block.state_dict().items()}
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
@@ -137,9 +140,10 @@ class Reconstruction:
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
             coins = torch.rand(inputs[chosen].shape, generator=generator).to(inputs.device) < 0.5
             mixed = torch.where(coins, inputs[chosen], teacher_inputs[chosen])
-            loss = (block(mixed) - target[chosen]).square().mean() / power
             optimizer.zero_grad()
-            loss.backward()
+            for part, these in zip(mixed.split(at_once), chosen.split(at_once), strict=True):
+                loss = (block(part) - target[these]).square().mean() / power
+                (loss * (len(part) / batch_size)).backward()
             optimizer.step()
             schedule.step()
             on_step()
@@ -158,7 +162,7 @@ class Reconstruction:
 @torch.no_grad()
 def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
     """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
-    return torch.cat([block(batch) for batch in inputs.split(EVALUATION_BATCH)])
+    return torch.cat([block(batch) for batch in inputs.split(min(measured_at_once(inputs.shape[1:]), LARGEST_BATCH))])
 
 
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:
