@@ -131,7 +131,7 @@ class Reconstruction:
 
         random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(random[0] >> 1))
-        # Gradients are summed over parts of a batch on the CPU, for features of all of it may be too large for the caches.
+        # On the CPU gradients are summed over parts of a batch, for the features of all of it may not fit the caches.
         at_once = measured_at_once(inputs.shape[1:]) if inputs.device.type == "cpu" else batch_size
         before, own = error(), {name: value.clone() for name, value in block.state_dict().items()}
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))

@@ -95,6 +95,22 @@ def test_a_weight_that_is_used_again_belongs_to_one_block(make: Callable[[], nn.
     assert last.after == pytest.approx(float(gap / size), rel=1e-3)  # no block has changed since it was fitted
 
 
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_parts_of_a_batch_learn_what_the_batch_would(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for at_once in (32, 5):
+        monkeypatch.setattr("nni_autorecon.student.reconstruction.measured_at_once", lambda shape, n=at_once: n)
+        torch.manual_seed(0)
+        network, images = toy_teacher(), torch.randn(64, *IMAGE)
+        student, _ = quantize_network(network, Quantization("w4a4", protocol))  # type: ignore[arg-type]
+        with torch.no_grad(), observe_ranges(student):
+            student(images)
+        reconstruction = Reconstruction(student)
+        reconstruction.begin(images)
+        found.append([error.after for error in learn_all(reconstruction, steps=5)])
+    torch.testing.assert_close(*found, rtol=0.05, atol=0)  # sums of floats in another order turn some codes
+
+
 def test_a_ruinous_rate_leaves_the_student_as_it_was() -> None:
     torch.manual_seed(0)
     network, images = toy_teacher(), torch.randn(64, *IMAGE)
