@@ -87,10 +87,13 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def to_onnx(arguments: argparse.Namespace) -> None:
-    """Write a saved student as ONNX, and print its size and how well it agrees with the student."""
+    """Write a saved student as ONNX; print its size, how well it agrees with the student, and its latency."""
+    import torch
+
     from ..export.check_images import images_beside
+    from ..export.latency import own_latency
     from ..export.onnx import export_onnx
-    from ..export.onnx_runtime import load_onnx
+    from ..export.onnx_runtime import OnnxNetwork, load_onnx
     from ..export.student_file import load_network
     from ..files import require_absent
 
@@ -103,7 +106,11 @@ def to_onnx(arguments: argparse.Namespace) -> None:
     saved = load_network(arguments.file, teacher=arguments.teacher)
     images = images_beside(arguments.file, saved.description.image)
     agreement = export_onnx(saved, output, purpose=arguments.purpose, images=images, noise_images=arguments.check)
-    print(f"{output}: {load_onnx(output).size()}\n{agreement.summary()}")
+    written = load_onnx(output)
+    print(f"{output}: {written.size()}\n{agreement.summary()}")
+    if isinstance(written.network, OnnxNetwork):
+        milliseconds, threads = own_latency(written.network, saved.description.image), torch.get_num_threads()
+        print(f"latency of one image in onnxruntime, {threads} thread(s): {milliseconds:.2f} ms")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

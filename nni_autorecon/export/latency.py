@@ -52,6 +52,11 @@ def measure_latency(saved: SavedNetwork, float_network: OnnxNetwork, *, rounds: 
     return Latency(milliseconds, float_milliseconds, torch.get_num_threads())
 
 
+def own_latency(network: OnnxNetwork, image: ImageShape, *, rounds: int = ROUNDS) -> float:
+    """Return the median milliseconds of one image."""
+    return 1000 * statistics.median(in_turns({"student": network}, image, rounds=rounds)["student"])
+
+
 def in_turns(networks: Mapping[str, OnnxNetwork], image: ImageShape, *, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of one image of noise, by network and round; each network runs once in every round."""
     images: Tensor = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
