@@ -26,11 +26,12 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_autorecon.cli.exits import report_errors
 from nni_autorecon.export.agreement import measure_agreement
 from nni_autorecon.export.description import Description
+from nni_autorecon.export.latency import in_turns
 from nni_autorecon.export.onnx import Exported, float_bytes
 from nni_autorecon.export.student_file import SavedNetwork, network_of_bytes, student_bytes
 from nni_autorecon.files import require_absent, write_text
@@ -49,9 +50,8 @@ NETWORKS = (
 )
 BITS = ("w8a8", "w4a8", "w4a4")
 IMAGE = ImageShape(3, 224, 224)
-WARM_UP = 3
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-Run = Callable[[np.ndarray], object]
+Run = Callable[[Tensor], object]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,7 +99,7 @@ def measured(spec: str, bits: Sequence[str], rounds: int) -> Iterator[dict[str, 
         yield {
             "network": spec,
             "bits": each,
-            **in_turns(runs, rounds),
+            **{name: 1000 * statistics.median(times) for name, times in in_turns(runs, IMAGE, rounds=rounds).items()},
             "MB": len(ours) / 1e6,
             "float MB": len(content) / 1e6,
             "float layers": float_layers(ours),
@@ -154,7 +154,7 @@ def in_onnxruntime(content: bytes) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})
+    return lambda images: session.run(None, {"images": images.numpy()})
 
 
 def in_openvino(content: bytes) -> Run:
@@ -162,7 +162,8 @@ def in_openvino(content: bytes) -> Run:
 
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     core = openvino.Core()
-    return core.compile_model(core.read_model(content), "CPU", settings)  # type: ignore[no-any-return]
+    compiled = core.compile_model(core.read_model(content), "CPU", settings)
+    return lambda images: compiled(images.numpy())
 
 
 def has_openvino() -> bool:
@@ -171,19 +172,6 @@ def has_openvino() -> bool:
     except ImportError:
         return False
     return True
-
-
-def in_turns(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Return the median milliseconds of each; each runs once in every round."""
-    images = np.random.default_rng(0).standard_normal((1, *IMAGE), dtype=np.float32)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(WARM_UP + rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run(images)
-            if round_ >= WARM_UP:
-                times[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(each) for name, each in times.items()}
 
 
 def float_layers(content: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,9 @@ def own_latency(network: OnnxNetwork, image: ImageShape, *, rounds: int = ROUNDS
     return 1000 * statistics.median(in_turns({"student": network}, image, rounds=rounds)["student"])
 
 
-def in_turns(networks: Mapping[str, OnnxNetwork], image: ImageShape, *, rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    networks: Mapping[str, Callable[[Tensor], object]], image: ImageShape, *, rounds: int
+) -> dict[str, list[float]]:
     """Return the seconds of one image of noise, by network and round; each network runs once in every round."""
     images: Tensor = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {name: [] for name in networks}
