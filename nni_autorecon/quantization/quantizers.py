@@ -153,10 +153,19 @@ class ActivationQuantizer(nn.Module):
 
     def _tracked(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of the tracked range; compute them anew only if the averages have changed."""
-        now = self.averages, self.averages._version
-        if self._known is None or self._known[0] is not now[0] or self._known[1] != now[1]:
-            self._known = *now, affine_qparams(*self.range(), self.bits)
+        if self._known is None or not self._is_as_known():
+            self._known = self.averages, self.averages._version, affine_qparams(*self.range(), self.bits)
         return self._known[2]
+
+    def _is_as_known(self) -> bool:
+        """Return True if the averages have not changed since scale and zero point were computed."""
+        known = self._known
+        return known is not None and known[0] is self.averages and known[1] == self.averages._version
+
+    @property
+    def has_range(self) -> bool:
+        """Return True once a range has been observed or set; it is known without a look at the device, if it can be."""
+        return self._is_as_known() or bool(self.observations)
 
     def set_range(self, low: float, high: float) -> None:
         """Set the range to ``low`` .. ``high``, as if one batch with this range had been observed.
@@ -195,7 +204,7 @@ class BiasQuantizer(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         layer, inputs = self._parts
-        if self.bypassed or not inputs.observations:
+        if self.bypassed or not inputs.has_range:
             return bias
         parametrization: Any = layer.parametrizations
         (quantizer,) = parametrization.weight
