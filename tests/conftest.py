@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nni_autorecon.cache import CACHE_VARIABLE
+from nni_autorecon.runs import progress
 from nni_autorecon.teacher.loading import Teacher, load_teacher
 from tests.helpers.toys import SmallResNet
 
@@ -52,6 +53,12 @@ def small() -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     return network.train()
+
+
+@pytest.fixture(autouse=True)
+def no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is so long that it says how far it is, even on a busy machine: tests look at all that is printed."""
+    monkeypatch.setattr(progress, "FIRST", 3600.0)
 
 
 @pytest.fixture(autouse=True)

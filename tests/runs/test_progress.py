@@ -8,7 +8,8 @@ import pytest
 import tqdm.std
 
 import nni_autorecon as nar
-from nni_autorecon.runs.progress import FIRST, LATER, progress_bar
+from nni_autorecon.runs import progress
+from nni_autorecon.runs.progress import LATER, progress_bar
 
 
 class Clock:
@@ -20,6 +21,7 @@ class Clock:
 
 
 def test_the_first_line_comes_soon_and_the_next_ones_seldom(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "FIRST", first := 5.0)
     clock = Clock(monkeypatch)
     lines = []
     with progress_bar("compress", 100, "lines") as bar:
@@ -29,7 +31,7 @@ def test_the_first_line_comes_soon_and_the_next_ones_seldom(monkeypatch: pytest.
             bar.update(0.5)
             if text := capsys.readouterr().err:
                 lines.append((clock.now - 1000, text))
-    assert [time for time, _ in lines] == [FIRST, FIRST + LATER, FIRST + 2 * LATER]
+    assert [time for time, _ in lines] == [first, first + LATER, first + 2 * LATER]
     assert lines[1][1] == "compress: 18 % done after 00:35, 02:45 left, ranges\n"
     assert capsys.readouterr().err == ""
 
@@ -42,7 +44,8 @@ def test_a_bar_is_a_bar(show: bool, capsys: Any) -> None:
     assert ("compress: 100%|" in printed) == show
 
 
-def test_a_short_run_writes_no_line(capsys: Any) -> None:
+def test_a_short_run_writes_no_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "FIRST", 60.0)
     nar.compress(
         "digits", generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
         block_images=4, progress="lines",
