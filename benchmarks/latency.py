@@ -32,7 +32,7 @@ from nni_autorecon.cli.exits import report_errors
 from nni_autorecon.export.agreement import measure_agreement
 from nni_autorecon.export.description import Description
 from nni_autorecon.export.latency import in_turns
-from nni_autorecon.export.onnx import Exported, float_bytes
+from nni_autorecon.export.onnx import Exported, float_content
 from nni_autorecon.export.student_file import SavedNetwork, network_of_bytes, student_bytes
 from nni_autorecon.files import require_absent, write_text
 from nni_autorecon.quantization.insertion import quantize_network
@@ -84,7 +84,7 @@ def measured(spec: str, bits: Sequence[str], rounds: int) -> Iterator[dict[str, 
         if isinstance(module, nn.BatchNorm2d):  # as after training, unlike each other
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-    content = float_bytes(network, IMAGE)
+    content = float_content(network, IMAGE)
     static = quantized_by_onnxruntime(content)
     for each in bits:
         started = time.perf_counter()

@@ -13,13 +13,14 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..quantization.calls import QUANTIZED, called
 from ..quantization.fake_quantize import per_channel
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
-from ..quantization.operators import CLAMP, SAME_VALUES, source_of
+from ..quantization.operators import CLAMP, moves_values, padding, source_of
 from ..quantization.quantizers import bias_scale, container_factor
 from .student_file import SavedNetwork
 from .symbolic import Rows, dequantized, onnx_operator, quantized
@@ -34,6 +35,7 @@ NOTHING_MOVED = re.compile(
 def integer_form(saved: SavedNetwork) -> nn.Module:
     """Return a copy of the network whose quantizers, weights and biases are ONNX operators, good only for tracing."""
     form: Any = copy.deepcopy(saved.network)
+    _pad_before_convolutions(form)
     limits = _take_clamps(form)
     _store_what_is_moved(form)
     replaced: dict[nn.Module, nn.Module] = {
@@ -57,6 +59,21 @@ def integer_form(saved: SavedNetwork) -> nn.Module:
             replaced[layer] = Rows(layer)
     replace_modules(form, replaced)
     return form.eval()
+
+
+def _pad_before_convolutions(form: fx.GraphModule) -> None:
+    """Let each convolution whose padding is no zeros be preceded by a call that pads, so that codes are padded."""
+    for node in list(form.graph.nodes):
+        layer = called(form, node)[0]
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            sides = list(layer._reversed_padding_repeated_twice)
+            with form.graph.inserting_before(node):
+                padded = form.graph.call_function(F.pad, (node.args[0], sides), {"mode": layer.padding_mode})
+            node.args = (padded, *node.args[1:])
+    for layer in form.modules():
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            layer.padding_mode, layer.padding = "zeros", (0, 0)
+    form.recompile()
 
 
 def _take_clamps(form: fx.GraphModule) -> dict[nn.Module, tuple[float, float]]:
@@ -90,7 +107,7 @@ def _store_what_is_moved(form: fx.GraphModule) -> None:
     """Quantize values again, to the same codes, after each operation that only moves them, so that it moves codes."""
     for node in list(form.graph.nodes):
         kind = called(form, node)[1]
-        if not SAME_VALUES.fullmatch(kind) or NOTHING_MOVED.fullmatch(kind) or _pads_for_convolutions(form, node):
+        if not moves_values(form, node) or NOTHING_MOVED.fullmatch(kind) or _pads_for_convolutions(form, node):
             continue
         source = called(form, source_of(form, node))[0]
         if isinstance(source, FixedQuantizer):
@@ -104,9 +121,11 @@ def _store_what_is_moved(form: fx.GraphModule) -> None:
 
 
 def _pads_for_convolutions(form: fx.GraphModule, node: fx.Node) -> bool:
-    """Return True if a node pads what convolutions read, who can do it themselves: runtimes join the two."""
-    readers = [called(form, user)[0] for user in node.users]
-    return called(form, node)[1].endswith("pad") and all(isinstance(reader, nn.Conv2d) for reader in readers)
+    """Return True if a node adds zeros to the sides of what convolutions read: runtimes let these do it themselves."""
+    sides, mode, value = padding(form, node) or ((), "", 0)
+    at_sides = isinstance(sides, (tuple, list)) and len(sides) <= 4 and all(type(n) is int and n >= 0 for n in sides)
+    zeros = mode == "constant" and value == 0 and at_sides
+    return zeros and all(isinstance(called(form, user)[0], nn.Conv2d) for user in node.users)
 
 
 class _Stored(nn.Module):

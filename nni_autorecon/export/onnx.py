@@ -135,7 +135,7 @@ def require_extra() -> None:
         raise InputError(f"ONNX needs {error.name}; pip install -e '.[onnx]'") from error
 
 
-def float_bytes(network: nn.Module, image: ImageShape) -> bytes:
+def float_content(network: nn.Module, image: ImageShape) -> bytes:
     """Return the content of an ONNX file of a network in floating point. Raises InputError if ONNX lacks a part."""
     require_extra()
     images = torch.zeros(2, *image)
@@ -145,9 +145,9 @@ def float_bytes(network: nn.Module, image: ImageShape) -> bytes:
 
 
 def floating_point(network: nn.Module, image: ImageShape) -> OnnxNetwork:
-    """Return a network in floating point in onnxruntime. Raises InputError as :func:`float_bytes` does."""
+    """Return a network in floating point in onnxruntime. Raises InputError as :func:`float_content` does."""
     remedy = "leave out --onnx and --latency"
-    return OnnxNetwork(float_bytes(network, image), "the network in floating point", remedy)
+    return OnnxNetwork(float_content(network, image), "the network in floating point", remedy)
 
 
 def _exported(form: nn.Module, saved: SavedNetwork) -> tuple[Any, OnnxNetwork]:

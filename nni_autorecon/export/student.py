@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from .agreement import Agreement
 from .description import Description
-from .latency import Latency, measure_latency
-from .onnx import export_onnx, floating_point
-from .onnx_runtime import OnnxNetwork
-from .student_file import SavedNetwork, network_of_bytes, save_network, student_bytes
+from .onnx import export_onnx
+from .student_file import network_of_bytes, save_network, student_bytes
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool
@@ -42,15 +40,6 @@ class Student:
         Raises InputError if the extra ``onnx`` is missing, the network has a part that ONNX lacks, or protocol
         ``activations`` is to be fast, and MachineError if the runtimes disagree.
         """
-        return export_onnx(self._saved(path), path, purpose=purpose, images=images)
-
-    def latency(self, float_network: OnnxNetwork | None = None) -> Latency:
-        """Measure the time of one image in onnxruntime, beside that of the teacher, which may be there already.
-
-        Raises InputError if the extra ``onnx`` is missing or a network has a part that ONNX lacks.
-        """
-        saved = self._saved("the student")
-        return measure_latency(saved, float_network or floating_point(self.teacher, saved.description.image))
-
-    def _saved(self, path: str | Path) -> SavedNetwork:
-        return network_of_bytes(student_bytes(self.network, self.description), str(path), self.teacher)
+        content = student_bytes(self.network, self.description)
+        saved = network_of_bytes(content, str(path), self.teacher)
+        return export_onnx(saved, path, purpose=purpose, images=images)

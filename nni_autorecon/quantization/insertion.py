@@ -46,6 +46,8 @@ from .operators import (
     STORED,
     TRANSPARENT,
     is_activation,
+    moves_values,
+    pads_other_values,
     source_of,
 )
 from .quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
@@ -190,7 +192,7 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     module, kind = called(traced, node)
     if ACTIVATION.fullmatch(kind):
         return True
-    if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind)):
+    if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind) or pads_other_values(traced, node)):
         return False
     user = next(iter(node.users), None)
     if user is None or len(node.users) > 1:
@@ -208,8 +210,8 @@ def _is_no_factor(traced: fx.GraphModule, node: fx.Node) -> bool:
     if ACTIVATION.fullmatch(called(traced, node)[1]):
         return False
     for user in node.users:
-        module, kind = called(traced, user)
-        if isinstance(module, QUANTIZED) or (SAME_VALUES.fullmatch(kind) and not _is_no_factor(traced, user)):
+        module = called(traced, user)[0]
+        if isinstance(module, QUANTIZED) or (moves_values(traced, user) and not _is_no_factor(traced, user)):
             return False
     return True
 

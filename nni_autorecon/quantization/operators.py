@@ -6,6 +6,7 @@ The regular expressions match the whole name that :func:`.calls.called` gives an
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import fx, nn
 
@@ -52,6 +53,12 @@ BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|abs")
 """These functions of one value and of numbers are activations, although no module has their names."""
 
 
+PAD = re.compile(r"\w*pad([123]d)?")
+
+
+CONSTANT_PADS = (nn.modules.padding._ConstantPadNd, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+
+
 ORIGINS = {
     "placeholder": "network input",
     "add": "addition",
@@ -62,6 +69,7 @@ ORIGINS = {
 
 FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
     "network input|addition|concatenation|linear bottleneck|mul|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
+    "|.*pad([123]d)?"
 )
 
 
@@ -107,6 +115,29 @@ def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 def source_of(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     """Return the node that computed the values of ``node``: it goes back through operations that only move values."""
-    while SAME_VALUES.fullmatch(called(traced, node)[1]):
+    while moves_values(traced, node):
         node = node.all_input_nodes[0]
     return node
+
+
+def moves_values(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if the node's result has the values of its first input, possibly with zeros added."""
+    return SAME_VALUES.fullmatch(called(traced, node)[1]) is not None and not pads_other_values(traced, node)
+
+
+def pads_other_values(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if the node pads with a constant other than 0, which need not be among the values of its input."""
+    _, mode, value = padding(traced, node) or ((), "", 0)
+    return mode == "constant" and value != 0
+
+
+def padding(traced: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
+    """Return how a node pads: the numbers at each side, the mode, and the constant; () if it does not."""
+    module, kind = called(traced, node)
+    if not PAD.fullmatch(kind):
+        return ()
+    if module is not None:
+        mode = "constant" if isinstance(module, CONSTANT_PADS) else kind
+        return module.padding, mode, getattr(module, "value", None) or 0
+    given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
+    return given.get("pad"), given.get("mode", "constant"), given.get("value") or 0

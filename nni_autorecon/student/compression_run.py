@@ -13,8 +13,9 @@ from ..config.compress import CompressConfig
 from ..errors import InputError
 from ..export.check_images import save_images
 from ..export.description import Description, require_same_structure
+from ..export.latency import measure_latency
 from ..export.onnx import floating_point
-from ..export.onnx_runtime import OnnxNetwork
+from ..export.onnx_runtime import OnnxNetwork, load_onnx
 from ..export.student import Student
 from ..export.student_file import float_size
 from ..figures.canvas import save_figure
@@ -93,8 +94,9 @@ def run_compression(
         _draw(run, images, labels)
         if float_network is not None:
             _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
-            onnx_bytes = (run / "student.onnx").stat().st_size
-            result = replace(result, onnx_bytes=onnx_bytes, latency=student.latency(float_network))
+            written = load_onnx(run / "student.onnx")
+            latency = measure_latency(written, float_network)
+            result = replace(result, onnx_bytes=written.file_bytes, latency=latency)
             run.write_result(result.to_dict())
     return result
 

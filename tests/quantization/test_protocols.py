@@ -128,6 +128,29 @@ def test_integer_merges_what_can_be_folded_only() -> None:
     assert _stored(network) == [("network input", 8), ("conv2d", 8), ("relu", 3), ("conv2d", 8)]
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_integer_stores_what_is_padded_with_another_constant_than_0(value: float) -> None:
+    """Its values need not be among the codes of what is padded; with zeros they are."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(3, 3, 3) for _ in range(3))
+            self.pad = nn.ConstantPad2d(1, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.pad(F.relu(self.first(x))))
+            return self.third(F.pad(F.relu(x), (1, 1, 1, 1), value=value)).mean((2, 3))
+
+    kinds = [kind for kind, _ in _stored(Padded())]
+    assert kinds == (
+        ["network input", "relu", "constantpad2d", "relu", "pad", "conv2d"] if value else
+        ["network input", "relu", "relu", "conv2d"]
+    )  # fmt: skip
+    _, coverage = quantize_network(Padded(), Quantization("w4a4"))
+    assert not coverage.gaps
+
+
 def test_integer_needs_a_traceable_network() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
