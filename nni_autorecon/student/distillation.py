@@ -37,7 +37,8 @@ from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
 from .agreement import agreement
-from .images import OnStep, configured_generator
+from .generators import configured_generator
+from .images import OnStep
 from .results import DistillationResult, evaluation_data, measured_accuracy
 
 EpochMetrics = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,11 +13,8 @@ from torch import Tensor, nn
 from ..accel.cuda_graphs import Recorded
 from ..accel.optimizers import set_learning_rate
 from ..config.compress import CompressConfig
-from ..config.student import StudentConfig
 from ..errors import InputError
-from ..generator.by_name import generator_from_spec
-from ..generator.costs import gdfq_macs
-from ..generator.gdfq import GDFQ_WIDTH, LATENT_DIM, GDFQGenerator
+from ..generator.gdfq import GDFQGenerator
 from ..generator.latent import LatentSource
 from ..generator.searched import Generator
 from ..generator.training import (
@@ -33,53 +29,15 @@ from ..generator.training import (
 from ..losses.reconstruction import ReconstructionLoss, require_finite_weights, zeroq_loss
 from ..networks import parameter_count
 from ..runs.snapshots import State
-from ..shapes import ImageShape
 from ..teacher.loading import Teacher
 from .distilled_images import distil_images
+from .generators import configured_generator
 
-_log = logging.getLogger(__name__)
-
-CIFAR = ImageShape(3, 32, 32)
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
 """Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all are detached."""
 
 
 OnStep = Callable[[], object]
-
-
-def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator | GDFQGenerator:
-    """Return the generator that ``config`` names for ``teacher``, freshly initialized on its device.
-
-    Raises ValueError for a method without a generator.
-    """
-    if config.generator_spec is None:
-        raise ValueError("this method has no generator")
-    width = affordable_width(teacher) if config.chooses_generator else config.width
-    return generator_from_spec(
-        config.generator_spec,
-        image=teacher.image,
-        num_classes=teacher.num_classes,
-        width=width,
-        latent_dim=config.latent_dim,
-        scale=config.generator_scale,
-        genotype=config.genotype_file,
-    ).to(teacher.device)
-
-
-def affordable_width(teacher: Teacher) -> int:
-    """Return the width of GDFQ's generator for a teacher nobody chose one for: its own, or what costs no more than it.
-
-    At 32×32 pixels its own width of 128 costs as little as on CIFAR; at 224×224 it would cost many times the teacher.
-    """
-    affordable = max(teacher.macs, gdfq_macs(width=GDFQ_WIDTH, image=CIFAR, latent_dim=LATENT_DIM))
-    widths = range(GDFQ_WIDTH, 0, -1)
-    costs = (gdfq_macs(width=width, image=teacher.image, latent_dim=LATENT_DIM) for width in widths)
-    chosen = next((width for width, cost in zip(widths, costs, strict=True) if cost <= affordable), 1)
-    if chosen < GDFQ_WIDTH:
-        _log.info(
-            "GDFQ's generator has %d channels in place of %d, and costs as much as the teacher", chosen, GDFQ_WIDTH
-        )
-    return chosen
 
 
 @dataclass

@@ -22,7 +22,8 @@ from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.student.compression import Compression, compress
 from nni_autorecon.student.features import feature_alignment_loss
-from nni_autorecon.student.images import FixedImages, configured_generator, distillation_steps, low_pass
+from nni_autorecon.student.generators import configured_generator
+from nni_autorecon.student.images import FixedImages, distillation_steps, low_pass
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
