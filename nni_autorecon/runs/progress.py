@@ -41,6 +41,9 @@ class _Lines(tqdm):  # type: ignore[type-arg]
         self.mininterval = LATER
         return super().refresh(*arguments, **named)
 
+    def moveto(self, n: int) -> None:
+        """Do not move the cursor, as bars do that stand below others."""
+
     def close(self) -> None:
         self.leave = False  # the result is printed next
         self.disable = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def test_the_first_line_comes_soon_and_the_next_ones_seldom(monkeypatch: pytest.
     monkeypatch.setattr(progress, "FIRST", first := 5.0)
     clock = Clock(monkeypatch)
     lines = []
-    with progress_bar("compress", 100, "lines") as bar:
+    with tqdm.std.tqdm(file=io.StringIO()), progress_bar("compress", 100, "lines") as bar:  # below another bar
         bar.set_postfix_str("ranges", refresh=False)
         for _ in range(80):
             clock.now += 1
