@@ -1,6 +1,6 @@
 """The pictures of NNI's web UI in docs/: ``python -m tests.helpers.screenshots``, some ten minutes on two cores.
 
-The experiments that the README begins with, each shown where it is most telling.
+The experiments of docs/web-ui.md, each shown where it is most telling.
 """
 
 import json
