@@ -86,10 +86,16 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. A process that was stopped skips the unloading of torch and NNI, which takes seconds."""
+    """End the process. A process that was stopped skips the unloading of torch and NNI, which takes seconds.
+
+    A trial that NNI stops by SIGINT ends by that signal, because NNI takes an exit code for a failure.
+    """
     if code in (INTERRUPTED, TERMINATED):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
+        if code == INTERRUPTED and "NNI_PLATFORM" in os.environ:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         os._exit(code)
     sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from ..version import __version__
 from . import commands
 from .arguments import Parser, add_stage
 from .exits import PROGRAM, leave, report_errors
-from .stages import run_compress, run_distill, run_search
+from .stages import run_stage
 
 FORMER_NAMES = {"export": "best-genotype", "export-model": "to-onnx", "compare": "diff", "resume": "continue"}
 """Former names of commands, with their present names; the former names keep working."""
@@ -57,9 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    add_stage(command("search", "search a generator architecture (stage 1)", run_search), SearchConfig)
-    add_stage(command("compress", "quantize and distil the teacher (stage 2)", run_compress), CompressConfig)
-    add_stage(command("distill", "distil the teacher into another, smaller network", run_distill), DistillConfig)
+    for name, help, config in (
+        ("search", "search a generator architecture (stage 1)", SearchConfig),
+        ("compress", "quantize and distil the teacher (stage 2)", CompressConfig),
+        ("distill", "distil the teacher into another, smaller network", DistillConfig),
+    ):
+        add_stage(command(name, help, partial(run_stage, name)), config)
     _add_experiments(command)
     _add_genotypes(command)
     _add_students(command)

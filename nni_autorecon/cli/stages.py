@@ -1,11 +1,10 @@
-"""The three stages run as commands and as NNI trials. Heavy imports wait until one of them runs."""
+"""The three stages run as commands, and as trials when NNI starts them. Heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..config.search import SearchConfig
 from ..config.stages import STAGES
 from ..errors import InputError
 from .arguments import Parser, add_stage
-from .exits import INTERRUPTED, leave, report_errors
+from .exits import leave, report_errors
 
 if TYPE_CHECKING:
     from ..experiment.trial import Trial
@@ -99,6 +98,15 @@ def _at_every_step(trial: Trial | None) -> dict[str, Any]:
 RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}
 
 
+def run_stage(stage: str, arguments: argparse.Namespace) -> None:
+    """Run the stage of this name: as a trial, with NNI's parameters, if NNI has started this process, else alone."""
+    if "NNI_PLATFORM" not in os.environ:
+        return RUNS[stage](arguments, None)
+    from ..experiment.trial import Trial
+
+    return RUNS[stage](arguments, Trial())
+
+
 def trial(stage: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a whole trial script for the stage of this name, and end the process.
 
@@ -109,25 +117,10 @@ def trial(stage: str, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
-    """Run a stage as an NNI trial, or as a command outside an experiment, and return the exit code.
-
-    A trial that NNI stops by SIGINT ends by that signal, because NNI takes an exit code for a failure.
-    """
+    """Run a trial script for the stage of this name, and return its exit code."""
     parser = Parser(description=f"NNI trial of the stage {stage}: flags fix settings, the tuner varies others.")
     arguments = add_stage(parser, STAGES[stage].config).parse_args(argv)
-
-    def start() -> None:
-        if "NNI_PLATFORM" not in os.environ:
-            return RUNS[stage](arguments, None)
-        from ..experiment.trial import Trial
-
-        return RUNS[stage](arguments, Trial())
-
-    code = report_errors(start)
-    if code == INTERRUPTED and "NNI_PLATFORM" in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return code
+    return report_errors(lambda: run_stage(stage, arguments))
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:

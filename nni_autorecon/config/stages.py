@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from .search import SearchConfig
 COSTS = ("generator_macs", "generator_parameters", "seconds")
 TAKEN_AWAY = ("file_bytes", "latency", "float_latency")
 """What a student's file costs its user: bytes, and milliseconds of an image beside those of the float network."""
+PROGRAMS = ("nni-autorecon", "nni_autorecon")
+"""The command line has these names: its own, and that of the package, after ``python -m``."""
 ACCURACIES = ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, whose command and whose trial script have its name."""
+    """A stage; the command that runs it, also as a trial, and the script for trials have its name."""
 
     name: str
     config: type[Config]
@@ -77,9 +80,10 @@ def stage_of_settings(settings: Mapping[str, Any]) -> Stage:
 
 
 def stage_of_command(command: str) -> Stage | None:
-    """Return the stage that a ``trialCommand`` runs, by the name of its script; return None if it runs no stage.
+    """Return the stage that a ``trialCommand`` runs, by its command or its script; return None if it runs no stage.
 
     Raises ValueError if the command cannot be read.
     """
-    names = {Path(word).name for word in shlex.split(command)}
-    return next((stage for stage in STAGES.values() if f"{stage.name}.py" in names), None)
+    words = [Path(word).name for word in shlex.split(command)]
+    commands = {word for program, word in pairwise(words) if program in PROGRAMS}
+    return next((stage for stage in STAGES.values() if stage.name in commands or f"{stage.name}.py" in words), None)

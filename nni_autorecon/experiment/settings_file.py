@@ -9,7 +9,6 @@ import re
 import shlex
 import traceback
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from nni.experiment.config import ExperimentConfig, utils
 from nni.tools.package_utils import get_algo_meta, get_all_algo_meta
 
 from ..config.reading import read_names_and_values
-from ..config.stages import STAGES
 from ..errors import InputError, one_line
 
 BROKEN_TUNERS = {"GP", "Metis", "NetworkMorphism"}  # their code fails on today's numpy and scipy
@@ -118,19 +116,13 @@ def _check_algorithm(kind: str, algorithm: Any) -> None:
 
 
 def _check_command(command: str, folder: Path, file: Path | str) -> None:
-    """Raise InputError if the command is empty, runs a script that is not in ``folder``, or would report nothing."""
+    """Raise InputError if the command is empty or runs a script that is not in ``folder``."""
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise InputError(f"trialCommand in {file} cannot be read: {error}") from error
     if not words:
         raise InputError(f"trialCommand in {file} is empty; see experiment.yml for an example")
-    for before, stage in pairwise(words):
-        if stage in STAGES and Path(before).name in ("nni-autorecon", "nni_autorecon"):
-            raise InputError(
-                f"trialCommand in {file} runs {before} {stage}, which reports nothing to NNI; run trials/{stage}.py, "
-                f"whose flags are the same"
-            )
     while words and (words[0] == "exec" or re.fullmatch(r"\w+=.*", words[0])):
         words.pop(0)
     if len(words) < 2 or not re.fullmatch(r"python[\d.]*", words[0]) or not words[1].endswith(".py"):

@@ -569,8 +569,10 @@ def test_a_tuners_parameters_that_cannot_be_used(
 ) -> None:
     monkeypatch.setenv("NNI_PLATFORM", "local")
     monkeypatch.setattr(nni, "get_next_parameter", lambda: parameters)
-    name, flags = ("search", TOY) if stage is SearchConfig else ("compress", STUDENT_TOY)
-    assert_refused(folder, lambda: stages.run_as_trial(name, [*flags.split(), "-o", "run"]), thing, remedy, capsys)
+    name, toy = ("search", TOY) if stage is SearchConfig else ("compress", STUDENT_TOY)
+    flags = [*toy.split(), "-o", "run"]
+    assert_refused(folder, lambda: stages.run_as_trial(name, flags), thing, remedy, capsys)
+    assert_refused(folder, lambda: cli.main([name, *flags]), thing, remedy, capsys)
 
 
 def test_a_genotype_with_a_byte_order_mark_is_read(folder: Path, capsys: Any) -> None:

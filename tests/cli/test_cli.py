@@ -185,7 +185,7 @@ def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher
             self.final = metrics
 
     trial = Trial()
-    cli.run_compress(cli.build_parser().parse_args(["compress", *COMPRESS]), trial)
+    stages.run_compress(cli.build_parser().parse_args(["compress", *COMPRESS]), trial)
     written, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
     assert json.loads(trial.final["config"]) == written["config"]
     assert written["config"]["seed"] == 3
@@ -220,7 +220,7 @@ def test_a_search_trial_looks_for_its_manager_at_every_step(flags, last, digits_
     for Trial.gone in (2, last // 2, last):
         trial = Trial()
         with pytest.raises(AutoReConError, match="manager is gone"):
-            cli.run_search(cli.build_parser().parse_args(["search", *SEARCH, *flags.split(), "--force"]), trial)
+            stages.run_search(cli.build_parser().parse_args(["search", *SEARCH, *flags.split(), "--force"]), trial)
         assert trial.looks == trial.gone
         (tmp_path / "snapshot.bin").unlink(missing_ok=True)
 
