@@ -132,7 +132,7 @@ def require_extra() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(f"ONNX needs {error.name}; pip install -e '.[onnx]'") from error
+        raise InputError(f"ONNX needs {error.name}; pip install 'nni-autorecon[onnx]'") from error
 
 
 def float_content(network: nn.Module, image: ImageShape) -> bytes:

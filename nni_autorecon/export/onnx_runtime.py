@@ -29,7 +29,7 @@ class OnnxNetwork(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise InputError("ONNX needs onnxruntime; pip install -e '.[onnx]'") from error
+            raise InputError("ONNX needs onnxruntime; pip install 'nni-autorecon[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # log errors only, which it raises anyway

@@ -158,7 +158,7 @@ def _enas_strategy() -> type[SupernetStrategy]:
     try:
         from .enas import EnasStrategy
     except ImportError as error:
-        raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install -e '.[enas]'") from error
+        raise InputError(f"strategy enas needs tianshou 0.5 ({error}); pip install 'nni-autorecon[enas]'") from error
     return EnasStrategy
 
 

@@ -27,7 +27,7 @@ class EventFile:
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
-            raise InputError(f"--tensorboard needs {error.name}; pip install -e '.[tensorboard]'") from error
+            raise InputError(f"--tensorboard needs {error.name}; pip install 'nni-autorecon[tensorboard]'") from error
         self._event, self._summary, self._writer = Event, Summary, RecordWriter
         self.folder = folder
         self._path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"

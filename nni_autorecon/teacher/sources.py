@@ -187,7 +187,7 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
         source = LIBRARIES[library]()
     except ModuleNotFoundError as error:
         raise InputError(
-            f"network {spec} needs {error.name}, which is not installed; pip install -e '.[teachers]'"
+            f"network {spec} needs {error.name}, which is not installed; pip install 'nni-autorecon[teachers]'"
         ) from error
     if name not in source.names:
         raise InputError(f"{library} has no classifier {name!r}; {hint(name.lower(), source.names)}")

@@ -175,5 +175,5 @@ def test_without_tianshou_it_is_refused_in_a_line(tmp_path, monkeypatch, capsys)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "strategy enas needs tianshou" in error
-    assert "pip install -e '.[enas]'" in error
+    assert "pip install 'nni-autorecon[enas]'" in error
     assert not (tmp_path / "run").exists()

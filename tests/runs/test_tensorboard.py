@@ -104,7 +104,7 @@ def test_without_the_package_it_is_refused_in_a_line(tmp_path, monkeypatch, caps
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "--tensorboard needs tensorboard" in error
-    assert "pip install -e '.[tensorboard]'" in error
+    assert "pip install 'nni-autorecon[tensorboard]'" in error
     assert not (tmp_path / "run").exists()
 
 
