@@ -1,4 +1,4 @@
-"""These commands do all but run a stage: they start, continue, export, compare and measure. Heavy imports wait."""
+"""These commands do all but run a stage: they set up, start, export, compare and measure. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from ..export.latency import Latency
     from ..export.student_file import SavedNetwork
     from ..generator.genotype import Genotype
+
+
+def new(arguments: argparse.Namespace) -> None:
+    """Write the experiments for a network into a folder."""
+    from ..config.compress import CompressConfig
+    from .new_folder import new_folder
+
+    new_folder(arguments.folder, CompressConfig.from_arguments(arguments), force=arguments.force)
 
 
 def start(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from ..version import __version__
 from . import commands
 from .arguments import Parser, add_stage
 from .exits import PROGRAM, leave, report_errors
+from .new_folder import NETWORK
 from .stages import run_stage
 
 FORMER_NAMES = {"export": "best-genotype", "export-model": "to-onnx", "compare": "diff", "resume": "continue"}
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    _add_new(command)
     for name, help, config in (
         ("search", "search a generator architecture (stage 1)", SearchConfig),
         ("compress", "quantize and distil the teacher (stage 2)", CompressConfig),
@@ -71,6 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 AddCommand = Callable[[str, str, Callable[[argparse.Namespace], object]], argparse.ArgumentParser]
+
+
+def _add_new(command: AddCommand) -> None:
+    """Add the command that everything begins with."""
+    new = command("new", "write the experiments for a network into a folder, and what to type next", commands.new)
+    new.usage = "%(prog)s FOLDER [settings]"
+    new.description = (
+        "Load a network, check it as search and compress do, and write experiment.yml and compress.yml, their search "
+        "spaces and a README.md into FOLDER: what to type next, and why the settings are as they are. Everything else "
+        "follows from the network. Without --teacher they are for the built-in teacher of handwritten digits."
+    )
+    new.add_argument("folder", type=Path, metavar="FOLDER", help="it is made if it is not there")
+    new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")
+    CompressConfig.add_arguments(new, NETWORK)
 
 
 def _add_experiments(command: AddCommand) -> None:

@@ -163,22 +163,29 @@ class Settings:
         return value
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add one flag per setting. A flag that is not given leaves no trace; files and defaults show through."""
+    def add_arguments(
+        cls, parser: argparse.ArgumentParser, groups: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        """Add one flag per setting. A flag that is not given leaves no trace; files and defaults show through.
+
+        groups: headings with the settings below each, for a command that takes these alone and has other defaults.
+        """
         fields = _fields(cls)
-        listed = {name for names in cls.GROUPS.values() for name in names}
-        rest = tuple(name for name in fields if name not in listed)
-        groups = {**cls.GROUPS, **({"other settings": rest} if rest else {})}
+        tell_defaults = groups is None
+        if groups is None:
+            listed = {name for names in cls.GROUPS.values() for name in names}
+            rest = tuple(name for name in fields if name not in listed)
+            groups = {**cls.GROUPS, **({"other settings": rest} if rest else {})}
         for heading, names in groups.items():
             group = parser.add_argument_group(heading)
             for name in names:
-                cls._add_argument(group, fields[name])
+                cls._add_argument(group, fields[name], tell_default=tell_defaults)
 
     @classmethod
-    def _add_argument(cls, group: Any, field: dataclasses.Field[Any]) -> None:
+    def _add_argument(cls, group: Any, field: dataclasses.Field[Any], *, tell_default: bool) -> None:
         meta = field.metadata
         flag = "--" + field.name.replace("_", "-")
-        default = "" if field.default is None else f" (default: {field.default})"
+        default = f" (default: {field.default})" if tell_default and field.default is not None else ""
         symbol = f" [{meta['symbol']}]" if meta["symbol"] else ""
         help_text = f"{meta['help']}{symbol}{default}".replace("%", "%%")
         if cls.field_type(field.name) is bool:

@@ -1,36 +1,19 @@
 """The experiments that are shipped: valid for NNI, and as many trials as they say."""
 
-import argparse
 import json
 import re
 import shlex
-from contextlib import suppress
 from pathlib import Path
 
-import nni
 import pytest
 import yaml
-from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni.experiment.config import ExperimentConfig
 
-from nni_autorecon.cli.arguments import add_stage
-from nni_autorecon.config.stages import STAGES
 from nni_autorecon.experiment.gpus import refuse_unmeetable_request
-from nni_autorecon.experiment.trial import plain_parameters
+from tests.helpers import grids
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = [ROOT / "experiment.yml", *sorted((ROOT / "experiments").glob("*.yml"))]
-
-
-def _trials(path):
-    """The settings of every trial, by NNI's own tuner."""
-    tuner, trials = GridSearchTuner(), []
-    space = path.parent / ExperimentConfig.load(path).search_space_file
-    tuner.update_search_space(json.loads(space.read_text()))
-    with suppress(nni.NoMoreTrialError):
-        while True:
-            trials.append(plain_parameters(tuner.generate_parameters()))
-    return trials
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +34,7 @@ def test_nni_takes_the_file(path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_trials_differ_and_are_as_many_as_announced(path):
-    trials = _trials(path)
+    trials = grids.trials(path)
     assert len({json.dumps(trial, sort_keys=True) for trial in trials}) == len(trials)
     if announced := re.search(r"\((\d+) trials\)", path.read_text()):
         assert len(trials) == int(announced[1])
@@ -92,7 +75,7 @@ def test_the_gpu_experiment_without_one_line_needs_none(tmp_path):
 
 
 def test_table_5_crosses_generators_with_gdfqs_method_alone():
-    trials = _trials(ROOT / "experiments" / "table5.yml")
+    trials = grids.trials(ROOT / "experiments" / "table5.yml")
     assert {(trial["method"], trial.get("generator")) for trial in trials} == {
         ("dfq", None), ("zeroq", None), ("zeroq-kd", None), ("dfc", None), ("gdfq", "gdfq"), ("gdfq", "searched"),
     }  # fmt: skip
@@ -100,25 +83,17 @@ def test_table_5_crosses_generators_with_gdfqs_method_alone():
 
 def test_table_4_has_dfads_objective_l_r_in_its_place_and_all_terms():
     names = ("reconstruction_weight", "adversarial_weight", "balance_weight")
-    objectives = {tuple(trial[name] for name in names) for trial in _trials(ROOT / "experiments" / "table4.yml")}
+    objectives = {tuple(trial[name] for name in names) for trial in grids.trials(ROOT / "experiments" / "table4.yml")}
     assert objectives == {(0, 1, 0), (1, 0, 0), (1, 1, 1)}
-
-
-def _configs(path):
-    """The settings of every trial, flags and defaults included."""
-    command = ExperimentConfig.load(path).trial_command
-    stage = re.search(r"trials/(\w+)\.py", command)[1]
-    flags = add_stage(argparse.ArgumentParser(), STAGES[stage].config).parse_args(shlex.split(command)[2:])
-    return [STAGES[stage].config.from_arguments(flags).as_shared().override(trial) for trial in _trials(path)]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_flags_and_search_spaces_name_known_settings_and_values(path):
-    for config in _configs(path):
+    for config in grids.configs(path):
         config.require_consistent()
 
 
 def test_strategies_are_compared_at_equal_cost():
     path = ROOT / "experiments" / "strategies.yml"
-    (updates,) = {config.updates for config in _configs(path)}
+    (updates,) = {config.updates for config in grids.configs(path)}
     assert f"batches, {updates}, over" in path.read_text()

@@ -1,0 +1,281 @@
+"""A folder gets the experiments for a network, once the network has been checked. Heavy imports wait until then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.compress import CompressConfig
+from ..config.stages import STAGES
+
+if TYPE_CHECKING:
+    from ..teacher.loading import Teacher
+
+NETWORK = {
+    "the network": (
+        "teacher", "checkpoint", "image_size", "mean", "std", "num_classes", "checkpoint_key", "bns_weight",
+        "allow_partial",
+    ),
+    "images to measure on": ("test_data", "labels", "download", "allow_weak_teacher"),
+}  # fmt: skip
+"""These settings say what the network is; all others are chosen for it."""
+LARGE = 64
+"""From so many pixels in height and width on, an image costs too much for the settings that suit small ones."""
+PIXELS = 8 * 224 * 224
+"""The images of a batch of the search have so many pixels in all; one edge of the supernet then needs some 80 MB."""
+MEASURED = 500
+"""On so many test images a network shows whether it is loaded as it was trained."""
+SPACES = {"search": "search.json", "compress": "compress.json"}
+EXPERIMENTS = {"search": "experiment.yml", "compress": "compress.yml"}
+
+
+def new_folder(folder: Path, given: CompressConfig, *, force: bool = False) -> None:
+    """Write two experiments for the network that ``given`` names into ``folder``, and a README.md of what to type.
+
+    The network and its test data are first loaded and checked as the stages do. Raises InputError in the same cases,
+    with nothing written, and if the folder holds something and ``force`` is False.
+    """
+    from ..files import require_absent, write_text
+
+    require_absent(folder, force=force)
+    teacher = checked_teacher(given)
+    files = folder_files(absolute(given), teacher)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    print(f"{folder}: {', '.join(files)}\ncd {shlex.quote(str(folder))} && nni-autorecon start {EXPERIMENTS['search']}")
+
+
+def checked_teacher(config: CompressConfig) -> Teacher:
+    """Load and check the teacher and its test data. Raises InputError if a stage could not use them."""
+    from torch.utils.data import Subset
+
+    from ..export.description import require_same_structure
+    from ..quantization.insertion import quantize_network
+    from ..student.results import evaluation_data, measured_accuracy
+    from ..teacher.loading import configured_teacher
+
+    teacher = configured_teacher(config)
+    require_same_structure(teacher)
+    quantize_network(teacher.graph, config.quantization)
+    if (data := evaluation_data(config, teacher)) is not None:
+        count = len(data)  # type: ignore[arg-type] # every data set here has a length
+        evenly = Subset(data, range(0, count, -(-count // MEASURED)))  # folders are in the order of their classes
+        measured_accuracy(config, teacher, evenly)
+    return teacher
+
+
+def absolute(config: CompressConfig) -> CompressConfig:
+    """Return the settings with absolute paths: trials work in another folder than the person who named the files."""
+    named = {name: getattr(config, name) for name in ("teacher", "checkpoint", "test_data", "labels")}
+    return config.override({name: _absolute(name, value) for name, value in named.items() if name in config.given})
+
+
+def _absolute(name: str, value: str) -> str:
+    from ..data.test_sets import DATA_SETS
+
+    if name == "teacher":
+        return _absolute_code(value)
+    kind, colon, folder = value.partition(":")
+    if name == "test_data" and colon and kind in DATA_SETS:
+        return f"{kind}:{os.path.abspath(folder)}"
+    return value if value == "digits" else os.path.abspath(value)
+
+
+def _absolute_code(spec: str) -> str:
+    """Return ``models.py:make`` with the file's absolute path; so is a module that is found from this folder alone."""
+    from ..teacher.sources import names_code
+
+    place, _, factory = spec.rpartition(":")
+    if not names_code(spec):
+        return spec
+    if not place.endswith(".py"):
+        file = getattr(sys.modules.get(place), "__file__", None) or ""
+        place = file if Path(file).is_relative_to(Path.cwd()) else place
+    return f"{os.path.abspath(place) if place.endswith('.py') else place}:{factory}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The flags and the search space of each stage, and the reason for them, in sentences for a person."""
+
+    flags: Mapping[str, Mapping[str, Any]]
+    spaces: Mapping[str, Mapping[str, Any]]
+    reason: str
+
+
+def recipe(teacher: Teacher) -> Recipe:
+    """Return what suits a network: the digits', one for small images, or one for large images."""
+    height, width = teacher.image[1:]
+    found = {"genotype": _choice("best-genotype.json")}
+    seeds = {"seed": _choice(0, 1, 2)}
+    if teacher.name == "digits":
+        return Recipe(
+            {"search": {"threads": 1}, "compress": {"threads": 1}},
+            {
+                "search": {**seeds, "relaxation": _choice("logits", "paper")},
+                "compress": {**found, "bits": _choice("w4a4", "w3a3", "w2a2")},
+            },
+            "All settings have their defaults, which are for this network.",
+        )
+    if min(height, width) < LARGE:
+        return Recipe(
+            {"search": {"preset": "best", "threads": 1}, "compress": {"threads": 1}},
+            {"search": seeds, "compress": {**found, "bits": _choice("w8a8", "w4a4", "w3a3")}},
+            "`--preset best` is a longer search than the default, which is for tiny digits, with the weight of the "
+            "BatchNorm term that suits networks of 32×32 images. Searches differ by seed alone, and the best is taken. "
+            "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
+        )
+    batch = max(4, min(32, PIXELS // (height * width)))
+    return Recipe(
+        {
+            "search": {"bns_weight": 0.1, "width": 8, "batch_size": batch},
+            "compress": {"steps": 20, "bns_form": "kl", "bns_weight": 10, "weight_lr": 0.003},
+        },
+        {
+            "search": seeds,
+            "compress": {
+                "method": _choice(
+                    {"_name": "dfq", "bits": _choice("w8a8")},
+                    {"_name": "blockwise", **found, "bits": _choice("w4a8")},
+                )
+            },
+        },
+        f"An image of {height}×{width} costs {height * width // 32**2} times as much as one of 32×32, and the search "
+        f"computes every operation of every edge at once. So it has 8 channels and batches of {batch} here, where the "
+        "paper has 64 channels. `--bns-weight 0.1` is GDFQ's for ImageNet. Which generator makes the images hardly "
+        "mattered where it was measured. Method `dfq` needs none: its trial can run before the search. With 8 bits it "
+        "cost an EfficientNet-Lite0 nothing; 4 bits of weights cost ten points, with the settings of blockwise here.",
+    )
+
+
+def _choice(*values: Any) -> dict[str, Any]:
+    return {"_type": "choice", "_value": list(values)}
+
+
+def folder_files(config: CompressConfig, teacher: Teacher) -> dict[str, str]:
+    """Return the texts of all files by name. ``config``: what the person says of the network, with absolute paths."""
+    chosen = recipe(teacher)
+    said = {name: value for name, value in config.to_dict().items() if name in config.given}
+    files = {}
+    for stage, name in EXPERIMENTS.items():
+        own = {key: value for key, value in said.items() if key in STAGES[stage].config.__dataclass_fields__}
+        rest = {key: value for key, value in chosen.flags[stage].items() if key not in own}
+        words = as_flags({"teacher": config.teacher, **own, **rest})
+        files[name] = EXPERIMENT.format(
+            title=json.dumps(f"AutoReCon {stage}, {teacher.name}", ensure_ascii=False),
+            about=ABOUT[stage],
+            file=name,
+            stage=stage,
+            space=SPACES[stage],
+            command=json.dumps(shlex.join([sys.executable, "-m", "nni_autorecon", stage, *words]), ensure_ascii=False),
+            mode="minimize" if stage == "search" else "maximize",
+        )
+        entries = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in chosen.spaces[stage].items()]
+        files[SPACES[stage]] = "{\n" + ",\n".join(entries) + "\n}\n"
+    return {**files, "README.md": _readme(config, teacher, chosen.reason)}
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
+
+
+def _readme(config: CompressConfig, teacher: Teacher, reason: str) -> str:
+    from ..teacher.sources import names_code
+
+    again: dict[str, Any] = {"teacher": config.teacher} if names_code(config.teacher) else {}
+    test_data = {name: value for name, value in config.to_dict().items() if name in ("test_data", "labels") and value}
+    return README.format(
+        name=teacher.name,
+        image="×".join(map(str, teacher.image)),
+        classes=teacher.num_classes,
+        parameters=sum(weight.numel() for weight in teacher.network.parameters()) / 1e6,
+        macs=teacher.macs / 1e6,
+        mean=", ".join(f"{number:g}" for number in teacher.mean),
+        std=", ".join(f"{number:g}" for number in teacher.std),
+        code="".join(f" {shlex.quote(word)}" for word in as_flags(again)),
+        measure="".join(f" {shlex.quote(word)}" for word in as_flags({**again, **test_data})),
+        reason=textwrap.fill(reason, 120),
+        program=shlex.join([sys.executable, "-m", "nni_autorecon"]),
+    )
+
+
+ABOUT = {
+    "search": "Search a generator for the network.",
+    "compress": "Quantize the network with the generator that was found, at several bit widths.",
+}
+EXPERIMENT = """\
+# {about}
+#
+#   nni-autorecon start {file}      (or nnictl create --config {file}, for every machine to reach)
+#
+# The tuner varies what stands in {space}; settings that all trials share are flags here, see
+# nni-autorecon {stage} --help. Their paths are absolute.
+experimentName: {title}
+searchSpaceFile: {space}
+trialCommand: {command}
+trialCodeDirectory: .
+trialConcurrency: 1 # with more, the web UI of NNI 3.0 may show a trial with another's parameters
+tuner:
+  name: GridSearch
+  classArgs: {{optimize_mode: {mode}}} # what the web UI sorts by
+trainingService:
+  platform: local
+"""
+README = """\
+# Compress {name} without data
+
+The network takes {image} images, standardized by mean {mean} and std {std} of pixels from 0 to 1.
+It has {classes} classes, {parameters:.2f} million parameters and {macs:.1f} million multiply-accumulates an image.
+
+Type these lines in this folder (`{program}` is `nni-autorecon`, if your shell does not find it).
+
+## 1. Search a generator
+
+```
+nni-autorecon start experiment.yml
+```
+
+It prints the experiment's ID and the address of NNI's web UI, where every trial is a falling curve of L_r.
+`nnictl create --config experiment.yml` does the same, but then other machines reach NNI, too, and can run code as you.
+`nni-autorecon status` says how much time is left. When its trials have ended, or when one is good enough:
+
+```
+nni-autorecon best-genotype --experiment ID
+nnictl stop ID
+```
+
+## 2. Compress the network
+
+```
+nni-autorecon start compress.yml
+nni-autorecon report --experiment ID -o students
+nnictl stop ID
+```
+
+If it is to be fast and not only small, first write `--protocol integer` into `trialCommand` of `compress.yml`.
+
+## 3. Take a student away
+
+TRIAL is the id of a trial in the web UI. ONNX needs `pip install 'nni-autorecon[onnx]'`.
+
+```
+nni-autorecon to-onnx ~/nni-experiments/ID/environments/local-env/trials/TRIAL/student.safetensors{code} -o student.onnx
+nni-autorecon evaluate student.onnx --latency{measure}
+```
+
+## Why these settings
+
+{reason}
+"""
