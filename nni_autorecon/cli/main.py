@@ -94,7 +94,7 @@ def _add_experiments(command: AddCommand) -> None:
     start = command(
         "start", "start an NNI experiment that only this machine can reach, and see that it runs", commands.start
     )
-    start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, or one of experiments/")
+    start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, such as nni-autorecon new writes it")
     going_on = command(
         "continue", "go on with a stopped or killed NNI experiment, in the same way", commands.continue_experiment
     )

@@ -47,6 +47,7 @@ PORT = 8080
 GIB = 2**30
 LEAST_SPACE = 2 * GIB
 SECONDS = 120
+EXAMPLE = "nni-autorecon new FOLDER writes an example"
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,11 @@ def check_experiment(file: Path) -> Finding:
     from ..config.reading import read_names_and_values  # it needs PyYAML, which may be missing
 
     try:
-        settings = read_names_and_values(file, "experiment file", remedy="see experiment.yml for an example")
+        settings = read_names_and_values(file, "experiment file", remedy=EXAMPLE)
         refuse_unmeetable_request(settings, count_gpus())
     except InputError as error:
         found, _, remedy = str(error).rpartition("; ")
-        return Finding(file.name, WRONG, found or str(error), remedy if found else "see experiment.yml")
+        return Finding(file.name, WRONG, found or str(error), remedy if found else EXAMPLE)
     return Finding(file.name, OK, "asks for GPUs that NNI can give, or for none")
 
 

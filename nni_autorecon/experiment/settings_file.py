@@ -20,7 +20,7 @@ from ..config.reading import read_names_and_values
 from ..errors import InputError, one_line
 
 BROKEN_TUNERS = {"GP", "Metis", "NetworkMorphism"}  # their code fails on today's numpy and scipy
-EXAMPLE = "see experiment.yml for an example"
+EXAMPLE = "nni-autorecon new FOLDER writes an example"
 REMEDY = "choose TPE, Random, Evolution or GridSearch"
 
 
@@ -122,7 +122,7 @@ def _check_command(command: str, folder: Path, file: Path | str) -> None:
     except ValueError as error:
         raise InputError(f"trialCommand in {file} cannot be read: {error}") from error
     if not words:
-        raise InputError(f"trialCommand in {file} is empty; see experiment.yml for an example")
+        raise InputError(f"trialCommand in {file} is empty; {EXAMPLE}")
     while words and (words[0] == "exec" or re.fullmatch(r"\w+=.*", words[0])):
         words.pop(0)
     if len(words) < 2 or not re.fullmatch(r"python[\d.]*", words[0]) or not words[1].endswith(".py"):

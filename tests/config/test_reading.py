@@ -82,7 +82,7 @@ def test_a_merge_in_settings_and_experiments(tmp_path):
 def test_a_file_may_say_nothing(text, tmp_path):
     (tmp_path / "c.yml").write_text(text)
     assert SearchConfig.load(tmp_path / "c.yml") == SearchConfig()
-    with pytest.raises(InputError, match="is empty; see experiment.yml"):
+    with pytest.raises(InputError, match="is empty; nni-autorecon new"):
         read_experiment(tmp_path / "c.yml")
 
 

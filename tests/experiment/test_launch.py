@@ -82,10 +82,10 @@ def nothing_starts(request, monkeypatch):
     ("text", "message"),
     [
         ("a: [", "is neither JSON nor YAML"),
-        ("a: 2021-13-45", "month must be in 1..12; see experiment.yml"),
+        ("a: 2021-13-45", "month must be in 1..12; nni-autorecon new"),
         ("[" * 3000, "is neither JSON nor YAML"),
         ("- a", "expected names and values, got list"),
-        ("", "is empty; see experiment.yml"),
+        ("", "is empty; nni-autorecon new"),
         ("1: 2", "does not take"),
     ],
 )
@@ -126,7 +126,7 @@ SPACE = {"_type": "choice", "_value": [1, 2]}
         ({"trialCommand": "python nonesuch.py --x 1"}, "runs nonesuch.py, which is not in"),
         ({"trialCommand": "A=1 exec python3 nonesuch.py"}, "runs nonesuch.py, which is not in"),
         ({"trialCommand": "python 'trial.py"}, "cannot be read: No closing quotation"),
-        ({"trialCommand": " "}, "is empty; see experiment.yml"),
+        ({"trialCommand": " "}, "is empty; nni-autorecon new"),
         ({"trainingService": [{"platform": "local"}]}, "so NNI needs nniManagerIp"),
         ({"trialCodeDirectory": "nonesuch"}, "is not a directory"),
         ({"searchSpace": None, "searchSpaceFile": "nonesuch.json"}, "search space"),
