@@ -99,7 +99,10 @@ RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}
 
 
 def run_stage(stage: str, arguments: argparse.Namespace) -> None:
-    """Run the stage of this name: as a trial, with NNI's parameters, if NNI has started this process, else alone."""
+    """Run the stage of this name: as a trial, with NNI's parameters, if NNI has started this process, else alone.
+
+    A trial of another kind that runs a stage within itself takes NNI_PLATFORM out of that process's environment.
+    """
     if "NNI_PLATFORM" not in os.environ:
         return RUNS[stage](arguments, None)
     from ..experiment.trial import Trial
