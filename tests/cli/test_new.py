@@ -161,10 +161,10 @@ def test_a_module_that_is_found_from_here_alone_is_named_by_its_file(here):
     assert f"{here}/of_mine/nets.py:make" in _words(here / "new" / "experiment.yml")
 
 
-@pytest.mark.parametrize(("size", "batch"), [(64, 32), (128, 24), (224, 8), (1024, 4)])
-def test_a_search_of_large_images_has_smaller_batches(size, batch):
-    flags = recipe(SimpleNamespace(name="mine", image=ImageShape(3, size, size))).flags["search"]
-    assert (flags["batch_size"], flags["width"]) == (batch, 8)
+@pytest.mark.parametrize(("size", "search", "compress"), [(64, 32, 32), (128, 24, 32), (224, 8, 32), (448, 4, 8)])
+def test_large_images_have_smaller_batches(size, search, compress):
+    flags = recipe(SimpleNamespace(name="mine", image=ImageShape(3, size, size))).flags
+    assert (flags["search"]["batch_size"], flags["compress"]["batch_size"]) == (search, compress)
 
 
 def test_force_replaces_what_it_writes_and_nothing_else(here):
