@@ -17,7 +17,7 @@ from .rules import COMPRESS_RULES, GENERATOR_METHODS, METHODS, Rule
 from .settings import Presets, setting
 from .student import StudentConfig
 
-WARM_UP, TRACKING, TRAINING, BLOCK = "warm-up", "ranges", "training", "block"
+WARM_UP, IMAGES, TRACKING, TRAINING, BLOCK = "warm-up", "images", "ranges", "training", "block"
 """In the phases of stage 2 the generator alone learns, ranges are tracked, and the student learns, or a block of it."""
 
 
@@ -46,7 +46,7 @@ class CompressConfig(StudentConfig):
             "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr", "weight_schedule",
             "weight_beta1", "weight_beta2", "weight_decay",
         ),
-        "blocks (method blockwise)": ("block_images", "block_batch_size", "block_rate"),
+        "blocks (method blockwise)": ("block_images", "refine_steps", "block_steps", "block_batch_size", "block_rate"),
         "images without a generator": ("image_count", "image_steps", "image_lr"),
         "the student": (
             "student_lr", "student_schedule", "student_momentum", "student_decay", "student_clip", "range_lr",
@@ -80,7 +80,18 @@ class CompressConfig(StudentConfig):
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
-    block_images: int = setting(1024, "images to which all blocks are fitted", low=2)
+    block_images: int | None = setting(
+        None, "images to which all blocks are fitted (default: 1024, or fewer where one costs much)", low=2
+    )
+    refine_steps: int = setting(
+        30, "updates of the pixels of these images, whose BatchNorm statistics come nearer to those of real ones", low=0
+    )
+    block_steps: int | None = setting(
+        None,
+        "updates of each block, after its weights were rounded (default: those of the epochs that warm-up and ranges "
+        "leave, or fewer where one costs much)",
+        low=0,
+    )
     block_batch_size: int = setting(32, "images of each update", low=1)
     block_rate: float = setting(
         0.02, "Adam learning rate of a block's weights, in steps of their quantization", low=0.0
@@ -110,7 +121,9 @@ class CompressConfig(StudentConfig):
         symbol="L2",
         low=1,
     )
-    steps: int = setting(50, "batches per epoch", symbol="T2", low=1)
+    steps: int | None = setting(
+        None, "batches per epoch (default: 50; with method blockwise fewer where one costs much)", symbol="T2", low=1
+    )
     warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
     range_epochs: int = setting(1, "epochs after the warm-up in which activation ranges are tracked", low=1)
     generator_updates: str = setting(
@@ -185,12 +198,12 @@ class CompressConfig(StudentConfig):
     def phases(self) -> tuple[str, ...]:
         """Return the phase of each epoch. All methods that train the student train it for the same number of epochs.
 
-        With method blockwise, each block is one more phase, of ``block_steps`` updates.
+        With method blockwise, each block is one more phase.
         """
         warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
         training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
         others = {
-            "blockwise": warm_up + tracking,
+            "blockwise": (*warm_up, IMAGES, *tracking),
             "dfq": (),
             "zeroq": tracking,
             "zeroq-kd": tracking + training,
@@ -198,10 +211,14 @@ class CompressConfig(StudentConfig):
         }
         return others.get(self.method, warm_up + tracking + training)
 
-    @property
-    def block_steps(self) -> int:
-        """Return the updates of each block: those of the epochs that warm-up and range tracking leave."""
-        return (self.epochs - self.warmup_epochs - self.range_epochs) * self.steps
+    def block_updates(self, steps: int) -> int:
+        """Return the updates of each block: as asked for, or those of the epochs that warm-up and range tracking leave.
+
+        steps: the batches per epoch.
+        """
+        if self.block_steps is not None:
+            return self.block_steps
+        return (self.epochs - self.warmup_epochs - self.range_epochs) * steps
 
     def _require_something_to_learn(self) -> None:
         losses = ("ce_weight", "kd_weight", "disagreement_weight", "feature_weight")

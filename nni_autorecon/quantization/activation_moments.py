@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..shapes import ImageShape
 from .calls import BATCHNORMS, QUANTIZED, called
 from .folding import Normal, batchnorm_output
 from .moments import Moments
@@ -28,6 +29,8 @@ CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """Activation functions that clip to a range, by the name that :func:`.calls.called` gives them."""
 
 
+DEVIATIONS = 6.0
+"""The range of a normal distribution goes so many standard deviations to both sides."""
 SAMPLES = 32
 """So many samples are sent through an operation for which there is no formula."""
 
@@ -56,6 +59,42 @@ _ON_EACH = re.compile(  # these may be applied to means, variances and bounds ju
     r"|getitem|getattr|cat|concat(enate)?|stack|\w*pad([123]d)?|sum|mean|amax|amin|(adaptive)?(avg|max)pool[123]d"
     r"|interpolate|upsampl\w*|pixel(un)?shuffle|channelshuffle"
 )
+
+
+def image_moments(
+    image: ImageShape,
+    pixel_range: tuple[Sequence[float], Sequence[float]] | None,
+    *,
+    deviations: float = DEVIATIONS,
+    device: torch.device | str = "cpu",
+) -> Moments:
+    """Return the moments of images that are standardized (mean 0, variance 1), as [1, C, H, W].
+
+    pixel_range: the least and the largest value of each channel; None means ± ``deviations``.
+    """
+    mean = torch.zeros(1, *image, dtype=torch.float64, device=device)
+    if pixel_range is None:
+        return Moments.normal(mean, mean + 1, deviations)
+    low, high = (mean + mean.new_tensor(ends).view(-1, 1, 1) for ends in pixel_range)
+    return Moments(mean, mean + 1, low, high)
+
+
+def input_means(network: fx.GraphModule, images: Moments) -> dict[str, Tensor]:
+    """Return the mean of each channel, [C], that enters each Conv2d and Linear of a network in floating point, by path.
+
+    images: the moments of one image [1, C, H, W].
+    """
+    inputs = input_moments(network, images, float_network=network, outputs={}, deviations=DEVIATIONS)
+    return {
+        path: torch.stack([channel_mean(network.get_submodule(path), x.mean) for x in moments]).mean(0)
+        for path, moments in inputs.items()
+    }
+
+
+def channel_mean(layer: nn.Module, mean: Tensor) -> Tensor:
+    """Average over all but the channels: [1, C, H, W] of a convolution, or [1, ..., C] of a linear layer, to [C]."""
+    channels_last = mean.transpose(-3, -1) if isinstance(layer, nn.Conv2d) else mean
+    return channels_last.reshape(-1, channels_last.shape[-1]).mean(0)
 
 
 def input_moments(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import InputError
 from ..shapes import ImageShape
-from .activation_moments import input_moments
+from .activation_moments import DEVIATIONS, channel_mean, image_moments, input_moments
 from .calls import BATCHNORMS, QUANTIZED
 from .coverage import Coverage
 from .equalization import absorb_high_biases, add_to_bias, constant_response, equalization_pairs, equalize
@@ -26,7 +26,7 @@ def dfq(
     quantization: Quantization,
     *,
     pixel_range: tuple[Sequence[float], Sequence[float]] | None = None,
-    deviations: float = 6.0,
+    deviations: float = DEVIATIONS,
 ) -> tuple[nn.Module, Coverage]:
     """Return a quantized copy of ``network`` and its coverage, as ``quantize_network`` does; all ranges are set.
 
@@ -57,12 +57,7 @@ def dfq(
     student = student.to(next(network.parameters()).device)
     if not isinstance(student, fx.GraphModule):  # quantize_network could not trace the folded network
         raise InputError(f"{type(network).__name__} cannot be traced twice; choose a method that uses images")
-    device = next(student.parameters()).device
-    mean = torch.zeros(1, *image, dtype=torch.float64, device=device)  # [1, C, H, W]
-    images = Moments.normal(mean, mean + 1, deviations)
-    if pixel_range is not None:
-        low, high = (mean + mean.new_tensor(ends).view(-1, 1, 1) for ends in pixel_range)
-        images = Moments(mean, mean + 1, low, high)
+    images = image_moments(image, pixel_range, deviations=deviations, device=next(student.parameters()).device)
     inputs = input_moments(student, images, float_network=float_network, outputs=outputs, deviations=deviations)
     set_ranges(student, inputs)
     correct_biases(student, float_network, inputs)
@@ -84,11 +79,5 @@ def correct_biases(student: nn.Module, float_network: nn.Module, inputs: Mapping
         layer = student.get_submodule(path)
         if isinstance(layer, QUANTIZED):
             error = layer.weight - float_network.get_parameter(f"{path}.weight")
-            mean = torch.stack([_channel_mean(layer, x.mean) for x in moments]).mean(0)  # [C]
+            mean = torch.stack([channel_mean(layer, x.mean) for x in moments]).mean(0)  # [C]
             add_to_bias(layer, -constant_response(error, mean.to(error)))
-
-
-def _channel_mean(layer: nn.Module, mean: Tensor) -> Tensor:
-    """Average over all but the channels: [1, C, H, W] of a convolution, or [1, ..., C] of a linear layer, to [C]."""
-    channels_last = mean.transpose(-3, -1) if isinstance(layer, nn.Conv2d) else mean
-    return channels_last.reshape(-1, channels_last.shape[-1]).mean(0)

@@ -11,16 +11,18 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
-from ..config.compress import BLOCK, TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..config.compress import BLOCK, IMAGES, TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
 from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
+from ..quantization.activation_moments import image_moments, input_means
+from ..quantization.calls import BATCHNORMS
 from ..quantization.coverage import Coverage
 from ..quantization.dfq import dfq
 from ..quantization.insertion import quantize_network
@@ -30,8 +32,11 @@ from ..teacher.loading import Teacher
 from .agreement import COPIES, agreement, images_within_budget
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep
+from .lengths import Lengths
 from .noise import NoiseImages
 from .reconstruction import Rates, Reconstruction
+from .refined_images import BATCH as REFINED_AT_ONCE
+from .refined_images import from_pixels, refined, to_pixels
 from .results import CompressionResult
 from .training import StudentTraining
 
@@ -42,8 +47,12 @@ LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
 MEASURED_BLOCKS = 20
 """Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
-FEATURE_MEMORY = 2**30
-"""The features of one block, of the student and of the teacher, take at most so many bytes."""
+ROUNDING_PASSES = 4
+"""A block sees all images some so many times while its weights are rounded and its errors are measured."""
+FEATURE_SPACE = 2**33
+"""The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""
+FEATURE_MEMORY = 1 / 4
+"""And at most this part of a GPU's memory."""
 
 
 @dataclass
@@ -51,9 +60,10 @@ class Compression:
     """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
 
     With a generator there are epochs of warm-up (generator only), then of range tracking, then of training of the
-    student on the images on which the generator was just trained (Xu et al., 2020); with method ``blockwise`` each
-    block of the student takes an epoch, and the generator rests. Methods without a generator need no warm-up, and
-    ``zeroq`` and ``dfq`` need no training. No real image enters anywhere.
+    student on the images on which the generator was just trained (Xu et al., 2020). With method ``blockwise`` the
+    generator rests after the warm-up; its images are refined once, and each block of the student takes an epoch.
+    Methods without a generator need no warm-up, and ``zeroq`` and ``dfq`` need no training. No real image enters
+    anywhere.
     """
 
     config: CompressConfig
@@ -72,6 +82,10 @@ class Compression:
     """L_r of the images and its parts, in the last epoch with fresh ones."""
     by_ranges: State | None = None
     """The student's state when the ranges were set."""
+    fitted: Tensor | None = None
+    """The images [N, C, H, W] that the blocks are fitted to, with method ``blockwise``."""
+    held_out: Tensor | None = None
+    """Others of their kind, which train nothing."""
 
     @classmethod
     def start(
@@ -115,6 +129,8 @@ class Compression:
             "metrics": self.metrics,
             "loss": self.loss,
             "by_ranges": self.by_ranges,
+            "fitted": None if self.fitted is None else to_pixels(self.teacher, self.fitted),
+            "held_out": None if self.held_out is None else to_pixels(self.teacher, self.held_out),
             "images": self.images.state(),
             "student": self.student.state_dict(),
             "optimizers": self.training.state(),
@@ -123,15 +139,18 @@ class Compression:
     def _load(self, state: State) -> None:
         self.epoch, self.metrics, self.loss = state["epoch"], state["metrics"], state["loss"]
         self.ranges_only_accuracy, self.by_ranges = state["ranges_only_accuracy"], state["by_ranges"]
+        if state["fitted"] is not None:
+            self.fitted, self.held_out = (from_pixels(self.teacher, state[name]) for name in ("fitted", "held_out"))
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
         self.training.load(state["optimizers"])
 
     def __post_init__(self) -> None:
         self.phases = self.config.phases
-        self._held_out: list[Tensor] = []
-        self.reconstruction = Reconstruction(self.student) if self.config.method == "blockwise" else None
-        if self.reconstruction:
+        self.lengths = Lengths.of(self.config, macs=self.teacher.macs, generator_macs=self.images.cost()[0] or 0)
+        self.reconstruction = None
+        if self.config.method == "blockwise":
+            self.reconstruction = Reconstruction(self.student, _real_means(self.teacher))
             self.phases += (BLOCK,) * len(self.reconstruction.blocks)
         self.training = StudentTraining(self.config, self.teacher, self.student)
         self._train_student = Recorded(self.training.step, "the update of the student")
@@ -139,6 +158,10 @@ class Compression:
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
+        if phase == IMAGES:
+            return self._make_images(epoch, on_step)
+        if phase == TRACKING and self.fitted is not None:
+            return self._track_ranges(epoch, self.fitted, on_step)
         if phase == BLOCK:
             return self._learn_block(epoch, on_step)
         learning = config.generator_updates == "always" or phase == WARM_UP
@@ -147,7 +170,7 @@ class Compression:
         assert not isinstance(self.images, NoiseImages)  # method dfq has no epochs
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
-        batches = self.images.batches(epoch, config.steps, learning_rate=rate, total=total)
+        batches = self.images.batches(epoch, self.lengths.steps, learning_rate=rate, total=total)
         for step, (images, labels, loss) in enumerate(batches):
             mean.add(loss)
             if phase == TRACKING:
@@ -155,7 +178,7 @@ class Compression:
                     self.student(images)
             elif phase == TRAINING:
                 first = self.phases.index(TRAINING)
-                self.training.set_progress((epoch - first + step / config.steps) / (len(self.phases) - first))
+                self.training.set_progress((epoch - first + step / self.lengths.steps) / (len(self.phases) - first))
                 student_losses.append(self._train_student(images, labels, loss.logits))
             on_step()
         self.loss = mean.result(f"L_r in epoch {epoch + 1}")
@@ -170,18 +193,39 @@ class Compression:
             metrics["agreement"] = self.agreement()
         return metrics
 
+    def _make_images(self, epoch: int, on_step: OnStep) -> EpochMetrics:
+        """Let the generator make the images that blocks are fitted to, and others to measure on; return their L_r."""
+        assert isinstance(self.images, GeneratorImages)
+        made = torch.cat([self.images.fixed(self._image_counts[0]), *self.images.held_out(self._agreement_steps)])
+        made = refined(self.teacher, made, steps=self._refine_steps, on_step=on_step)
+        self.fitted, self.held_out = made.split([self._image_counts[0], len(made) - self._image_counts[0]])
+        mean = MeanLoss()
+        with torch.no_grad():
+            for batch in self.fitted.split(self.config.batch_size):
+                mean.add(self.images.objective(batch, self.teacher.observed(batch).argmax(1)))
+        self.loss = mean.result("L_r of the refined images")
+        return {"epoch": epoch + 1, "phase": IMAGES, **self.loss}
+
+    @torch.no_grad()
+    def _track_ranges(self, epoch: int, images: Tensor, on_step: OnStep) -> EpochMetrics:
+        """Track the ranges of activations over the images that blocks are fitted to; return the agreement."""
+        for batch in images.split(self.config.batch_size):
+            with observe_ranges(self.student):
+                self.student(batch)
+            on_step()
+        return {"epoch": epoch + 1, "phase": TRACKING, "agreement": self.agreement()}
+
     def _learn_block(self, epoch: int, on_step: OnStep) -> EpochMetrics:
         """Let the next block learn; return its errors and the agreement."""
         config, reconstruction = self.config, self.reconstruction
         assert reconstruction is not None
-        assert isinstance(self.images, GeneratorImages)
+        assert self.fitted is not None
         index = epoch - self.phases.index(BLOCK)
         if not reconstruction.has_begun:
-            reconstruction.begin(self.images.fixed(self._block_images(reconstruction)), learned=index)
-            self._held_out = list(self.images.held_out(self._agreement_steps))  # the generator rests from now on
+            reconstruction.begin(self.fitted, learned=index)
         error = reconstruction.learn(
             index,
-            steps=config.block_steps,
+            steps=self.lengths.block_steps,
             batch_size=config.block_batch_size,
             rates=Rates(weights=config.block_rate),
             seed=config.seed,
@@ -193,20 +237,36 @@ class Compression:
             metrics["agreement"] = self.agreement()
         return metrics
 
-    def _block_images(self, reconstruction: Reconstruction) -> int:
-        """Return how many images the blocks are fitted to: as many as are asked for, or as memory holds."""
-        asked = self.config.block_images
-        most = reconstruction.images_within(FEATURE_MEMORY, self._zero_image())
+    @cached_property
+    def _image_counts(self) -> tuple[int, int]:
+        """Return how many images blocks are fitted to, as asked for or as memory holds, and how many are held out."""
+        asked, reconstruction = self.lengths.block_images, self.reconstruction
+        assert reconstruction is not None
+        space = FEATURE_SPACE
+        if self.teacher.device.type == "cuda":
+            space = int(FEATURE_MEMORY * torch.cuda.get_device_properties(self.teacher.device).total_memory)
+        most = reconstruction.images_within(space, self._zero_image())
         if most < asked:
             _log.info(
                 "blocks are fitted to %d images in place of %d, for more features would not fit in %d kB",
-                *(most, asked, FEATURE_MEMORY // 1000),
+                *(most, asked, space // 1000),
             )
-        return min(most, asked)
+        return min(most, asked), self._agreement_steps * self.config.batch_size
+
+    @property
+    def _refine_steps(self) -> int:
+        """Return the updates of each image; none for a teacher without BatchNorm2d, whose statistics nobody knows."""
+        norms = (module for module in self.teacher.network.modules() if isinstance(module, nn.BatchNorm2d))
+        return self.config.refine_steps if any(norm.running_mean is not None for norm in norms) else 0
 
     def steps_of(self, epoch: int) -> int:
         """Return how often ``on_step`` is called in an epoch."""
-        return self.config.block_steps if self.phases[epoch] == BLOCK else self.config.steps
+        phase = self.phases[epoch]
+        if phase == IMAGES:
+            return -(-sum(self._image_counts) // REFINED_AT_ONCE) * self._refine_steps
+        if phase == TRACKING and self.reconstruction:
+            return -(-self._image_counts[0] // self.config.batch_size)
+        return self.lengths.block_steps if phase == BLOCK else self.lengths.steps
 
     def epoch_costs(self) -> list[float]:
         """Return what each epoch costs, in multiply-accumulates: three forward passes for a step that learns."""
@@ -214,13 +274,26 @@ class Compression:
         images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if config.generator_spec else 0)
         beside = {WARM_UP: 0, TRACKING: teacher, TRAINING: 3 * teacher}
         costs = [
-            config.steps * config.batch_size * (images + beside[phase]) if phase in beside else 0
+            self.lengths.steps * config.batch_size * (images + beside[phase]) if phase in beside else 0
             for phase in self.phases
         ]
         if self.reconstruction:
+            made = self.phases.index(IMAGES)
+            costs[made] = 3 * self._refine_steps * sum(self._image_counts) * teacher
+            costs[made + 1 :] = [self._image_counts[0] * teacher for _ in costs[made + 1 :]]
             blocks = self.reconstruction.block_macs(self._zero_image())
-            costs[-len(blocks) :] = [3 * config.block_steps * config.block_batch_size * macs for macs in blocks]
+            rounding = ROUNDING_PASSES * self._image_counts[0]
+            updates = 3 * self.lengths.block_steps * config.block_batch_size
+            costs[-len(blocks) :] = [(updates + rounding) * macs for macs in blocks]
         return [float(max(cost, 1)) for cost in costs]
+
+    @torch.no_grad()
+    def to_show(self) -> tuple[Tensor, Tensor]:
+        """Return images [n, C, H, W] for a person and for the check of an export, and labels [n]."""
+        if self.held_out is None:
+            return self.images.to_show(8)
+        decisions = [self.teacher.observed(batch).argmax(1) for batch in self.held_out.split(self.config.batch_size)]
+        return self.held_out, torch.cat(decisions)
 
     def phase_name(self, epoch: int) -> str:
         """Return what an epoch does, for a person."""
@@ -228,7 +301,8 @@ class Compression:
         if phase == BLOCK:
             first = self.phases.index(BLOCK)
             return f"block {epoch - first + 1} of {len(self.phases) - first}"
-        return {WARM_UP: "the generator learns", TRACKING: "ranges", TRAINING: "the student learns"}[phase]
+        names = {WARM_UP: "the generator learns", IMAGES: "images are refined", TRACKING: "ranges"}
+        return names.get(phase, "the student learns")
 
     def _zero_image(self) -> Tensor:
         return torch.zeros(1, *self.teacher.image, device=self.teacher.device)
@@ -243,7 +317,10 @@ class Compression:
 
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
-        batches = self._held_out or self.images.held_out(self._agreement_steps)
+        if self.held_out is None:
+            batches = self.images.held_out(self._agreement_steps)
+        else:
+            batches = iter(self.held_out.split(self.config.batch_size))
         return agreement(self.student, self.teacher.observed, batches, disturbs=self.images.disturbs)
 
     @cached_property
@@ -268,6 +345,14 @@ class Compression:
         if by_ranges <= trained:
             self.student.load_state_dict(last)
         return trained, by_ranges
+
+
+def _real_means(teacher: Teacher) -> dict[str, Tensor]:
+    """Return the means of the inputs of layers over real images, which BatchNorms remember; none without BatchNorms."""
+    graph = teacher.graph
+    if not isinstance(graph, fx.GraphModule) or not any(isinstance(norm, BATCHNORMS) for norm in graph.modules()):
+        return {}
+    return input_means(graph, image_moments(teacher.image, teacher.pixel_range, device=teacher.device))
 
 
 def compress(

@@ -69,12 +69,14 @@ def run_compression(
 
         def on_phase(epoch: int) -> None:
             nonlocal step_cost
-            step_cost = costs[epoch] / compression.steps_of(epoch)
+            step_cost = costs[epoch] / max(compression.steps_of(epoch), 1)
             bar.set_postfix_str(compression.phase_name(epoch), refresh=False)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
             run.save("compress", config, compression.state())
+            left = sum(costs[compression.epoch :])
+            bar.update((bar.total or 0) - left - bar.n)  # not all work of an epoch is in its steps
             on_epoch(metrics)
 
         result = compress(
@@ -89,7 +91,7 @@ def run_compression(
         ratio = float_size(teacher.network) / file_bytes
         result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
         run.write_result(result.to_dict())
-        images, labels = compression.images.to_show(8)
+        images, labels = compression.to_show()
         save_images(run / "images.npz", images)
         _draw(run, images, labels)
         if float_network is not None:

@@ -1,8 +1,9 @@
 """The student learns block by block: each block is fitted to the teacher's on a fixed set of images.
 
 The idea is BRECQ's (Li et al., ICLR 2021), the mixed inputs are QDrop's (Wei et al., ICLR 2022), and that synthetic
-images are enough is GENIE's (Jeon et al., CVPR 2023). Those learn which way each weight is rounded. Here the weights
-themselves learn, with the straight-through gradient.
+images are enough is GENIE's (Jeon et al., CVPR 2023). Those learn which way each weight is rounded. Here a block's
+weights are first rounded together (GPTQ), and its biases corrected for what that does to the mean of real inputs, which
+BatchNorms remember (DFQ). Then the weights themselves learn, with the straight-through gradient.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..config.common import SCHEDULES
 from ..errors import DivergenceError, InputError
 from ..quantization.blocks import blocks
-from ..quantization.calls import BATCHNORMS
+from ..quantization.calls import BATCHNORMS, called
+from ..quantization.equalization import add_to_bias, constant_response
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
+from ..quantization.rounding import MOST_COLUMNS, SAMPLES_PER_COLUMN, columns, round_together
 from ..shapes import measured_at_once
+from .large_tensors import joined
 
 LARGEST_BATCH = 16
 
@@ -54,10 +59,11 @@ class Reconstruction:
 
     student: a graph with quantizers, as ``quantize_network`` makes it of the teacher. Its blocks learn in place, in
         order, from ``begin`` on, when the ranges of its activations must be set.
+    means: the mean of each channel of a layer's input over real images, [C], by the layer's path, where it is known.
     Raises InputError if the student is no graph.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, means: Mapping[str, Tensor] | None = None) -> None:
         if not isinstance(student, fx.GraphModule):
             raise InputError("a network that cannot be traced has no blocks to reconstruct; choose method gdfq")
         for _, layer in quantized_layers(student):
@@ -65,6 +71,7 @@ class Reconstruction:
         for module in student.modules():
             if isinstance(module, ActivationQuantizer):
                 module.learn_range()
+        self._means = {student.get_submodule(path): mean for path, mean in (means or {}).items()}
         self.blocks = blocks(student)
         self._teacher = copy.deepcopy(student)
         self._teacher_blocks = blocks(self._teacher)
@@ -115,27 +122,41 @@ class Reconstruction:
         seed: int,
         on_step: Callable[[], object] = lambda: None,
     ) -> BlockError:
-        """Let block ``index``, the next one, learn for ``steps`` batches; return its errors.
+        """Round block ``index``, the next one, let it learn for ``steps`` batches, and return its errors.
 
         Each element of a batch comes from the teacher's features or from the student's, by a coin (QDrop). A block that
-        is no better afterwards is put back. Raises DivergenceError if its output is not finite.
+        is no better afterwards is put back, as it was or as it was rounded. Raises DivergenceError if its output is not
+        finite.
         """
         if self._features is None:
             raise RuntimeError("the reconstruction has no images yet; call begin first")
         block, inputs, teacher_inputs = self.blocks[index], self._features, self._teacher_features
         target = self._target(index)
-        power = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny)
+        power = (torch.linalg.vector_norm(target).square() / target.numel()).clamp(min=torch.finfo(target.dtype).tiny)
 
+        @torch.no_grad()
         def error() -> float:
-            return float((outputs(block, inputs) - target).square().mean() / power)
+            parts = zip(inputs.split(_at_once(inputs)), target.split(_at_once(inputs)), strict=True)
+            return float(sum((block(part) - wanted).square().sum() for part, wanted in parts) / target.numel() / power)
 
         random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(random[0] >> 1))
         # On the CPU gradients are summed over parts of a batch, for the features of all of it may not fit the caches.
         at_once = measured_at_once(inputs.shape[1:]) if inputs.device.type == "cpu" else batch_size
-        before, own = error(), {name: value.clone() for name, value in block.state_dict().items()}
+        before = least = error()
+        best = copy.deepcopy(block.state_dict())
+
+        def keep_the_better() -> None:
+            nonlocal least, best
+            if (now := error()) < least:
+                least, best = now, copy.deepcopy(block.state_dict())
+            else:
+                block.load_state_dict(best)
+
+        self._round(block, inputs)
+        keep_the_better()
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: SCHEDULES["cosine"](k / max(steps, 1)))
         for _ in range(steps):
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
             coins = torch.rand(inputs[chosen].shape, generator=generator).to(inputs.device) < 0.5
@@ -147,22 +168,94 @@ class Reconstruction:
             optimizer.step()
             schedule.step()
             on_step()
-        after = error()
-        if not after < before:
-            block.load_state_dict(own)
-            after = before
-        if not math.isfinite(after):
+        keep_the_better()
+        if not math.isfinite(least):
             raise DivergenceError(
                 f"block {index + 1} of the student returns values that are not finite; check the teacher"
             )
         self._features, self._teacher_features = outputs(block, inputs), target
-        return BlockError(before, after)
+        return BlockError(before, least)
+
+    @torch.no_grad()
+    def _round(self, block: fx.GraphModule, inputs: Tensor) -> None:
+        """Round the weights of each layer together, in the order of execution, and correct the layer's bias.
+
+        So each layer makes up for what the rounding of those before it has done to its inputs.
+        """
+        known: set[nn.Parameter] = set()
+        for node, layer in _layers(block):
+            parametrization: Any = layer.parametrizations
+            weight, quantizer = parametrization.weight.original, parametrization.weight[0]
+            if weight in known:  # layers may share it
+                continue
+            known.add(weight)
+            exact = weight.detach().clone()
+            if weight[0].numel() <= MOST_COLUMNS:
+                products = _products(block, layer, inputs)
+                groups = len(products)
+                scale, zero_point = (value.view(groups, -1) for value in quantizer.qparams(weight))
+                rounded = round_together(
+                    weight.reshape(groups, len(weight) // groups, -1),
+                    products,
+                    scale=scale,
+                    zero_point=zero_point,
+                    largest_code=quantizer.largest_code,
+                )
+                weight.copy_(rounded.view_as(weight))
+            if layer in self._means:
+                error = constant_response(layer.weight - exact, self._means[layer].to(exact))
+                _shift(block, node, layer, -error)
+
+
+def _layers(block: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """Yield the first call of each layer with a quantized weight, in the order of execution."""
+    quantized = dict.fromkeys(layer for _, layer in quantized_layers(block))
+    for node in block.graph.nodes:
+        layer = called(block, node)[0]
+        if layer is not None and layer in quantized:
+            del quantized[layer]
+            yield node, layer
+
+
+def _products(block: fx.GraphModule, layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the products of the columns of a layer's inputs with each other, [groups, columns, columns]."""
+    weight: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+    samples = -(-SAMPLES_PER_COLUMN * weight[0].numel() // len(inputs))  # of an image
+    generator = torch.Generator().manual_seed(0)
+    products: Tensor | None = None
+
+    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal products
+        found = columns(layer, given[0], most=samples * len(given[0]), generator=generator)  # type: ignore[arg-type]
+        own = found.transpose(1, 2) @ found
+        products = own if products is None else products + own
+
+    hook = layer.register_forward_pre_hook(add)
+    try:
+        outputs(block, inputs)
+    finally:
+        hook.remove()
+    assert products is not None
+    return products
+
+
+def _shift(block: fx.GraphModule, node: fx.Node, layer: nn.Module, change: Tensor) -> None:
+    """Add ``change`` [out] to what a layer gives, in its bias or in the mean that the norm after it subtracts."""
+    following = called(block, next(iter(node.users)))[0] if len(node.users) == 1 else None
+    if isinstance(following, BATCHNORMS) and following.running_mean is not None:
+        following.running_mean -= change
+    elif layer.bias is not None:
+        add_to_bias(layer, change)
 
 
 @torch.no_grad()
 def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
     """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
-    return torch.cat([block(batch) for batch in inputs.split(min(measured_at_once(inputs.shape[1:]), LARGEST_BATCH))])
+    return joined((block(batch) for batch in inputs.split(_at_once(inputs))), len(inputs))
+
+
+def _at_once(inputs: Tensor) -> int:
+    return min(measured_at_once(inputs.shape[1:]), LARGEST_BATCH)
 
 
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nni_autorecon as nar
-from nni_autorecon.config.compress import BLOCK, TRACKING, WARM_UP, CompressConfig
+from nni_autorecon.config.compress import BLOCK, IMAGES, TRACKING, WARM_UP, CompressConfig
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
@@ -116,11 +116,13 @@ def test_a_ruinous_rate_leaves_the_student_as_it_was() -> None:
     network, images = toy_teacher(), torch.randn(64, *IMAGE)
     student = ranged(network, images, "w8a8")
     reconstruction = Reconstruction(student)
-    before = snapshot(student)
     reconstruction.begin(images)
     errors = learn_all(reconstruction, rates=Rates(1e4, 1e4, 10.0, 10.0), steps=10)
-    assert all(error.after == error.before for error in errors)
-    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(error.after <= error.before for error in errors)
+    rounded = Reconstruction(ranged(network, images, "w8a8"))
+    rounded.begin(images)
+    learn_all(rounded, steps=0)
+    torch.testing.assert_close(student(images), rounded.student(images), rtol=0, atol=0)
 
 
 def test_the_rates_follow_the_scale_of_the_network() -> None:
@@ -186,7 +188,7 @@ def test_no_more_images_are_taken_than_memory_holds() -> None:
 
 def test_fewer_images_are_taken_with_a_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "nni_autorecon")
-    monkeypatch.setattr("nni_autorecon.student.compression.FEATURE_MEMORY", 20000)
+    monkeypatch.setattr("nni_autorecon.student.compression.FEATURE_SPACE", 20000)
     compression = start()
     for epoch in range(4):
         compression.run_epoch(epoch)
@@ -215,19 +217,19 @@ def test_a_network_without_a_graph_has_no_blocks() -> None:
 
 def test_each_block_changes_its_own_layers_alone() -> None:
     compression = start()
-    assert compression.phases == (WARM_UP, WARM_UP, TRACKING, BLOCK, BLOCK, BLOCK)
-    for epoch in range(3):
+    assert compression.phases == (WARM_UP, WARM_UP, IMAGES, TRACKING, BLOCK, BLOCK, BLOCK)
+    for epoch in range(4):
         compression.run_epoch(epoch)
     generator = snapshot(compression.images.generator)
     layers = [name for name, _ in quantized_layers(compression.student)]
     for block in range(3):
         before = snapshot(compression.student)
-        metrics = compression.run_epoch(3 + block)
+        metrics = compression.run_epoch(4 + block)
         state = compression.student.state_dict()
         changed = {name for name in state if not torch.equal(state[name], before[name])}
         assert f"{layers[block]}.parametrizations.weight.original" in changed
         assert not any(name.startswith(f"{layer}.") for name in changed for layer in layers if layer != layers[block])
-        assert not {name for name in changed if "running" in name or "average" in name}
+        assert not {name for name in changed if "average" in name}
         assert metrics["block_error"] < metrics["error_before"]
     now = compression.images.generator.state_dict()
     assert all(
@@ -237,16 +239,16 @@ def test_each_block_changes_its_own_layers_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("done", range(1, 6))
+@pytest.mark.parametrize("done", range(1, 7))
 def test_a_run_that_is_taken_up_comes_to_the_same(done: int) -> None:
     whole, part = start(), start()
-    for epoch in range(6):
+    for epoch in range(7):
         metrics = whole.metrics = whole.run_epoch(epoch)
     for epoch in range(done):
         part.metrics = part.run_epoch(epoch)
         part.epoch = epoch + 1
     again = start(state=copy.deepcopy(part.state()))
-    for epoch in range(done, 6):
+    for epoch in range(done, 7):
         last = again.metrics = again.run_epoch(epoch)
     assert last == metrics
     state = again.student.state_dict()

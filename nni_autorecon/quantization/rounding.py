@@ -1,0 +1,73 @@
+"""A layer's weights are rounded together, so that its outputs stay, not each weight to the nearest code by itself.
+
+The method is GPTQ (Frantar et al., ICLR 2023): column after column is rounded, and the error of each is made good by
+those that are still to come, as far as the layer's inputs go together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MOST_COLUMNS = 8192
+"""The products of so many columns take 256 MB; layers with more are rounded to the nearest codes."""
+SAMPLES_PER_COLUMN = 16
+"""More samples of a layer's inputs hardly change their products."""
+AT_ONCE = 128
+"""The columns whose errors are carried over to the later ones in one product of matrices."""
+
+
+def columns(layer: nn.Conv2d | nn.Linear, inputs: Tensor, *, most: int, generator: torch.Generator) -> Tensor:
+    """Return some ``most`` samples of what the weights of each group multiply, [groups, samples, columns].
+
+    inputs: the layer's inputs, [N, C, H, W] or [..., C]. The columns are in the order of ``layer.weight.flatten(1)``.
+    A convolution samples positions of its output in every image.
+    """
+    if isinstance(layer, nn.Linear):
+        samples = inputs.flatten(0, -2)[None]  # [1, n, C]
+        return samples[:, torch.randperm(samples.shape[1], generator=generator)[:most]]
+    padding = layer._reversed_padding_repeated_twice  # also that of padding="same"
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    found = []
+    for image in F.pad(inputs, padding, mode).split(1):
+        patches = F.unfold(image, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # [1, C k², L]
+        patches = patches[..., torch.randperm(patches.shape[2], generator=generator)[: -(-most // len(inputs))]]
+        found.append(patches.reshape(layer.groups, -1, patches.shape[2]).transpose(1, 2))
+    return torch.cat(found, 1)
+
+
+def round_together(
+    weight: Tensor, products: Tensor, *, scale: Tensor, zero_point: Tensor, largest_code: int, damping: float = 0.01
+) -> Tensor:
+    """Return ``weight`` [groups, outputs, columns] on its codes, so that its products with the inputs change little.
+
+    products: of the columns with each other, [groups, columns, columns], summed or averaged over samples.
+    scale, zero_point: of each output, [groups, outputs].
+    damping: the part of the mean square of a column that is added to all, so that few samples do not decide alone.
+
+    Columns go from the strongest input to the weakest. With U the upper Cholesky factor of the inverse products, the
+    error e of column j takes e / U[j, j] · U[j, j + 1:] from the columns after it (Frantar et al., algorithm 1).
+    """
+    power = products.diagonal(dim1=1, dim2=2)  # [groups, columns]
+    order = power.argsort(1, descending=True)
+    products = products.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
+    products = products + torch.diag_embed(damping * power.mean(1, keepdim=True).expand_as(power) + 1e-12)
+    factor = torch.linalg.cholesky(products.flip(1, 2))  # that of the inverse is the inverse of this one, turned round
+    eye = torch.eye(products.shape[1], dtype=products.dtype, device=products.device).expand_as(products)
+    upper = torch.linalg.solve_triangular(factor, eye, upper=False).flip(1, 2)
+    weight = weight.take_along_dim(order[:, None, :], 2)
+    scale, zero_point = scale[..., None], zero_point[..., None].to(weight.dtype)
+    rounded = torch.empty_like(weight)
+    for start in range(0, weight.shape[2], AT_ONCE):
+        these = slice(start, start + AT_ONCE)
+        part, own = weight[:, :, these].clone(), upper[:, these, these]
+        errors = torch.empty_like(part)
+        for j in range(part.shape[2]):
+            column = part[:, :, j : j + 1]  # [groups, outputs, 1]
+            code = (column / scale).round().add(zero_point).clamp(0, largest_code)
+            rounded[:, :, start + j] = ((code - zero_point) * scale).squeeze(2)
+            errors[:, :, j] = (column.squeeze(2) - rounded[:, :, start + j]) / own[:, j, j, None]
+            part[:, :, j:] -= errors[:, :, j : j + 1] * own[:, j : j + 1, j:]
+        weight[:, :, these.stop :] -= errors @ upper[:, these, these.stop :]
+    return torch.empty_like(rounded).scatter_(2, order[:, None, :].expand_as(rounded), rounded)

@@ -1,0 +1,57 @@
+"""How long the parts of method blockwise take: as asked for, or as the cost of the network's images allows."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from ..config.compress import CompressConfig
+
+_log = logging.getLogger(__name__)
+
+STEPS, BLOCK_IMAGES, LEAST_IMAGES = 50, 1024, 96
+WARM_UP_BUDGET = 6e12
+IMAGES_BUDGET = 1e13
+BLOCKS_BUDGET = 1e13
+"""Multiply-accumulates of the generator's warm-up, of the images and of all blocks: some minutes of a core each. All of
+them suffice for the lengths that suit networks of 32×32 pixels."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Batches of an epoch, images to which blocks are fitted, and updates of each block."""
+
+    steps: int
+    block_images: int
+    block_steps: int
+
+    @classmethod
+    def of(cls, config: CompressConfig, *, macs: int, generator_macs: int) -> Lengths:
+        """Return the lengths for a network of ``macs`` multiply-accumulates an image, and such a generator.
+
+        What was not asked for is shortened, down to a least, where it would exceed its budget; a line says so. An
+        update costs three forward passes.
+        """
+        steps, images = config.steps or STEPS, config.block_images or BLOCK_IMAGES
+        asked = steps, images, updates = steps, images, config.block_updates(steps)
+        if config.method == "blockwise":
+            warm_up = 3 * config.warmup_epochs * config.batch_size * (macs + generator_macs)
+            refined = 3 * max(config.refine_steps, 1) * macs
+            update = 3 * config.block_batch_size * macs
+            if config.steps is None:
+                steps = _within(WARM_UP_BUDGET, warm_up, 1, steps)
+            if config.block_images is None:
+                images = _within(IMAGES_BUDGET, refined, LEAST_IMAGES, images)
+            if config.steps is None and config.block_steps is None:
+                updates = _within(BLOCKS_BUDGET, update, 1, updates)
+            if (steps, images, updates) != asked:
+                _log.info(
+                    "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
+                    "images and %d updates; --steps, --block-images and --block-steps change that",
+                    *(macs / 1e6, steps, images, updates),
+                )
+        return cls(steps, images, updates)
+
+
+def _within(budget: float, cost: float, least: int, most: int) -> int:
+    return max(min(most, int(budget / max(cost, 1))), min(least, most))
