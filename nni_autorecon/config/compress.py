@@ -10,7 +10,7 @@ from typing import ClassVar
 from ..errors import InputError
 from ..losses.forms import REDUCTIONS
 from ..quantization.ranges import RANGES
-from ..quantization.specification import FORMER_NAMES, PROTOCOLS, Bits, Quantization
+from ..quantization.specification import FORMER_NAMES, PROTOCOLS, Bits, Quantization, Size
 from .generator_spec import GeneratorSpec
 from .presets import COMPRESS_PRESETS, LOSSES
 from .rules import COMPRESS_RULES, GENERATOR_METHODS, METHODS, Rule
@@ -38,8 +38,8 @@ class CompressConfig(StudentConfig):
             "allow_weak_teacher",
         ),
         "what is quantized": (
-            "protocol", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges", "allow_partial",
-            "onnx",
+            "protocol", "size", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges",
+            "allow_partial", "onnx",
         ),
         "epochs": ("steps", "warmup_epochs", "range_epochs", "agreement_steps"),
         "the generator": (
@@ -97,6 +97,11 @@ class CompressConfig(StudentConfig):
         0.02, "Adam learning rate of a block's weights, in steps of their quantization", low=0.0
     )
     bits: Bits = setting(Bits("w4a4"), "bit widths of weights and activations, from 2 to 8")  # noqa: RUF009 (immutable)
+    size: Size | None = setting(  # noqa: RUF009 (immutable)
+        None,
+        "largest size of the student's file, as 1.5MB (B, kB, MB): in place of those in bits, each layer's weights get "
+        "the 2 to 8 bits that do the least harm (default: no limit)",
+    )
     protocol: str = setting(
         "activations",
         f"what is quantized beside weights: {'; '.join(f'{name}, {what}' for name, what in PROTOCOLS.items())}",
@@ -242,5 +247,6 @@ class CompressConfig(StudentConfig):
 
     @property
     def quantization(self) -> Quantization:
-        """Return the settings of the quantization."""
-        return Quantization(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Quantization)})
+        """Return the settings of the quantization, but for bits of single layers, which are chosen by ``size``."""
+        names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits"}
+        return Quantization(**{name: getattr(self, name) for name in names})

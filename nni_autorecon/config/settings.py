@@ -320,6 +320,7 @@ _METAVARS = {
     "genotype": "FILE",
     "labels": "FILE",
     "bits": "wNaN",
+    "size": "SIZE",
     "mean": "N,N,N",
     "std": "N,N,N",
 } | dict.fromkeys(("teacher", "student", "generator", "test_data"), "SPEC")

@@ -19,6 +19,7 @@ TAKEN_AWAY = ("file_bytes", "latency", "float_latency")
 """What a student's file costs its user: bytes, and milliseconds of an image beside those of the float network."""
 PROGRAMS = ("nni-autorecon", "nni_autorecon")
 """The command line has these names: its own, and that of the package, after ``python -m``."""
+_COMPRESS_FIGURES = ("loss.png", "agreement.png", "images.png", "frontier.png")
 ACCURACIES = ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement")
 
 
@@ -60,7 +61,7 @@ STAGES = {
             "agreement",
             "agreement",
             (*ACCURACIES, *COSTS, *TAKEN_AWAY),
-            ("student.safetensors", "student.onnx", "loss.png", "agreement.png", "images.png", "images.npz"),
+            ("student.safetensors", "student.onnx", "images.npz", *_COMPRESS_FIGURES),
         ),
         Stage(
             "distill",

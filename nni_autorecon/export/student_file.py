@@ -39,10 +39,11 @@ from ..teacher.sources import names_code
 from ..version import __version__
 from .description import Description
 
-FORMAT = 3
+FORMAT = 4
 """Counted up whenever an earlier version could no longer read the file."""
-READABLE = (1, 2, FORMAT)
-"""The formats that this version reads. Protocol ``integer`` was another one before format 3."""
+READABLE = (1, 2, 3, FORMAT)
+"""The formats that this version reads. Protocol ``integer`` was another one before format 3, and all layers but the
+first and the last had the same bits before format 4."""
 _METADATA = "nni-autorecon"
 """The metadata of the file have this one key; safetensors would write several keys in any order."""
 

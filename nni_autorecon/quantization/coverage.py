@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class Coverage:
             f"inputs left unquantized: {inputs}",
         ]
         return "\n".join(lines + [f"not quantized: {gap.name} ({gap.reason})" for gap in self.gaps])
+
+    def mean_bits(self) -> float:
+        """Return the bits of a quantized weight on average, over all numbers in the weights."""
+        counts = [math.prod(each.shape or ()) for each in self.weights]
+        bits = sum(count * each.bits for count, each in zip(counts, self.weights, strict=True))
+        return bits / max(sum(counts), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same in dicts and tuples, for JSON."""

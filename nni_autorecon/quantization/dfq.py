@@ -13,7 +13,7 @@ from .activation_moments import DEVIATIONS, channel_mean, image_moments, input_m
 from .calls import BATCHNORMS, QUANTIZED
 from .coverage import Coverage
 from .equalization import absorb_high_biases, add_to_bias, constant_response, equalization_pairs, equalize
-from .folding import folded
+from .folding import Normal, folded
 from .insertion import quantize_network
 from .moments import Moments
 from .quantizers import ActivationQuantizer
@@ -45,14 +45,7 @@ def dfq(
     Raises InputError if the network cannot be traced, has no BatchNorm, or has a part that cannot be quantized (with
     ``allow_partial`` that part is skipped).
     """
-    if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
-        raise InputError(
-            f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than DFQ"
-        )
-    float_network, outputs = folded(network, image=image)
-    pairs = equalization_pairs(float_network)
-    outputs = equalize(float_network, pairs, outputs)
-    outputs = absorb_high_biases(float_network, pairs, outputs)
+    float_network, outputs = equalized(network, image)
     student, coverage = quantize_network(float_network, quantization)
     student = student.to(next(network.parameters()).device)
     if not isinstance(student, fx.GraphModule):  # quantize_network could not trace the folded network
@@ -62,6 +55,23 @@ def dfq(
     set_ranges(student, inputs)
     correct_biases(student, float_network, inputs)
     return student, coverage
+
+
+def equalized(network: nn.Module, image: ImageShape) -> tuple[fx.GraphModule, dict[str, Normal]]:
+    """Return the network that DFQ quantizes, in floating point, and the outputs of its layers that are known, by path.
+
+    BatchNorms are folded, the layers are equalized and high biases are absorbed (section 4.1).
+
+    Raises InputError if the network cannot be traced or has no BatchNorm.
+    """
+    if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
+        raise InputError(
+            f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than DFQ"
+        )
+    float_network, outputs = folded(network, image=image)
+    pairs = equalization_pairs(float_network)
+    outputs = equalize(float_network, pairs, outputs)
+    return float_network, absorb_high_biases(float_network, pairs, outputs)
 
 
 def set_ranges(student: nn.Module, inputs: Mapping[str, Sequence[Moments]]) -> None:

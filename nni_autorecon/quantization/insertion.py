@@ -71,7 +71,8 @@ def quantize_network(
     them; in a network that cannot be traced, each activation module then gets one quantizer for all its calls.
 
     Raises InputError if a part cannot be quantized and ``allow_partial`` is False, if a layer's weight is not a
-    parameter of its own, or if the network cannot be traced and protocol ``integer`` needs that.
+    parameter of its own, if ``layer_bits`` names no layer, or if the network cannot be traced and protocol ``integer``
+    needs that.
     """
     protocol = quantization.protocol
     name = type(network).__name__
@@ -103,7 +104,10 @@ def quantize_network(
         first = f"{gaps[0].name} ({gaps[0].reason})" + (f" and {len(gaps) - 1} more parts" if len(gaps) > 1 else "")
         raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
 
-    bits = dict.fromkeys(layers, quantization.bits.weights)
+    own = quantization.layer_bits or {}
+    if unknown := own.keys() - layers.values():
+        raise InputError(f"{name} has no layer {min(unknown)} to have bits of its own; name the network that it is of")
+    bits = {module: own.get(path, quantization.bits.weights) for module, path in layers.items()}
     for index, chosen in (0, quantization.first_bits), (-1, quantization.last_bits):
         if calls and chosen is not None:
             bits[calls[index][1]] = chosen

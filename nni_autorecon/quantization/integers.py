@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,11 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{count} codes of {bits} bits do not fill {packed.numel()} bytes")
     each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
     return torch.from_numpy(np.packbits(each, axis=1, bitorder="little").reshape(shape))
+
+
+def weight_bytes(shape: Sequence[int], bits: int) -> int:
+    """Return the bytes of a weight [out, ...] in a file: packed codes, and scale and zero point of each channel."""
+    return -(-math.prod(shape) * bits // 8) + 5 * shape[0]
 
 
 def quantized_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -253,6 +253,21 @@ def in_floating_point(network: nn.Module) -> Iterator[None]:
             quantizer.bypassed = False
 
 
+@contextmanager
+def quantized_alone(quantizer: WeightQuantizer, bits: int) -> Iterator[None]:
+    """Let one quantizer of a network :func:`in_floating_point` quantize within the block, to ``bits`` bits.
+
+    Raises ValueError unless 1 <= bits <= 8.
+    """
+    before = quantizer.bits, quantizer.largest_code
+    quantizer.bits, quantizer.largest_code, quantizer.bypassed = bits, highest_code(bits), False
+    try:
+        yield
+    finally:
+        quantizer.bits, quantizer.largest_code = before
+        quantizer.bypassed = True
+
+
 def learn_ranges(network: nn.Module) -> list[nn.Parameter]:
     """Let every ActivationQuantizer of ``network`` learn its range; return the logarithms of their factors."""
     return [module.learn_range() for module in network.modules() if isinstance(module, ActivationQuantizer)]

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from ..errors import InputError, shown
@@ -48,16 +49,38 @@ class Bits(str):
         return int(self[3])
 
 
+class Size(str):
+    """The size of a file, written as in ``1.5MB``; a string in files and tables. Units are powers of ten.
+
+    Raises InputError for any other text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Size:
+        if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})? ?(B|kB|MB)", text):
+            raise InputError(f"size {shown(text)} is not understood; write it as 1.5MB, in B, kB or MB")
+        return super().__new__(cls, text)
+
+    @property
+    def bytes(self) -> int:
+        """Return the number of whole bytes."""
+        number = self.rstrip("BkM ")
+        return int(Decimal(number) * {"B": 1, "kB": 10**3, "MB": 10**6}[self[len(number) :].strip()])
+
+
 @dataclass(frozen=True)
 class Quantization:
     """The settings by which :func:`~.insertion.quantize_network` quantizes a network.
 
     ``first_bits`` and ``last_bits`` hold for the weights of the first and of the last layer and, in protocol
-    ``integer``, for the last layer's input; None means ``bits``. ``input_bits`` hold for the network input in protocol
+    ``integer``, for the last layer's input; None means ``bits``. ``layer_bits`` hold for the weights of the layers that
+    it names by their paths, but for those two. ``input_bits`` hold for the network input in protocol
     ``integer``; None means 8. ``weight_ranges`` and ``activation_ranges`` name functions of :data:`~.ranges.RANGES`.
     With ``allow_partial``, parts that cannot be quantized are listed and left as they are.
 
-    Raises InputError for an unknown protocol or range, and for input bits in protocol ``activations``.
+    Raises InputError for an unknown protocol or range, for input bits in protocol ``activations``, and unless a layer's
+    bits are 2 to 8.
     """
 
     bits: Bits
@@ -68,6 +91,7 @@ class Quantization:
     weight_ranges: str = "minmax"
     activation_ranges: str = "minmax"
     allow_partial: bool = False
+    layer_bits: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", Bits(self.bits))
@@ -79,6 +103,9 @@ class Quantization:
                 raise InputError(f"ranges {ranges!r} are unknown; choose one of {', '.join(RANGES)}")
         if self.protocol == "activations" and self.input_bits is not None:
             raise InputError("protocol activations leaves the network input as it is; leave out input_bits")
+        for path, bits in (self.layer_bits or {}).items():
+            if type(bits) is not int or not 2 <= bits <= 8:
+                raise InputError(f"{shown(bits)} bits of layer {path} are not supported; choose 2 to 8")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the names and values, as JSON holds them."""

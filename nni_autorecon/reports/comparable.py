@@ -17,7 +17,7 @@ from ..runs.records import Run
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
 EXECUTION = ("threads", "device", "onnx")
-NO_ROW = {"seed", "bits", SCALE, "protocol", *EXECUTION}
+NO_ROW = {"seed", "bits", "size", SCALE, "protocol", *EXECUTION}
 """These settings make no row: they make columns and tables, or say where a run was computed."""
 
 
@@ -38,7 +38,8 @@ def comparable_entries(runs: Sequence[Run]) -> list[Entry]:
 
     If NNI's record lacks a setting, it takes the value of the other runs, if these agree. A method without a generator
     gets none, whatever the setting says; so it is with other settings that a method or strategy does not use. If
-    settings differ just as presets do, only the preset stays.
+    settings differ just as presets do, only the preset stays. The bits of a student within a size are its name,
+    ``1.5MB a8``.
     """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     given = [{name: _plain(value) for name, value in run.settings.items()} for run in runs]
@@ -48,6 +49,9 @@ def comparable_entries(runs: Sequence[Run]) -> list[Entry]:
         {**(shared if run.command is None else dict.fromkeys(names)), **settings}
         for run, settings in zip(runs, given, strict=True)
     ]
+    for settings in filled:
+        if settings.get("size") is not None:
+            settings["bits"] = f"{settings['size']} a{str(settings['bits']).rpartition('a')[2]}"
     generators = _generator_names(filled)
     genotypes = _patterns([(f"searched:{settings.get('genotype')}", settings.get("seed")) for settings in filled])
     for settings, genotype in zip(filled, genotypes, strict=True):

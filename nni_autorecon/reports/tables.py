@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..config.rules import STRATEGIES
+from ..quantization.specification import Size
 from ..runs.records import FINISHED
 from .comparable import EQUAL_MACS, NOT_USED, SCALE, Entry, kind_of
 
@@ -151,7 +152,7 @@ def make_table(
         row = tuple(entry.settings.get(name) for name in row_names)
         groups[row, entry.settings[column] if column else None].append(entry)
     rows = sorted({row for row, _ in groups}, key=lambda row: [*map(_rank, row_names, row)])
-    # Columns of bit widths fall: w6a6 comes first.
+    # Columns of bit widths fall: w6a6 comes first. Sizes fall behind them.
     columns = sorted({value for _, value in groups}, key=partial(_rank, column), reverse=column == "bits")
     cells = {key: _cell(metric, group) for key, group in groups.items()}
     by_row = {row: [groups[row, value] for value in columns if (row, value) in groups] for row in rows}
@@ -183,12 +184,14 @@ def _text(metric: str, groups: Sequence[Sequence[Entry]], column: str | None) ->
 
 
 def _rank(setting: str | None, value: Any) -> tuple[int, float, str]:
-    """Return a key that sorts numbers by size, strategies as they are listed, methods and generators as in the paper.
+    """Return a key that sorts numbers and sizes, strategies as they are listed, methods and generators as in the paper.
 
     All others are sorted by their letters.
     """
     if isinstance(value, (int, float)):
         return -1, value, ""
+    if setting == "bits" and " a" in str(value):  # a size
+        return -1, Size(str(value).rpartition(" ")[0]).bytes, str(value)
     kind = kind_of(str(value))
     order = STRATEGIES if setting == "strategy" else IN_ORDER
     return order.index(kind) if kind in order else len(order), 0.0, str(value)

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,15 +24,16 @@ from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite
 from ..quantization.activation_moments import image_moments, input_means
 from ..quantization.calls import BATCHNORMS
 from ..quantization.coverage import Coverage
-from ..quantization.dfq import dfq
-from ..quantization.insertion import quantize_network
 from ..quantization.quantizers import observe_ranges
+from ..quantization.specification import Quantization
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import COPIES, agreement, images_within_budget
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep
 from .lengths import Lengths
+from .layer_bits import MixedPrecision, choose_layer_bits
+from .making import make_student
 from .noise import NoiseImages
 from .reconstruction import Rates, Reconstruction
 from .refined_images import BATCH as REFINED_AT_ONCE
@@ -72,6 +73,9 @@ class Compression:
     student: nn.Module
     coverage: Coverage
     started: float
+    quantization: Quantization
+    mixed: MixedPrecision | None = None
+    """The bits of each layer and how they were chosen, if they were."""
     epoch: int = 0
     """The number of epochs that are over."""
     ranges_only_accuracy: float | None = None
@@ -104,21 +108,28 @@ class Compression:
         config.require_consistent()
         started = time.perf_counter()
         torch.manual_seed(config.seed)
-        if config.method == "dfq":
-            student, coverage = dfq(teacher.graph, teacher.image, config.quantization, pixel_range=teacher.pixel_range)
-        else:
-            student, coverage = quantize_network(teacher.graph, config.quantization)
+        quantization, mixed = config.quantization, None
+        if config.size is not None:
+            mixed = MixedPrecision.from_dict(state["mixed"]) if state else choose_layer_bits(config, teacher)
+            quantization = replace(quantization, layer_bits=mixed.layer_bits)
+        student, coverage = make_student(config, teacher, quantization)
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
         source: type[GeneratorImages | FixedImages | NoiseImages] = GeneratorImages
         if config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
-        student = student.to(teacher.device).to(memory_format=teacher.memory_format)
-        compression = cls(config, teacher, images, student, coverage, started)
+        compression = cls(config, teacher, images, student, coverage, started, quantization, mixed)
         if state is not None:
             compression._load(state)
         return compression
+
+    @property
+    def bits(self) -> str:
+        """Return the bit widths as a name of the student; those of weights are an average if they differ by layer."""
+        if self.mixed is None:
+            return self.config.bits
+        return f"w{self.coverage.mean_bits():.1f}a{self.config.bits.activations}"
 
     def state(self) -> State:
         """Return the state that :meth:`start` takes up again."""
@@ -131,6 +142,7 @@ class Compression:
             "by_ranges": self.by_ranges,
             "fitted": None if self.fitted is None else to_pixels(self.teacher, self.fitted),
             "held_out": None if self.held_out is None else to_pixels(self.teacher, self.held_out),
+            "mixed": self.mixed and self.mixed.to_dict(),
             "images": self.images.state(),
             "student": self.student.state_dict(),
             "optimizers": self.training.state(),
@@ -384,7 +396,7 @@ def compress(
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
     return CompressionResult(
-        bits=config.bits,
+        bits=compression.bits,
         protocol=config.protocol,
         method=config.method,
         generator=None if config.generator_spec is None else str(config.generator_spec),
@@ -397,6 +409,7 @@ def compress(
         generator_parameters=parameters,
         seconds=time.perf_counter() - compression.started,
         coverage=compression.coverage,
+        mixed_precision=compression.mixed,
         ranges_only_agreement=by_ranges,
         taken_back=by_ranges is not None and by_ranges > trained,
     )

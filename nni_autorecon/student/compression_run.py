@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.compress import CompressConfig
 from ..errors import InputError
 from ..export.check_images import save_images
-from ..export.description import Description, require_same_structure
+from ..export.description import require_same_structure
 from ..export.latency import measure_latency
 from ..export.onnx import floating_point
 from ..export.onnx_runtime import OnnxNetwork, load_onnx
@@ -21,12 +21,14 @@ from ..export.student_file import float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
+from ..figures.layers import plot_frontier
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .compression import LOSSES, Compression, EpochMetrics, compress
 from .images import OnStep, distillation_steps
+from .making import describe
 from .results import CompressionResult, evaluation_data, measured_accuracy
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def run_compression(
         run.write_result(result.to_dict())
         images, labels = compression.to_show()
         save_images(run / "images.npz", images)
-        _draw(run, images, labels)
+        _draw(run, result, images, labels)
         if float_network is not None:
             _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
             written = load_onnx(run / "student.onnx")
@@ -117,15 +119,12 @@ def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> 
 
 def _student(compression: Compression, result: CompressionResult) -> Student:
     """Return the student with the description for its file."""
-    config, teacher = compression.config, compression.teacher
-    details = {name: getattr(config, name) for name in ("bits", "method", "seed")}
-    details |= {"generator": result.generator, "accuracy": result.accuracy}
-    folded = config.method == "dfq"
-    description = Description.of(teacher, config.quantization, folded=folded, **details)
+    config, teacher, quantization = compression.config, compression.teacher, compression.quantization
+    description = describe(config, teacher, quantization, bits=result.bits, accuracy=result.accuracy)
     return Student(compression.student, description, teacher.network)
 
 
-def _draw(run: RunFolder, images: Tensor, labels: Tensor) -> None:
+def _draw(run: RunFolder, result: CompressionResult, images: Tensor, labels: Tensor) -> None:
     known = {name for row in run.rows for name in row}
     losses = [name for name in (*LOSSES, "student_loss", "block_error") if name in known]
     if run.rows:
@@ -135,3 +134,6 @@ def _draw(run: RunFolder, images: Tensor, labels: Tensor) -> None:
             run / "agreement.png",
         )
     save_figure(plot_images(images, labels, per_class=8), run / "images.png")
+    if result.mixed_precision is not None:
+        title = f"Harm of bits, layer by layer, and size: the {result.bits} student"
+        save_figure(plot_frontier(result.mixed_precision.to_dict(), title=title), run / "frontier.png")

@@ -35,6 +35,12 @@ def smooth_noise(count: int, image: ImageShape, *, seed: int) -> Tensor:
     return (noise - mean) / deviation.clamp(min=1e-6) + means
 
 
+def pixel_noise(teacher: Teacher, count: int, *, seed: int) -> Tensor:
+    """Return smooth noise [count, C, H, W] on the teacher's device, within the range of the pixels that it takes."""
+    low, high = (torch.tensor(ends).view(-1, 1, 1) for ends in teacher.pixel_range)
+    return smooth_noise(count, teacher.image, seed=seed).clamp(low, high).to(teacher.device)
+
+
 @dataclass
 class NoiseImages:
     """Smooth noise on which a student is only measured, because its method needs no images."""
@@ -60,9 +66,8 @@ class NoiseImages:
         on_ready()
         most = config.agreement_steps * config.batch_size
         count = images_within_budget(teacher, most, copies=1)
-        low, high = (torch.tensor(ends).view(-1, 1, 1) for ends in teacher.pixel_range)
-        noise = smooth_noise(count, teacher.image, seed=config.seed).clamp(low, high)
-        return cls(noise.to(teacher.device), teacher, config.batch_size)
+        noise = pixel_noise(teacher, count, seed=config.seed)
+        return cls(noise, teacher, config.batch_size)
 
     def state(self) -> State:
         """Return nothing, for the images can be made again."""

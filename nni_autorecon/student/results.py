@@ -17,6 +17,7 @@ from ..export.latency import Latency
 from ..export.student import Student
 from ..quantization.coverage import Coverage
 from ..teacher.loading import Teacher
+from .layer_bits import MixedPrecision
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class CompressionResult:
     seconds: float
     """The time of the whole method, including images that are distilled beforehand."""
     coverage: Coverage
+    mixed_precision: MixedPrecision | None = None
+    """The bits of each layer and how they were chosen, if they were chosen for a size."""
     ranges_only_agreement: float | None = None
     """The agreement with ranges set, on the same images; None if nothing was trained."""
     taken_back: bool = False
@@ -67,7 +70,8 @@ class CompressionResult:
         latency = dict.fromkeys(("latency", "float_latency", "latency_threads"))
         if self.latency is not None:
             latency = dict(zip(latency, astuple(self.latency), strict=True))
-        return {**values, "coverage": self.coverage.to_dict(), **latency}
+        mixed = self.mixed_precision and self.mixed_precision.to_dict()
+        return {**values, "coverage": self.coverage.to_dict(), "mixed_precision": mixed, **latency}
 
     def summary(self) -> str:
         """Return the lines that a person reads at the end."""

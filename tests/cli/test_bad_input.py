@@ -364,6 +364,8 @@ MISUSE = [
     case("compress --generator gdfq --bits w1a4", "bits 'w1a4' are not understood", "write them as w4a8"),
     case("compress --generator cat -o run", "generator 'cat' is not known", "use one of"),
     case("compress --method zeroq --generator gdfq", "zeroq, so that generator would do nothing", "leave out gen"),
+    case("compress --generator gdfq --size 1.5", "size '1.5' is not understood", "write it as 1.5MB"),
+    case("compress --method dfq --size 9kB -o run", "size 9kB is", "kB too small: this student"),
     case("compress --generator gdfq --input-bits 4", "so that input_bits would do nothing", "leave out input_bits"),
     case(f"compress {STUDENT_TOY} --epochs 2 -o run", "epochs (2) must exceed", "raise"),
     case("distill --adversarial-weight -1", "adversarial_weight = -1.0 is too small", "the least is 0"),
@@ -433,7 +435,7 @@ def of_description(**changes: Any) -> Callable[[Path], object]:
 def of_format(number: int, **quantization: Any) -> Callable[[Path], object]:
     def change(path: Path) -> None:
         told(lambda known: known["description"]["quantization"].update(quantization))(path)
-        bytes_of(lambda b: b.replace(b'format\\": 3', f'format\\": {number}'.encode()))(path)
+        bytes_of(lambda b: b.replace(b'format\\": 4', f'format\\": {number}'.encode()))(path)
 
     return change
 
@@ -452,7 +454,7 @@ STUDENTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     ),
     (bytes_of(lambda b: b[:-1] + bytes([b[-1] ^ 1])), "", "s.safetensors is damaged: its content", "copy it again"),
     (lambda path: path.write_bytes(save(load_file(path))), "", "not written by save_network", "give the .safetensors"),
-    (bytes_of(lambda b: b.replace(b'format\\": 3', b'format\\": 9')), "", "s.safetensors has format 9", "update"),
+    (bytes_of(lambda b: b.replace(b'format\\": 4', b'format\\": 9')), "", "s.safetensors has format 9", "update"),
     (
         of_format(2, protocol="integer"),
         "",

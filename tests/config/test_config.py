@@ -52,6 +52,29 @@ def test_bits_are_from_2_to_8(bits):
         CompressConfig().override({"bits": bits})
 
 
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [("1B", 1), ("38.2kB", 38_200), ("1.5MB", 1_500_000), ("1.5 MB", 1_500_000), ("0.0000019MB", 1), ("0kB", 0)],
+)
+def test_sizes_are_read_in_powers_of_ten(size, count, tmp_path):
+    assert CompressConfig(size=size).size.bytes == count
+    (tmp_path / "c.yml").write_text(f"size: {size}\n")
+    assert CompressConfig.load(tmp_path / "c.yml").to_dict()["size"] == size
+    assert CompressConfig.from_record(CompressConfig(size=size).to_dict(), source="config.json").size.bytes == count
+
+
+@pytest.mark.parametrize(
+    "size", ["1.5", "", "MB", "-1MB", "1.5Mb", "1,5MB", "1e3kB", "1.MB", "1MB\n", "9" * 99 + "B", "٣MB"]
+)
+def test_other_sizes_are_refused(size):
+    with pytest.raises(
+        InputError, match=r"settings: size: size .* is not understood; write it as 1.5MB, in B, kB or MB"
+    ):
+        CompressConfig(size=size)
+    with pytest.raises(InputError, match="size = 1500 is not text"):
+        CompressConfig(size=1500)
+
+
 def test_bits_give_both_widths():
     quantization = CompressConfig().override({"bits": "w2a7"}).quantization
     assert (quantization.bits.weights, quantization.bits.activations) == (2, 7)

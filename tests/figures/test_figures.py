@@ -23,6 +23,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.figures import architecture, canvas
 from nni_autorecon.figures import curves as line_plots
 from nni_autorecon.figures import images as image_grids
+from nni_autorecon.figures import layers as layer_plots
 from nni_autorecon.generator.topology import EDGES, NONE
 
 NAN = math.nan
@@ -51,11 +52,15 @@ def numbered_images(count: int, channels: int, height: int, width: int) -> torch
     return torch.arange(count * channels * height * width).view(count, channels, height, width).float()
 
 
+CHOICES = [{"bits": bits, "bytes": size, "harm": harm} for bits, size, harm in (("22", 2e4, 3.0), ("24", 3e4, 0.2))]
+MIXED = {"size": 25_000, "chosen": CHOICES[0], "frontier": CHOICES, "uniform": [CHOICES[0]]}
+
 FIGURES = {  # figure, inches
     "loss": (lambda: line_plots.plot_loss_curves(HISTORY, series=["total", "class"], title="Losses"), (6.5, 3.8)),
     "log": (lambda: line_plots.plot_loss_curves(HISTORY, series=["total"], title="long " * 25, log=True), (6.5, 3.8)),
     "probabilities": (lambda: architecture.plot_probabilities(random_probabilities(0), title="softmax"), (7.4, 9.4)),
     "genotype": (lambda: architecture.plot_genotype(random_choices(0), "found " * 30), (11.5, 5.7)),
+    "frontier": (lambda: layer_plots.plot_frontier(MIXED, title="w2.0a8"), (6.5, 3.8)),
     "images": (lambda: image_grids.plot_images(*IMAGES, per_class=2, max_classes=3, title="x" * 19), (2.4, 2.8)),
 }
 
@@ -96,6 +101,15 @@ def test_the_loss_plot_names_what_it_cannot_place() -> None:
         line_plots.loss_curves_info([], x="epoch", series=["y"])
     with pytest.raises(InputError, match="0 series"):
         line_plots.loss_curves_info(HISTORY, x="epoch", series=[])
+
+
+def test_the_frontier_is_in_kilobytes_and_marks_what_was_chosen() -> None:
+    np.testing.assert_array_equal(layer_plots.frontier_info(CHOICES), [[20, 30], [3, 0.2]])
+    axes = layer_plots.plot_frontier(MIXED, title="").axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert [*drawn["chosen"].get_xdata(), *drawn["chosen"].get_ydata()] == [20, 3]
+    assert list(drawn["asked for"].get_xdata()) == [25, 25]
+    assert [text.get_text() for text in axes.texts] == ["w2"]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -35,7 +35,7 @@ RUNS = {
     "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
                 "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1", "--range-lr", "0.01"],
     "zeroq-kd": ["compress", "--batch-size", "6", *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method",
-                 "zeroq-kd"],
+                 "zeroq-kd", "--size", "40kB"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
 }  # fmt: skip
 """Commands that are over at once, after some epochs; ``{student}`` is for a small network's factory."""

@@ -114,6 +114,17 @@ def test_columns_and_rows_stand_as_in_the_paper():
     assert [row[2] for row in rows] == ["90.00 (+0.00), n=1"] * 3 + ["90.00, n=1", "90.00 (+0.00), n=1"]
 
 
+def test_students_within_sizes_have_columns_behind_those_of_bits():
+    """Bits of weights are of no use beside a size."""
+    sizes = [run(80.0, bits=bits, size=size) for bits, size in (("w4a8", "9kB"), ("w3a8", "1.5 MB"), ("w2a8", "30kB"))]
+    (section,) = make_report([*sizes, run(85.0, bits="w3a8", size="9kB", seed=1), run(90.0, bits="w2a8")]).sections
+    table = section.tables[0]
+    assert table.columns == ("w2a8", "1.5 MB a8", "30kB a8", "9kB a8")
+    assert table.row_names == ("generator",)
+    assert table.text(table.rows[0], "9kB a8") == "82.50 ± 3.54"
+    assert "size = 9kB" in make_report([sizes[0]]).caption
+
+
 def test_scales_are_columns_and_each_has_its_costs():
     runs = [
         run(80.0 + s, generator_scale=s, seed=seed, metrics={"generator_macs": s * 1e7 + seed * 1e6})
