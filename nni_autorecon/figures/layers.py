@@ -1,4 +1,4 @@
-"""A picture of the bits of a student's layers that were chosen, among all others."""
+"""Pictures of a student's layers: the error and the size of each, and the bits that were chosen among all others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .canvas import MARK, MUTED, SERIES_COLOURS, Floats, new_canvas
+from .canvas import DPI, INK, MARK, MUTED, SERIES_COLOURS, Floats, literal, new_canvas
 
 GRID = "#E3E3E3"
 
@@ -37,4 +37,27 @@ def plot_frontier(mixed: Mapping[str, Any], *, title: str) -> Figure:
     axes.grid(color=GRID, linewidth=0.7)
     axes.spines[["left", "bottom"]].set_visible(True)
     figure.legend(loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def plot_layers(layers: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
+    """Draw the SQNR of each layer's output, from the first layer at the top to the last, and its share of the file.
+
+    layers: mappings with ``name``, ``bits``, ``sqnr`` in dB and ``share`` as a fraction.
+    """
+    rows = np.arange(len(layers))
+    figure = Figure(figsize=(7.4, 1.3 + 0.19 * len(layers)), dpi=DPI, layout="constrained")
+    figure.suptitle(literal(title), fontsize=11, color=INK)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    left.plot([each["sqnr"] for each in layers], rows, "o", color=SERIES_COLOURS[0], ms=4)
+    left.set(xlabel="SQNR of its output (dB)", ylim=(len(layers) - 0.5, -0.5))
+    left.set_yticks(rows, [literal(f"{each['name']}, w{each['bits']}") for each in layers])
+    right.barh(rows, [100 * each["share"] for each in layers], height=0.6, color=SERIES_COLOURS[4])
+    right.set(xlabel="share of the file (%)")
+    right.tick_params(axis="y", length=0)
+    for axes in (left, right):
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.grid(axis="x", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -33,7 +33,8 @@ from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep
 from .lengths import Lengths
 from .layer_bits import MixedPrecision, choose_layer_bits
-from .making import make_student
+from .layer_costs import IMAGES, LayerCost, layer_costs
+from .making import make_counterpart, make_student
 from .noise import NoiseImages
 from .reconstruction import Rates, Reconstruction
 from .refined_images import BATCH as REFINED_AT_ONCE
@@ -342,6 +343,13 @@ class Compression:
         count = images_within_budget(self.teacher, config.agreement_steps * config.batch_size, copies=COPIES)
         return max(count // config.batch_size, 1)
 
+    def layer_costs(self) -> tuple[LayerCost, ...] | None:
+        """Return what each quantized layer costs, on a few of the held-out images; None if there is no graph."""
+        counterpart, _ = make_counterpart(self.config, self.teacher, self.quantization)
+        images = torch.cat(self._held_out or list(self.images.held_out(self._agreement_steps)))
+        few = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
+        return layer_costs(self.student, in_usual_layout(counterpart), self.coverage, few)
+
     def settle(self) -> tuple[float, float | None]:
         """Keep the student with the higher agreement: the trained one, or that by ranges alone.
 
@@ -410,6 +418,7 @@ def compress(
         seconds=time.perf_counter() - compression.started,
         coverage=compression.coverage,
         mixed_precision=compression.mixed,
+        layers=compression.layer_costs(),
         ranges_only_agreement=by_ranges,
         taken_back=by_ranges is not None and by_ranges > trained,
     )

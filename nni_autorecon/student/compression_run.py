@@ -21,7 +21,7 @@ from ..export.student_file import float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
 from ..figures.images import plot_images
-from ..figures.layers import plot_frontier
+from ..figures.layers import plot_frontier, plot_layers
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.progress import Show, progress_bar
@@ -134,6 +134,8 @@ def _draw(run: RunFolder, result: CompressionResult, images: Tensor, labels: Ten
             run / "agreement.png",
         )
     save_figure(plot_images(images, labels, per_class=8), run / "images.png")
+    if layers := result.layers_and_shares():
+        save_figure(plot_layers(layers, title=f"Layers of the {result.bits} student"), run / "layers.png")
     if result.mixed_precision is not None:
         title = f"Harm of bits, layer by layer, and size: the {result.bits} student"
         save_figure(plot_frontier(result.mixed_precision.to_dict(), title=title), run / "frontier.png")

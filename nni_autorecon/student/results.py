@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -18,8 +18,12 @@ from ..export.student import Student
 from ..quantization.coverage import Coverage
 from ..teacher.loading import Teacher
 from .layer_bits import MixedPrecision
+from .layer_costs import LayerCost
 
 _log = logging.getLogger(__name__)
+
+WORST = 3
+"""A summary names so many layers."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class CompressionResult:
     coverage: Coverage
     mixed_precision: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were chosen for a size."""
+    layers: tuple[LayerCost, ...] | None = None
+    """What each quantized layer costs, in the order of their calls; None for a network that cannot be traced."""
     ranges_only_agreement: float | None = None
     """The agreement with ranges set, on the same images; None if nothing was trained."""
     taken_back: bool = False
@@ -71,7 +77,19 @@ class CompressionResult:
         if self.latency is not None:
             latency = dict(zip(latency, astuple(self.latency), strict=True))
         mixed = self.mixed_precision and self.mixed_precision.to_dict()
-        return {**values, "coverage": self.coverage.to_dict(), "mixed_precision": mixed, **latency}
+        return {
+            **values,
+            "coverage": self.coverage.to_dict(),
+            "layers": self.layers_and_shares(),
+            "mixed_precision": mixed,
+            **latency,
+        }
+
+    def layers_and_shares(self) -> list[dict[str, Any]] | None:
+        """Return what each layer costs, with its ``share`` of the student's file; None if there is no file yet."""
+        if self.layers is None:
+            return None
+        return [{**asdict(each), "share": self.file_bytes and each.bytes / self.file_bytes} for each in self.layers]
 
     def summary(self) -> str:
         """Return the lines that a person reads at the end."""
@@ -83,6 +101,11 @@ class CompressionResult:
         ]
         if self.taken_back:
             lines.append("training made it no better, so that the student by ranges alone was kept")
+        if self.layers:
+            worst = sorted(self.layers, key=lambda each: each.sqnr)[:WORST]
+            lines.append(
+                "least exact layers: " + ", ".join(f"{x.name} ({x.bits} bits, {x.sqnr:.1f} dB)" for x in worst)
+            )
         if self.accuracy is not None:
             lines.append(
                 f"test accuracy: teacher {self.teacher_accuracy:.2%}, "

@@ -52,6 +52,7 @@ def numbered_images(count: int, channels: int, height: int, width: int) -> torch
     return torch.arange(count * channels * height * width).view(count, channels, height, width).float()
 
 
+LAYERS = [{"name": f"block${n}.conv", "bits": 2 + n, "sqnr": 5.0 * n, "share": n / 28} for n in range(7)]
 CHOICES = [{"bits": bits, "bytes": size, "harm": harm} for bits, size, harm in (("22", 2e4, 3.0), ("24", 3e4, 0.2))]
 MIXED = {"size": 25_000, "chosen": CHOICES[0], "frontier": CHOICES, "uniform": [CHOICES[0]]}
 
@@ -60,6 +61,7 @@ FIGURES = {  # figure, inches
     "log": (lambda: line_plots.plot_loss_curves(HISTORY, series=["total"], title="long " * 25, log=True), (6.5, 3.8)),
     "probabilities": (lambda: architecture.plot_probabilities(random_probabilities(0), title="softmax"), (7.4, 9.4)),
     "genotype": (lambda: architecture.plot_genotype(random_choices(0), "found " * 30), (11.5, 5.7)),
+    "layers": (lambda: layer_plots.plot_layers(LAYERS, title="w3.1a8"), (7.4, 2.63)),
     "frontier": (lambda: layer_plots.plot_frontier(MIXED, title="w2.0a8"), (6.5, 3.8)),
     "images": (lambda: image_grids.plot_images(*IMAGES, per_class=2, max_classes=3, title="x" * 19), (2.4, 2.8)),
 }
@@ -101,6 +103,14 @@ def test_the_loss_plot_names_what_it_cannot_place() -> None:
         line_plots.loss_curves_info([], x="epoch", series=["y"])
     with pytest.raises(InputError, match="0 series"):
         line_plots.loss_curves_info(HISTORY, x="epoch", series=[])
+
+
+def test_layers_stand_in_their_order_with_bits_errors_and_shares() -> None:
+    errors, shares = layer_plots.plot_layers(LAYERS, title="").axes
+    assert [label.get_text() for label in errors.get_yticklabels()][:2] == [r"block\$0.conv, w2", r"block\$1.conv, w3"]
+    np.testing.assert_array_equal(errors.lines[0].get_xdata(), [each["sqnr"] for each in LAYERS])
+    assert errors.yaxis_inverted()
+    assert [bar.get_width() for bar in shares.patches] == [100 * each["share"] for each in LAYERS]
 
 
 def test_the_frontier_is_in_kilobytes_and_marks_what_was_chosen() -> None:
