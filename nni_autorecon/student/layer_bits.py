@@ -1,10 +1,11 @@
-"""The bits of each layer are chosen for a size of the file, by the harm that few bits do to the layer alone."""
+"""The bits of each layer are chosen for a size of the file, by the harm that few bits do in this layer alone."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 IMAGES, FEWEST_IMAGES = 32, 8
 """Harms are measured on so many images of noise, and on fewer where they would cost more than ``BUDGET``."""
+TEMPERATURE = 4.0
+"""At this temperature the divergence depends on all logits; at 1, a few images that lie near a border decide."""
 SPARE = 64
 """Bytes of a file are left for the digits of its accuracy, and for what they shift."""
 SHOWN = 50
@@ -120,8 +123,10 @@ def choose_layer_bits(config: CompressConfig, teacher: Teacher) -> MixedPrecisio
 def layer_harms(network: nn.Module, images: Tensor, layers: Mapping[str, Sequence[int]]) -> Harms:
     """Return the harm of each of a layer's bits, while all else is in floating point.
 
-    It is the mean over the images of KL(p || q), in nats: p is what the softmax says in floating point, q what it says
-    with the weights of this layer quantized. What comes before the layer's block is computed once.
+    It is the distillation loss T² KL(p || q), in nats, with T = ``TEMPERATURE``: p is what the softmax says in floating
+    point, q what it says with the weights of this layer quantized, on the mean over the images. The mean error of each
+    channel of the layer's output does not count, because biases make up for it once they are corrected or trained. What
+    comes before the layer's block is computed once.
 
     network: a student, traced or not; images: [N, C, H, W]; layers: bits by the path of the layer.
     """
@@ -135,15 +140,35 @@ def layer_harms(network: nn.Module, images: Tensor, layers: Mapping[str, Sequenc
             for index, part in enumerate(parts):
                 for name, layer in quantized_layers(part):
                     for bits in layers[name]:
-                        with quantized_alone(layer.parametrizations.weight[0], bits):
+                        with _with_means_kept(layer, bits):
                             logits = nn.Sequential(*parts[index:])(inputs[index])
                         harms[name][bits] += len(batch) / len(images) * divergence(inputs[-1], logits)
     return harms
 
 
 def divergence(logits: Tensor, others: Tensor) -> float:
-    """Return the mean of KL(softmax(logits) || softmax(others)) in nats, computed in float64. Both are [N, K]."""
-    return float(distillation_loss(others.double(), logits.double(), temperature=1.0, reduction="batchmean"))
+    """Return the mean of T² KL(softmax(logits / T) || softmax(others / T)), in float64. Both are [N, K]."""
+    return float(distillation_loss(others.double(), logits.double(), temperature=TEMPERATURE, reduction="batchmean"))
+
+
+@contextmanager
+def _with_means_kept(layer: Any, bits: int) -> Iterator[None]:
+    """Quantize one layer of a network in floating point within the block; its output keeps the mean of each channel."""
+    (quantizer,) = layer.parametrizations.weight
+
+    def keep_means(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        quantizer.bypassed = True
+        error = output - layer.forward(*inputs)  # which calls no hooks
+        quantizer.bypassed = False
+        dims = (0, 2, 3) if isinstance(layer, nn.Conv2d) else tuple(range(output.ndim - 1))
+        return output - error.mean(dims, keepdim=True)
+
+    hook = layer.register_forward_hook(keep_means)
+    try:
+        with quantized_alone(quantizer, bits):
+            yield
+    finally:
+        hook.remove()
 
 
 def _with_weight_bits(config: CompressConfig, bits: int) -> Quantization:

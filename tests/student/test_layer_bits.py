@@ -22,6 +22,7 @@ from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student.layer_bits import (
     FEWEST_IMAGES,
     IMAGES,
+    TEMPERATURE,
     MixedPrecision,
     _affordable_images,
     choose_layer_bits,
@@ -46,25 +47,52 @@ METHODS = {
 
 def test_the_divergence_is_that_of_the_formula() -> None:
     logits, others = torch.randn(2, 5, 3, dtype=torch.float64)
-    p, q = logits.softmax(1), others.softmax(1)
-    assert divergence(logits, others) == pytest.approx(float((p * (p / q).log()).sum(1).mean()))
-    assert divergence(logits, logits + 1) == pytest.approx(0, abs=1e-15)
+    p, q = (logits / TEMPERATURE).softmax(1), (others / TEMPERATURE).softmax(1)
+    assert divergence(logits, others) == pytest.approx(TEMPERATURE**2 * float((p * (p / q).log()).sum(1).mean()))
+    assert divergence(logits, logits + 1) == pytest.approx(0, abs=1e-13)
 
 
 @pytest.mark.parametrize("traced", [True, False])
 def test_harms_are_those_of_a_direct_computation(small: nn.Module, traced: bool) -> None:
+    """One weight is quantized in a plain copy of the network, and the bias makes up for the mean error."""
     teacher, images = small.eval(), torch.randn(70, 3, 12, 10)
     student, coverage = quantize_network(teacher, Quantization("w8a8"))
     layers = dict.fromkeys((each.name for each in coverage.weights), (2, 5))
     harms = layer_harms(student if traced else nn.Sequential(student), images, layers if traced else _prefixed(layers))
+    assert len(harms) == 7
     for name, by_bits in harms.items():
         for bits, harm in by_bits.items():
             changed = copy.deepcopy(teacher)
             layer = changed.get_submodule(name.removeprefix("0."))
             with torch.no_grad():
+                before = _channel_means(changed, layer, images)
                 layer.weight.copy_(WeightQuantizer(bits)(layer.weight))
-                assert harm == pytest.approx(divergence(teacher(images), changed(images)), rel=1e-3)
-    assert len(harms) == 7
+                error = _channel_means(changed, layer, images) - before
+                layer.bias = nn.Parameter(-error if layer.bias is None else layer.bias - error)
+                assert harm == pytest.approx(divergence(teacher(images), changed(images)), rel=0.02)
+
+
+def test_a_mean_error_does_no_harm() -> None:
+    """Of a layer whose input is the same for all images, all of its output's error is that of a bias."""
+    student, _ = quantize_network(toy_teacher(), Quantization("w8a8"), image=IMAGE)
+    assert layer_harms(student, torch.ones(1, *IMAGE), {"0": (2,), "3": (2,), "8": (2,)})["0"][2] < 1e-12
+
+
+def test_harms_leave_the_network_as_it_is() -> None:
+    student, _ = quantize_network(toy_teacher(), Quantization("w7a8", "integer"), image=IMAGE)
+    layer_harms(student, torch.randn(3, *IMAGE), {"0": (2,), "3": (2, 8), "8": ()})
+    assert not any(module._forward_hooks for module in student.modules())
+    assert not any(getattr(module, "bypassed", False) for module in student.modules())
+    assert {quantizer.bits for quantizer in student.modules() if isinstance(quantizer, WeightQuantizer)} == {7}
+
+
+def _channel_means(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
+    """The mean of a layer's output in each channel, [C]."""
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    network(images)
+    hook.remove()
+    return outputs[0].transpose(0, 1).flatten(1).mean(1)
 
 
 def _prefixed(layers: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
