@@ -103,19 +103,20 @@ def choose_layer_bits(config: CompressConfig, teacher: Teacher) -> MixedPrecisio
     if config.size.bytes < least:
         raise InputError(
             f"size {config.size} is {_kilobytes(least - config.size.bytes)} too small: this student's file has "
-            f"{_kilobytes(least)} at 2 bits to {_kilobytes(most)} at 8 bits; give at least {_kilobytes(least)}"
+            f"{_kilobytes(least)} at 2 bits to {_kilobytes(most)} at 8 bits; give at least {least}B"
         )
     images = pixel_noise(teacher, _affordable_images(layers, teacher), seed=config.seed)
     _log.info("choosing the bits of %d layers for %s, by %d images of noise", len(layers), config.size, len(images))
     harms = layer_harms(network, images, layers)
     frontier = [each._replace(bytes=beside + each.bytes) for each in pareto_frontier([*harms.values()], sizes)]
-    chosen = best_within(frontier, config.size.bytes)
-    assert chosen is not None  # the smallest choice is never dropped
     uniform = tuple(_uniform(bits, [*harms.values()], sizes, beside) for bits in CANDIDATES)
+    chosen = best_within(frontier, config.size.bytes)
+    if config.size.bytes >= most:
+        chosen = uniform[-1]
+        _log.info("8 bits everywhere are within the size: the file has %s", _kilobytes(most))
+    assert chosen is not None  # the smallest choice is never dropped
     mixed = MixedPrecision(config.size.bytes, harms, chosen, tuple(thinned(frontier, SHOWN)), uniform)
     _log.info("%s", mixed.summary())
-    if config.size.bytes >= most:
-        _log.info("8 bits everywhere are within the size: the file has %s", _kilobytes(most))
     return mixed
 
 

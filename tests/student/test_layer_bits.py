@@ -186,9 +186,14 @@ def test_bits_of_the_first_and_the_last_layer_stay_as_they_are_given(digits_teac
 
 
 def test_a_size_that_cannot_be_reached_is_refused_before_anything_is_written(digits_teacher, tmp_path) -> None:
-    with pytest.raises(InputError, match=r"size 20kB is \d+\.\d kB too small: .* at 2 bits to .* at 8 bits; give"):
+    """The size that the error asks for is enough."""
+    with pytest.raises(
+        InputError, match=r"size 20kB is \d+\.\d kB too small: .* at 2 bits to .* at 8 bits; give at least \d+B"
+    ) as caught:
         nar.compress(digits_teacher, method="dfq", size="20kB", folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    enough = str(caught.value).rpartition(" ")[2]
+    assert set(choose_layer_bits(CompressConfig(method="dfq", size=enough), digits_teacher).chosen.bits) == {2}
 
 
 def test_with_more_than_8_bits_take_all_layers_have_8(
