@@ -72,7 +72,7 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "metrics.csv", "result.json", "student.safetensors", "loss.png", "agreement.png", "images.png",
-        "images.npz",
+        "images.npz", "layers.png",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert result["latency"] is None
