@@ -17,7 +17,7 @@ from .rules import COMPRESS_RULES, GENERATOR_METHODS, METHODS, Rule
 from .settings import Presets, setting
 from .student import StudentConfig
 
-WARM_UP, IMAGES, TRACKING, TRAINING, BLOCK = "warm-up", "images", "ranges", "training", "block"
+WARM_UP, REFINING, TRACKING, TRAINING, BLOCK = "warm-up", "images", "ranges", "training", "block"
 """In the phases of stage 2 the generator alone learns, ranges are tracked, and the student learns, or a block of it."""
 
 
@@ -112,7 +112,9 @@ class CompressConfig(StudentConfig):
     last_bits: int | None = setting(
         None, "bits of the last layer's weights and, in protocol integer, input (default: as all)", low=2, high=8
     )
-    weight_ranges: str = setting("minmax", "ranges of weights, per output channel", choices=RANGES)
+    weight_ranges: str | None = setting(
+        None, "ranges of weights, per output channel (default: mse with method blockwise, else minmax)", choices=RANGES
+    )
     activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
     range_lr: float = setting(
         0.0,
@@ -208,7 +210,7 @@ class CompressConfig(StudentConfig):
         warm_up, tracking = (WARM_UP,) * self.warmup_epochs, (TRACKING,) * self.range_epochs
         training = (TRAINING,) * (self.epochs - self.warmup_epochs - self.range_epochs)
         others = {
-            "blockwise": (*warm_up, IMAGES, *tracking),
+            "blockwise": (*warm_up, REFINING, *tracking),
             "dfq": (),
             "zeroq": tracking,
             "zeroq-kd": tracking + training,
@@ -248,5 +250,6 @@ class CompressConfig(StudentConfig):
     @property
     def quantization(self) -> Quantization:
         """Return the settings of the quantization, but for bits of single layers, which are chosen by ``size``."""
-        names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits"}
-        return Quantization(**{name: getattr(self, name) for name in names})
+        names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits", "weight_ranges"}
+        ranges = self.weight_ranges or ("mse" if self.method == "blockwise" else "minmax")
+        return Quantization(weight_ranges=ranges, **{name: getattr(self, name) for name in names})

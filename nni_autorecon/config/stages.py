@@ -19,7 +19,6 @@ TAKEN_AWAY = ("file_bytes", "latency", "float_latency")
 """What a student's file costs its user: bytes, and milliseconds of an image beside those of the float network."""
 PROGRAMS = ("nni-autorecon", "nni_autorecon")
 """The command line has these names: its own, and that of the package, after ``python -m``."""
-_COMPRESS_FIGURES = ("loss.png", "agreement.png", "images.png", "frontier.png")
 _COMPRESS_FIGURES = ("loss.png", "agreement.png", "images.png", "layers.png", "frontier.png")
 ACCURACIES = ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "agreement")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
-from ..config.compress import BLOCK, IMAGES, TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..config.compress import BLOCK, REFINING, TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..data.images import EvaluationData
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
@@ -31,9 +31,9 @@ from ..teacher.loading import Teacher
 from .agreement import COPIES, agreement, images_within_budget
 from .features import with_features
 from .images import FixedImages, GeneratorImages, OnStep
-from .lengths import Lengths
 from .layer_bits import MixedPrecision, choose_layer_bits
 from .layer_costs import IMAGES, LayerCost, layer_costs
+from .lengths import Lengths
 from .making import make_counterpart, make_student
 from .noise import NoiseImages
 from .reconstruction import Rates, Reconstruction
@@ -171,7 +171,7 @@ class Compression:
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
-        if phase == IMAGES:
+        if phase == REFINING:
             return self._make_images(epoch, on_step)
         if phase == TRACKING and self.fitted is not None:
             return self._track_ranges(epoch, self.fitted, on_step)
@@ -217,7 +217,7 @@ class Compression:
             for batch in self.fitted.split(self.config.batch_size):
                 mean.add(self.images.objective(batch, self.teacher.observed(batch).argmax(1)))
         self.loss = mean.result("L_r of the refined images")
-        return {"epoch": epoch + 1, "phase": IMAGES, **self.loss}
+        return {"epoch": epoch + 1, "phase": REFINING, **self.loss}
 
     @torch.no_grad()
     def _track_ranges(self, epoch: int, images: Tensor, on_step: OnStep) -> EpochMetrics:
@@ -275,7 +275,7 @@ class Compression:
     def steps_of(self, epoch: int) -> int:
         """Return how often ``on_step`` is called in an epoch."""
         phase = self.phases[epoch]
-        if phase == IMAGES:
+        if phase == REFINING:
             return -(-sum(self._image_counts) // REFINED_AT_ONCE) * self._refine_steps
         if phase == TRACKING and self.reconstruction:
             return -(-self._image_counts[0] // self.config.batch_size)
@@ -291,7 +291,7 @@ class Compression:
             for phase in self.phases
         ]
         if self.reconstruction:
-            made = self.phases.index(IMAGES)
+            made = self.phases.index(REFINING)
             costs[made] = 3 * self._refine_steps * sum(self._image_counts) * teacher
             costs[made + 1 :] = [self._image_counts[0] * teacher for _ in costs[made + 1 :]]
             blocks = self.reconstruction.block_macs(self._zero_image())
@@ -314,7 +314,7 @@ class Compression:
         if phase == BLOCK:
             first = self.phases.index(BLOCK)
             return f"block {epoch - first + 1} of {len(self.phases) - first}"
-        names = {WARM_UP: "the generator learns", IMAGES: "images are refined", TRACKING: "ranges"}
+        names = {WARM_UP: "the generator learns", REFINING: "images are refined", TRACKING: "ranges"}
         return names.get(phase, "the student learns")
 
     def _zero_image(self) -> Tensor:
@@ -330,11 +330,13 @@ class Compression:
 
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
+        return agreement(self.student, self.teacher.observed, self._aside(), disturbs=self.images.disturbs)
+
+    def _aside(self) -> Iterable[Tensor]:
+        """Return the batches [N, C, H, W] that train nothing."""
         if self.held_out is None:
-            batches = self.images.held_out(self._agreement_steps)
-        else:
-            batches = iter(self.held_out.split(self.config.batch_size))
-        return agreement(self.student, self.teacher.observed, batches, disturbs=self.images.disturbs)
+            return self.images.held_out(self._agreement_steps)
+        return self.held_out.split(self.config.batch_size)
 
     @cached_property
     def _agreement_steps(self) -> int:
@@ -346,7 +348,7 @@ class Compression:
     def layer_costs(self) -> tuple[LayerCost, ...] | None:
         """Return what each quantized layer costs, on a few of the held-out images; None if there is no graph."""
         counterpart, _ = make_counterpart(self.config, self.teacher, self.quantization)
-        images = torch.cat(self._held_out or list(self.images.held_out(self._agreement_steps)))
+        images = torch.cat(list(self._aside()))
         few = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
         return layer_costs(self.student, in_usual_layout(counterpart), self.coverage, few)
 

@@ -40,7 +40,8 @@ class Rates(NamedTuple):
     weights: float = 0.02
     """Of a weight, in steps of its quantization."""
     outputs: float = 1e-3
-    """Of a bias and of a norm's parameters, in standard deviations of the layer's output."""
+    """Of a bias and of a norm's parameters, in standard deviations of the layer's output, where nothing corrects them:
+    learned on synthetic images, they lose what the correction by the statistics of real ones has gained."""
     weight_scales: float = 1e-3
     """Of the logarithm of a weight's scale."""
     activation_scales: float = 3e-3
@@ -155,6 +156,7 @@ class Reconstruction:
 
         self._round(block, inputs)
         keep_the_better()
+        rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: SCHEDULES["cosine"](k / max(steps, 1)))
         for _ in range(steps):
@@ -268,7 +270,7 @@ def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, An
             groups.append({"params": [weight], "lr": rates.weights * float(quantizer.scale.mean())})
         known.add(weight)
         groups.append({"params": [quantizer.log_factor], "lr": rates.weight_scales})
-    for module, deviation in _deviations(block, inputs).items():
+    for module, deviation in _deviations(block, inputs).items() if rates.outputs else ():
         values = [value for name, value in module.named_parameters(recurse=False) if name in ("weight", "bias")]
         if parametrize.is_parametrized(module, "bias"):
             values.append(module.parametrizations.bias.original)  # type: ignore[arg-type, union-attr]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nni_autorecon as nar
-from nni_autorecon.config.compress import BLOCK, IMAGES, TRACKING, WARM_UP, CompressConfig
+from nni_autorecon.config.compress import BLOCK, REFINING, TRACKING, WARM_UP, CompressConfig
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
@@ -121,8 +121,7 @@ def test_a_ruinous_rate_leaves_the_student_as_it_was() -> None:
     assert all(error.after <= error.before for error in errors)
     rounded = Reconstruction(ranged(network, images, "w8a8"))
     rounded.begin(images)
-    learn_all(rounded, steps=0)
-    torch.testing.assert_close(student(images), rounded.student(images), rtol=0, atol=0)
+    assert [error.after for error in learn_all(rounded, steps=0)] == [error.after for error in errors]
 
 
 def test_the_rates_follow_the_scale_of_the_network() -> None:
@@ -217,7 +216,7 @@ def test_a_network_without_a_graph_has_no_blocks() -> None:
 
 def test_each_block_changes_its_own_layers_alone() -> None:
     compression = start()
-    assert compression.phases == (WARM_UP, WARM_UP, IMAGES, TRACKING, BLOCK, BLOCK, BLOCK)
+    assert compression.phases == (WARM_UP, WARM_UP, REFINING, TRACKING, BLOCK, BLOCK, BLOCK)
     for epoch in range(4):
         compression.run_epoch(epoch)
     generator = snapshot(compression.images.generator)
