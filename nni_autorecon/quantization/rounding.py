@@ -40,7 +40,7 @@ def columns(layer: nn.Conv2d | nn.Linear, inputs: Tensor, *, most: int, generato
 def round_together(
     weight: Tensor, products: Tensor, *, scale: Tensor, zero_point: Tensor, largest_code: int, damping: float = 0.01
 ) -> Tensor:
-    """Return ``weight`` [groups, outputs, columns] on its codes, so that its products with the inputs change little.
+    """Return ``weight`` [groups, outputs, columns], changed so that its nearest codes give nearly what it gave.
 
     products: of the columns with each other, [groups, columns, columns], summed or averaged over samples.
     scale, zero_point: of each output, [groups, outputs].
@@ -48,6 +48,7 @@ def round_together(
 
     Columns go from the strongest input to the weakest. With U the upper Cholesky factor of the inverse products, the
     error e of column j takes e / U[j, j] · U[j, j + 1:] from the columns after it (Frantar et al., algorithm 1).
+    Columns are returned as they were before they were rounded, so that training can turn those between two codes.
     """
     power = products.diagonal(dim1=1, dim2=2)  # [groups, columns]
     order = power.argsort(1, descending=True)
@@ -58,7 +59,6 @@ def round_together(
     upper = torch.linalg.solve_triangular(factor, eye, upper=False).flip(1, 2)
     weight = weight.take_along_dim(order[:, None, :], 2)
     scale, zero_point = scale[..., None], zero_point[..., None].to(weight.dtype)
-    rounded = torch.empty_like(weight)
     for start in range(0, weight.shape[2], AT_ONCE):
         these = slice(start, start + AT_ONCE)
         part, own = weight[:, :, these].clone(), upper[:, these, these]
@@ -66,8 +66,8 @@ def round_together(
         for j in range(part.shape[2]):
             column = part[:, :, j : j + 1]  # [groups, outputs, 1]
             code = (column / scale).round().add(zero_point).clamp(0, largest_code)
-            rounded[:, :, start + j] = ((code - zero_point) * scale).squeeze(2)
-            errors[:, :, j] = (column.squeeze(2) - rounded[:, :, start + j]) / own[:, j, j, None]
-            part[:, :, j:] -= errors[:, :, j : j + 1] * own[:, j : j + 1, j:]
+            errors[:, :, j : j + 1] = (column - (code - zero_point) * scale) / own[:, j, j].view(-1, 1, 1)
+            part[:, :, j + 1 :] -= errors[:, :, j : j + 1] * own[:, j : j + 1, j + 1 :]
+        weight[:, :, these] = part
         weight[:, :, these.stop :] -= errors @ upper[:, these, these.stop :]
-    return torch.empty_like(rounded).scatter_(2, order[:, None, :].expand_as(rounded), rounded)
+    return torch.empty_like(weight).scatter_(2, order[:, None, :].expand_as(weight), weight)

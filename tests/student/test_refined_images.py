@@ -1,0 +1,116 @@
+"""Refined images come nearer to the statistics of real ones, and are pixels of 8 bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import nni_autorecon as nar
+from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.losses.batchnorm import record_bn_statistics
+from nni_autorecon.losses.reconstruction import bn_statistics_loss
+from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.lengths import Lengths
+from nni_autorecon.student.refined_images import from_pixels, refined, to_pixels
+from tests.helpers.toys import IMAGE, snapshot, toy_teacher
+
+MEAN, STD = (0.4, 0.5), (0.2, 0.25)
+
+
+@pytest.fixture
+def teacher() -> nar.Teacher:
+    torch.manual_seed(0)
+    return nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
+
+
+def gap(teacher: nar.Teacher, images: torch.Tensor) -> float:
+    with torch.no_grad(), record_bn_statistics(teacher.observed) as statistics:
+        teacher.observed(images)
+    return float(bn_statistics_loss(statistics, form="kl"))
+
+
+def test_statistics_come_nearer_within_the_range_of_pixels(teacher: nar.Teacher) -> None:
+    images, calls = torch.randn(40, *IMAGE), []
+    weights = snapshot(teacher.network)
+    made = refined(teacher, images, steps=20, on_step=lambda: calls.append(1))
+    assert len(calls) == 40  # two batches
+    assert gap(teacher, made) < 0.6 * gap(teacher, images)
+    low, high = (torch.tensor(ends).view(-1, 1, 1) for ends in teacher.pixel_range)
+    assert ((made >= low - 1e-5) & (made <= high + 1e-5)).all()
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.network.state_dict().items())
+
+
+def test_images_are_pixels_and_come_back_bit_for_bit(teacher: nar.Teacher) -> None:
+    made = refined(teacher, torch.randn(5, *IMAGE), steps=0)
+    pixels = to_pixels(teacher, made)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(from_pixels(teacher, pixels), made)
+
+
+def test_a_network_without_batchnorms_keeps_the_generators_images() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    network(torch.zeros(1, *IMAGE))
+    teacher = nar.Teacher.of(network, IMAGE, mean=MEAN, std=STD, need_batchnorm=False)
+    result = nar.compress(
+        teacher, generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
+        block_images=4, bns_weight=0.0, progress=False,
+    )  # fmt: skip
+    assert 0 <= result.agreement <= 1
+
+
+CONFIG = CompressConfig(generator="gdfq", width=4)
+
+
+def test_lengths_are_those_that_suit_small_networks() -> None:
+    assert Lengths.of(CONFIG, macs=40_000_000, generator_macs=100_000_000) == Lengths(50, 1024, 450)
+
+
+def test_lengths_of_a_costly_network_keep_to_budgets() -> None:
+    macs = 2_000_000_000
+    found = Lengths.of(CONFIG, macs=macs, generator_macs=macs)
+    assert 3 * CONFIG.warmup_epochs * CONFIG.batch_size * found.steps * 2 * macs <= 6e12
+    assert 3 * CONFIG.block_batch_size * found.block_steps * macs <= 1e13
+    assert found.block_images == 96
+
+
+def test_lengths_that_are_asked_for_stand() -> None:
+    asked = CONFIG.override({"steps": 30, "block_images": 500, "block_steps": 0})
+    assert Lengths.of(asked, macs=10**11, generator_macs=10**11) == Lengths(30, 500, 0)
+
+
+def test_a_method_that_trains_the_whole_student_is_not_shortened() -> None:
+    assert Lengths.of(CONFIG.override({"method": "gdfq"}), macs=10**11, generator_macs=0).steps == 50
+
+
+def test_a_block_may_only_be_rounded() -> None:
+    torch.manual_seed(0)
+    teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
+    config = CompressConfig(
+        generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
+        block_images=16, block_steps=0, bits="w3a8",
+    ).as_shared()  # fmt: skip
+    compression = Compression.start(config, teacher)
+    rows = [compression.run_epoch(epoch) for epoch in range(len(compression.phases))]
+    errors = [(row["error_before"], row["block_error"]) for row in rows if row["phase"] == "block"]
+    assert any(after < before for before, after in errors)
+    assert all(after <= before for before, after in errors)
+
+
+def test_refined_images_are_kept_in_a_snapshot() -> None:
+    torch.manual_seed(0)
+    teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
+    config = CompressConfig(
+        generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
+        block_images=10, refine_steps=2,
+    ).as_shared()  # fmt: skip
+    compression = Compression.start(config, teacher)
+    for epoch in range(2):
+        compression.metrics = compression.run_epoch(epoch)
+    again = Compression.start(config, teacher, state=copy.deepcopy(compression.state()))
+    assert again.fitted is not None
+    assert compression.fitted is not None
+    assert torch.equal(again.fitted, compression.fitted)
