@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-FORMS = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs]"
+FORMS = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs], noise"
 HUMAN_DESIGNED = ("gdfq", "gdfq-conditional")
+NOISE = "noise"
+"""This stands in for a generator: smooth noise, which nothing trains."""
 SEARCH_SPACE = ("searched", "published", "random", "all")
 
 
@@ -31,6 +33,8 @@ class GeneratorSpec:
         design, at, modifier = text.partition("@")
         if design in HUMAN_DESIGNED and modifier == ("equal-macs" if at else ""):
             return cls(design, equal_macs=bool(at))
+        if text == NOISE:
+            return cls(NOISE)
         kind, _, argument = text.partition(":")
         if kind not in SEARCH_SPACE or not (argument or text == "searched"):
             raise InputError(f"generator {text!r} is not known; use one of {FORMS}")

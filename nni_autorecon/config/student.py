@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..shapes import LARGEST_SIZE
 from .common import SCHEDULES, Config
-from .generator_spec import GeneratorSpec
+from .generator_spec import NOISE, GeneratorSpec
 from .settings import setting
+
+IDLE_WITH_NOISE = (
+    "genotype", "width", "latent_dim", "generator_scale", "warmup_epochs", "weight_lr", "weight_schedule",
+    "weight_beta1", "weight_beta2", "weight_decay", "mixed_share", "mixed_classes", "low_pass",
+)  # fmt: skip
+"""These settings are of generators that train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +28,9 @@ class StudentConfig(Config):
     generator: str | None = setting(
         None,
         "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional, gdfq@equal-macs "
-        "(as wide as the MACs of the genotype's allow); {seed} stands for the seed (default: searched if there is a "
-        "genotype, else gdfq)",
+        "(as wide as the MACs of the genotype's allow), or noise, which nothing trains (method blockwise alone); "
+        "{seed} stands for the seed (default: searched if there is a genotype, else gdfq; with method blockwise noise, "
+        "where GDFQ's would cost more than the network and no setting of a generator is changed)",
         symbol="M_g",
     )
     generator_scale: float = setting(
@@ -103,9 +110,18 @@ class StudentConfig(Config):
         spec = self.generator_spec
         if spec is None:
             return
+        if spec.kind == NOISE:
+            self._require_use_of_noise()
         if spec.needs_genotype and self.genotype is None:
             raise InputError(
                 f"generator {spec} needs a genotype; give --genotype FILE or another generator, such as gdfq"
             )
         if "genotype" in self.given - self.shared and self.genotype and not spec.uses_genotype(self.width):
             raise InputError(f"generator {spec} has no use for a genotype; leave out --genotype or --generator")
+
+    def _require_use_of_noise(self) -> None:
+        if getattr(self, "method", None) != "blockwise":
+            raise InputError("generator noise trains nothing; only method blockwise can do with it")
+        idle = [name for name in IDLE_WITH_NOISE if name in self.given - self.shared]
+        if idle:
+            raise InputError(f"{idle[0]} has no effect with generator noise, which has nothing to train; leave it out")

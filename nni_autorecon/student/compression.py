@@ -17,6 +17,7 @@ from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import BLOCK, REFINING, TRACKING, TRAINING, WARM_UP, CompressConfig
+from ..config.generator_spec import NOISE
 from ..data.images import EvaluationData
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
@@ -30,12 +31,13 @@ from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import COPIES, agreement, images_within_budget
 from .features import with_features
+from .generators import with_generator_chosen
 from .images import FixedImages, GeneratorImages, OnStep
 from .layer_bits import MixedPrecision, choose_layer_bits
 from .layer_costs import IMAGES, LayerCost, layer_costs
 from .lengths import Lengths
 from .making import make_counterpart, make_student
-from .noise import NoiseImages
+from .noise import NoiseImages, NoiseToRefine
 from .reconstruction import Rates, Reconstruction
 from .refined_images import BATCH as REFINED_AT_ONCE
 from .refined_images import from_pixels, refined, to_pixels
@@ -57,6 +59,9 @@ FEATURE_MEMORY = 1 / 4
 """And at most this part of a GPU's memory."""
 
 
+Images = GeneratorImages | FixedImages | NoiseImages | NoiseToRefine
+
+
 @dataclass
 class Compression:
     """Stage 2 under way: the frozen teacher, the images, the quantized student and its training.
@@ -70,7 +75,7 @@ class Compression:
 
     config: CompressConfig
     teacher: Teacher
-    images: GeneratorImages | FixedImages | NoiseImages
+    images: Images
     student: nn.Module
     coverage: Coverage
     started: float
@@ -107,6 +112,7 @@ class Compression:
         do not go together.
         """
         config.require_consistent()
+        config = with_generator_chosen(config, teacher)
         started = time.perf_counter()
         torch.manual_seed(config.seed)
         quantization, mixed = config.quantization, None
@@ -116,8 +122,10 @@ class Compression:
         student, coverage = make_student(config, teacher, quantization)
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
-        source: type[GeneratorImages | FixedImages | NoiseImages] = GeneratorImages
-        if config.generator_spec is None:
+        source: type[Images] = GeneratorImages
+        if config.generator_spec is not None and config.generator_spec.kind == NOISE:
+            source = NoiseToRefine
+        elif config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         compression = cls(config, teacher, images, student, coverage, started, quantization, mixed)
@@ -171,6 +179,8 @@ class Compression:
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
+        if phase == WARM_UP and isinstance(self.images, NoiseToRefine):
+            return {"epoch": epoch + 1, "phase": WARM_UP}  # the epochs have the same numbers with all generators
         if phase == REFINING:
             return self._make_images(epoch, on_step)
         if phase == TRACKING and self.fitted is not None:
@@ -180,7 +190,7 @@ class Compression:
         learning = config.generator_updates == "always" or phase == WARM_UP
         rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(config.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
-        assert not isinstance(self.images, NoiseImages)  # method dfq has no epochs
+        assert isinstance(self.images, (GeneratorImages, FixedImages))  # method dfq has no epochs
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
         batches = self.images.batches(epoch, self.lengths.steps, learning_rate=rate, total=total)
@@ -208,7 +218,7 @@ class Compression:
 
     def _make_images(self, epoch: int, on_step: OnStep) -> EpochMetrics:
         """Let the generator make the images that blocks are fitted to, and others to measure on; return their L_r."""
-        assert isinstance(self.images, GeneratorImages)
+        assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
         made = torch.cat([self.images.fixed(self._image_counts[0]), *self.images.held_out(self._agreement_steps)])
         made = refined(self.teacher, made, steps=self._refine_steps, on_step=on_step)
         self.fitted, self.held_out = made.split([self._image_counts[0], len(made) - self._image_counts[0]])
@@ -292,6 +302,7 @@ class Compression:
         ]
         if self.reconstruction:
             made = self.phases.index(REFINING)
+            costs[:made] = [0 if isinstance(self.images, NoiseToRefine) else cost for cost in costs[:made]]
             costs[made] = 3 * self._refine_steps * sum(self._image_counts) * teacher
             costs[made + 1 :] = [self._image_counts[0] * teacher for _ in costs[made + 1 :]]
             blocks = self.reconstruction.block_macs(self._zero_image())
@@ -304,6 +315,7 @@ class Compression:
     def to_show(self) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] for a person and for the check of an export, and labels [n]."""
         if self.held_out is None:
+            assert not isinstance(self.images, NoiseToRefine)
             return self.images.to_show(8)
         decisions = [self.teacher.observed(batch).argmax(1) for batch in self.held_out.split(self.config.batch_size)]
         return self.held_out, torch.cat(decisions)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from ..config.student import StudentConfig
+from ..config.compress import CompressConfig
+from ..config.generator_spec import NOISE
+from ..config.student import IDLE_WITH_NOISE, StudentConfig
 from ..generator.by_name import generator_from_spec
 from ..generator.costs import gdfq_macs
 from ..generator.gdfq import GDFQ_WIDTH, LATENT_DIM, GDFQGenerator
@@ -36,12 +38,31 @@ def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator |
     ).to(teacher.device)
 
 
+def with_generator_chosen(config: CompressConfig, teacher: Teacher) -> CompressConfig:
+    """Return the settings with generator ``noise`` where nobody chose one and GDFQ's would cost more than the teacher.
+
+    It would learn too little in the time that the rest takes, and refined images then begin as well with noise.
+    """
+    defaults = CompressConfig()
+    untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WITH_NOISE))
+    own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)
+    if config.method != "blockwise" or not untouched or own <= _affordable(teacher):
+        return config
+    _log.info("images begin as smooth noise, for GDFQ's generator would cost more than the network (see --generator)")
+    return config.override({"generator": NOISE}).as_shared()
+
+
+def _affordable(teacher: Teacher) -> int:
+    """Return the MACs that a generator may cost: the teacher's, or those of GDFQ's on CIFAR, whichever are more."""
+    return max(teacher.macs, gdfq_macs(width=GDFQ_WIDTH, image=CIFAR, latent_dim=LATENT_DIM))
+
+
 def affordable_width(teacher: Teacher) -> int:
     """Return the width of GDFQ's generator for a teacher nobody chose one for: its own, or what costs no more than it.
 
     At 32×32 pixels its own width of 128 costs as little as on CIFAR; at 224×224 it would cost many times the teacher.
     """
-    affordable = max(teacher.macs, gdfq_macs(width=GDFQ_WIDTH, image=CIFAR, latent_dim=LATENT_DIM))
+    affordable = _affordable(teacher)
     widths = range(GDFQ_WIDTH, 0, -1)
     costs = (gdfq_macs(width=width, image=teacher.image, latent_dim=LATENT_DIM) for width in widths)
     chosen = next((width for width, cost in zip(widths, costs, strict=True) if cost <= affordable), 1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config.compress import CompressConfig
+from ..generator.training import Objective, objective_for
 from ..runs.snapshots import State
 from ..shapes import ImageShape
 from ..teacher.loading import Teacher
@@ -86,3 +88,46 @@ class NoiseImages:
         """Return all images, [n, C, H, W], and the teacher's decisions [n]."""
         decisions = [self.teacher.network(batch).argmax(1) for batch in self.aside.split(self.batch_size)]
         return self.aside, torch.cat(decisions)
+
+
+@dataclass
+class NoiseToRefine:
+    """Smooth noise in place of a generator's images, which are then refined."""
+
+    teacher: Teacher
+    batch_size: int
+    seed: int
+    objective: Objective
+    disturbs = True
+
+    @classmethod
+    def start(
+        cls,
+        config: CompressConfig,
+        teacher: Teacher,
+        on_step: OnStep = lambda: None,
+        state: State | None = None,
+        on_ready: OnStep = lambda: None,
+    ) -> NoiseToRefine:
+        """Return the images, which depend on the seed alone. ``on_step`` is never called."""
+        on_ready()
+        return cls(teacher, config.batch_size, config.seed, objective_for(teacher.observed, config))
+
+    def state(self) -> State:
+        """Return nothing, for the images can be made again."""
+        return {}
+
+    def fixed(self, count: int) -> Tensor:
+        """Return ``count`` images [count, C, H, W], the same each time."""
+        return pixel_noise(self.teacher, count, seed=self._seed(0))
+
+    def held_out(self, steps: int) -> Iterator[Tensor]:
+        """Yield batches [N, C, H, W] of other images."""
+        yield from pixel_noise(self.teacher, steps * self.batch_size, seed=self._seed(1)).split(self.batch_size)
+
+    def cost(self) -> tuple[int | None, int | None]:
+        """Return None for MACs and parameters, because there is no generator."""
+        return None, None
+
+    def _seed(self, which: int) -> int:
+        return int(np.random.SeedSequence(self.seed).generate_state(2)[which])

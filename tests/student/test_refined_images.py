@@ -10,6 +10,8 @@ from torch import nn
 
 import nni_autorecon as nar
 from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.config.distill import DistillConfig
+from nni_autorecon.errors import InputError
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
 from nni_autorecon.student.compression import Compression
@@ -114,3 +116,58 @@ def test_refined_images_are_kept_in_a_snapshot() -> None:
     assert again.fitted is not None
     assert compression.fitted is not None
     assert torch.equal(again.fitted, compression.fitted)
+
+
+def large_teacher() -> nar.Teacher:
+    """At this size GDFQ's generator would cost more than the network."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=4),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+    return nar.Teacher.of(network, (2, 64, 64), mean=MEAN, std=STD)
+
+
+SHORT = {
+    "batch_size": 4, "epochs": 3, "warmup_epochs": 1, "steps": 1, "agreement_steps": 1, "block_images": 8,
+    "refine_steps": 1, "block_steps": 1,
+}  # fmt: skip
+
+
+def test_large_images_begin_as_noise(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    result = nar.compress(large_teacher(), **{**SHORT, "epochs": 14, "warmup_epochs": 4}, progress=False)
+    assert result.generator == "noise"
+    assert result.generator_macs is None
+    assert "images begin as smooth noise" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"generator": "gdfq"}, {"width": 2}, {"weight_lr": 0.01}])
+def test_a_generator_that_a_person_says_something_of_is_taken(settings: dict[str, object]) -> None:
+    result = nar.compress(large_teacher(), **settings, **{**SHORT, "epochs": 14, "warmup_epochs": 4}, progress=False)
+    assert result.generator == "gdfq"
+
+
+def test_noise_goes_with_blocks_alone_and_trains_nothing() -> None:
+    with pytest.raises(InputError, match="only method blockwise can do with it"):
+        CompressConfig(generator="noise", method="gdfq").require_consistent()
+    with pytest.raises(InputError, match="weight_lr has no effect with generator noise"):
+        CompressConfig(generator="noise", weight_lr=0.1).require_consistent()
+    with pytest.raises(InputError, match="only method blockwise can do with it"):
+        DistillConfig(generator="noise").require_consistent()
+
+
+def test_noise_is_taken_up_in_any_epoch() -> None:
+    config = CompressConfig(generator="noise", **{**SHORT, "warmup_epochs": 4, "epochs": 14}).as_shared()
+    whole = Compression.start(config, large_teacher())
+    rows = [whole.run_epoch(epoch) for epoch in range(len(whole.phases))]
+    for done in (3, 5, 6):
+        part = Compression.start(config, large_teacher())
+        for epoch in range(done):
+            part.metrics = part.run_epoch(epoch)
+        again = Compression.start(config, large_teacher(), state=copy.deepcopy(part.state()))
+        assert [again.run_epoch(epoch) for epoch in range(done, len(rows))] == rows[done:]
