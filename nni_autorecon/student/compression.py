@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
@@ -22,14 +22,13 @@ from ..data.images import EvaluationData
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
 from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
-from ..quantization.activation_moments import image_moments, input_means
-from ..quantization.calls import BATCHNORMS
 from ..quantization.coverage import Coverage
 from ..quantization.quantizers import observe_ranges
 from ..quantization.specification import Quantization
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import COPIES, agreement, images_within_budget
+from .blockwise import Blockwise
 from .features import with_features
 from .generators import with_generator_chosen
 from .images import FixedImages, GeneratorImages, OnStep
@@ -38,9 +37,6 @@ from .layer_costs import IMAGES, LayerCost, layer_costs
 from .lengths import Lengths
 from .making import make_counterpart, make_student
 from .noise import NoiseImages, NoiseToRefine
-from .reconstruction import Rates, Reconstruction
-from .refined_images import BATCH as REFINED_AT_ONCE
-from .refined_images import from_pixels, refined, to_pixels
 from .results import CompressionResult
 from .training import StudentTraining
 
@@ -49,15 +45,6 @@ _log = logging.getLogger(__name__)
 EpochMetrics = dict[str, Any]
 LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
-MEASURED_BLOCKS = 20
-"""Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
-ROUNDING_PASSES = 4
-"""A block sees all images some so many times while its weights are rounded and its errors are measured."""
-FEATURE_SPACE = 2**33
-"""The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""
-FEATURE_MEMORY = 1 / 4
-"""And at most this part of a GPU's memory."""
-
 
 Images = GeneratorImages | FixedImages | NoiseImages | NoiseToRefine
 
@@ -92,10 +79,6 @@ class Compression:
     """L_r of the images and its parts, in the last epoch with fresh ones."""
     by_ranges: State | None = None
     """The student's state when the ranges were set."""
-    fitted: Tensor | None = None
-    """The images [N, C, H, W] that the blocks are fitted to, with method ``blockwise``."""
-    held_out: Tensor | None = None
-    """Others of their kind, which train nothing."""
 
     @classmethod
     def start(
@@ -149,8 +132,7 @@ class Compression:
             "metrics": self.metrics,
             "loss": self.loss,
             "by_ranges": self.by_ranges,
-            "fitted": None if self.fitted is None else to_pixels(self.teacher, self.fitted),
-            "held_out": None if self.held_out is None else to_pixels(self.teacher, self.held_out),
+            "blockwise": self.blockwise and self.blockwise.state(),
             "mixed": self.mixed and self.mixed.to_dict(),
             "images": self.images.state(),
             "student": self.student.state_dict(),
@@ -160,19 +142,23 @@ class Compression:
     def _load(self, state: State) -> None:
         self.epoch, self.metrics, self.loss = state["epoch"], state["metrics"], state["loss"]
         self.ranges_only_accuracy, self.by_ranges = state["ranges_only_accuracy"], state["by_ranges"]
-        if state["fitted"] is not None:
-            self.fitted, self.held_out = (from_pixels(self.teacher, state[name]) for name in ("fitted", "held_out"))
+        if self.blockwise:
+            self.blockwise.load(state["blockwise"])
         self.started -= state["seconds"]
         self.student.load_state_dict(state["student"])
         self.training.load(state["optimizers"])
 
     def __post_init__(self) -> None:
         self.phases = self.config.phases
-        self.lengths = Lengths.of(self.config, macs=self.teacher.macs, generator_macs=self.images.cost()[0] or 0)
-        self.reconstruction = None
+        lengths = Lengths.of(self.config, macs=self.teacher.macs, generator_macs=self.images.cost()[0] or 0)
+        self.steps = lengths.steps
+        self.blockwise = None
         if self.config.method == "blockwise":
-            self.reconstruction = Reconstruction(self.student, _real_means(self.teacher))
-            self.phases += (BLOCK,) * len(self.reconstruction.blocks)
+            assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
+            self.blockwise = Blockwise(
+                self.config, self.teacher, self.student, self.images, lengths=lengths, measured=self._agreement_steps
+            )
+            self.phases += (BLOCK,) * self.blockwise.count
         self.training = StudentTraining(self.config, self.teacher, self.student)
         self._train_student = Recorded(self.training.step, "the update of the student")
 
@@ -181,19 +167,15 @@ class Compression:
         config, phase = self.config, self.phases[epoch]
         if phase == WARM_UP and isinstance(self.images, NoiseToRefine):
             return {"epoch": epoch + 1, "phase": WARM_UP}  # the epochs have the same numbers with all generators
-        if phase == REFINING:
-            return self._make_images(epoch, on_step)
-        if phase == TRACKING and self.fitted is not None:
-            return self._track_ranges(epoch, self.fitted, on_step)
-        if phase == BLOCK:
-            return self._learn_block(epoch, on_step)
+        if self.blockwise and phase != WARM_UP:
+            return self._run_blockwise(self.blockwise, epoch, on_step)
         learning = config.generator_updates == "always" or phase == WARM_UP
         rate = config.weight_lr * SCHEDULES[config.weight_schedule](epoch / len(config.phases)) if learning else None
         mean, student_losses = MeanLoss(), []
         assert isinstance(self.images, (GeneratorImages, FixedImages))  # method dfq has no epochs
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
-        batches = self.images.batches(epoch, self.lengths.steps, learning_rate=rate, total=total)
+        batches = self.images.batches(epoch, self.steps, learning_rate=rate, total=total)
         for step, (images, labels, loss) in enumerate(batches):
             mean.add(loss)
             if phase == TRACKING:
@@ -201,7 +183,7 @@ class Compression:
                     self.student(images)
             elif phase == TRAINING:
                 first = self.phases.index(TRAINING)
-                self.training.set_progress((epoch - first + step / self.lengths.steps) / (len(self.phases) - first))
+                self.training.set_progress((epoch - first + step / self.steps) / (len(self.phases) - first))
                 student_losses.append(self._train_student(images, labels, loss.logits))
             on_step()
         self.loss = mean.result(f"L_r in epoch {epoch + 1}")
@@ -216,109 +198,50 @@ class Compression:
             metrics["agreement"] = self.agreement()
         return metrics
 
-    def _make_images(self, epoch: int, on_step: OnStep) -> EpochMetrics:
-        """Let the generator make the images that blocks are fitted to, and others to measure on; return their L_r."""
-        assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
-        made = torch.cat([self.images.fixed(self._image_counts[0]), *self.images.held_out(self._agreement_steps)])
-        made = refined(self.teacher, made, steps=self._refine_steps, on_step=on_step)
-        self.fitted, self.held_out = made.split([self._image_counts[0], len(made) - self._image_counts[0]])
-        mean = MeanLoss()
-        with torch.no_grad():
-            for batch in self.fitted.split(self.config.batch_size):
-                mean.add(self.images.objective(batch, self.teacher.observed(batch).argmax(1)))
-        self.loss = mean.result("L_r of the refined images")
-        return {"epoch": epoch + 1, "phase": REFINING, **self.loss}
-
-    @torch.no_grad()
-    def _track_ranges(self, epoch: int, images: Tensor, on_step: OnStep) -> EpochMetrics:
-        """Track the ranges of activations over the images that blocks are fitted to; return the agreement."""
-        for batch in images.split(self.config.batch_size):
-            with observe_ranges(self.student):
-                self.student(batch)
-            on_step()
-        return {"epoch": epoch + 1, "phase": TRACKING, "agreement": self.agreement()}
-
-    def _learn_block(self, epoch: int, on_step: OnStep) -> EpochMetrics:
-        """Let the next block learn; return its errors and the agreement."""
-        config, reconstruction = self.config, self.reconstruction
-        assert reconstruction is not None
-        assert self.fitted is not None
-        index = epoch - self.phases.index(BLOCK)
-        if not reconstruction.has_begun:
-            reconstruction.begin(self.fitted, learned=index)
-        error = reconstruction.learn(
-            index,
-            steps=self.lengths.block_steps,
-            batch_size=config.block_batch_size,
-            rates=Rates(weights=config.block_rate),
-            seed=config.seed,
-            on_step=on_step,
-        )
-        metrics = {"epoch": epoch + 1, "phase": BLOCK, "error_before": error.before, "block_error": error.after}
-        left = len(reconstruction.blocks) - 1 - index
-        if left % -(-len(reconstruction.blocks) // MEASURED_BLOCKS) == 0:  # the last one is always among these
-            metrics["agreement"] = self.agreement()
-        return metrics
-
-    @cached_property
-    def _image_counts(self) -> tuple[int, int]:
-        """Return how many images blocks are fitted to, as asked for or as memory holds, and how many are held out."""
-        asked, reconstruction = self.lengths.block_images, self.reconstruction
-        assert reconstruction is not None
-        space = FEATURE_SPACE
-        if self.teacher.device.type == "cuda":
-            space = int(FEATURE_MEMORY * torch.cuda.get_device_properties(self.teacher.device).total_memory)
-        most = reconstruction.images_within(space, self._zero_image())
-        if most < asked:
-            _log.info(
-                "blocks are fitted to %d images in place of %d, for more features would not fit in %d kB",
-                *(most, asked, space // 1000),
-            )
-        return min(most, asked), self._agreement_steps * self.config.batch_size
-
-    @property
-    def _refine_steps(self) -> int:
-        """Return the updates of each image; none for a teacher without BatchNorm2d, whose statistics nobody knows."""
-        norms = (module for module in self.teacher.network.modules() if isinstance(module, nn.BatchNorm2d))
-        return self.config.refine_steps if any(norm.running_mean is not None for norm in norms) else 0
+    def _run_blockwise(self, blockwise: Blockwise, epoch: int, on_step: OnStep) -> EpochMetrics:
+        """Run an epoch of method ``blockwise`` after the warm-up; return its metrics."""
+        metrics: EpochMetrics = {"epoch": epoch + 1, "phase": (phase := self.phases[epoch])}
+        if phase == REFINING:
+            self.loss = blockwise.refine(on_step)
+            return {**metrics, **self.loss}
+        if phase == TRACKING:
+            blockwise.track_ranges(on_step)
+        else:
+            error = blockwise.learn(index := epoch - self.phases.index(BLOCK), on_step)
+            metrics |= {"error_before": error.before, "block_error": error.after}
+            if not blockwise.is_measured_after(index):
+                return metrics
+        return {**metrics, "agreement": self.agreement()}
 
     def steps_of(self, epoch: int) -> int:
         """Return how often ``on_step`` is called in an epoch."""
         phase = self.phases[epoch]
-        if phase == REFINING:
-            return -(-sum(self._image_counts) // REFINED_AT_ONCE) * self._refine_steps
-        if phase == TRACKING and self.reconstruction:
-            return -(-self._image_counts[0] // self.config.batch_size)
-        return self.lengths.block_steps if phase == BLOCK else self.lengths.steps
+        if self.blockwise and phase == REFINING:
+            return self.blockwise.refining_steps()
+        if self.blockwise and phase == TRACKING:
+            return self.blockwise.tracking_steps()
+        return self.blockwise.lengths.block_steps if self.blockwise and phase == BLOCK else self.steps
 
     def epoch_costs(self) -> list[float]:
         """Return what each epoch costs, in multiply-accumulates: three forward passes for a step that learns."""
-        config, teacher = self.config, self.teacher.macs
-        images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if config.generator_spec else 0)
-        beside = {WARM_UP: 0, TRACKING: teacher, TRAINING: 3 * teacher}
-        costs = [
-            self.lengths.steps * config.batch_size * (images + beside[phase]) if phase in beside else 0
-            for phase in self.phases
-        ]
-        if self.reconstruction:
-            made = self.phases.index(REFINING)
-            costs[:made] = [0 if isinstance(self.images, NoiseToRefine) else cost for cost in costs[:made]]
-            costs[made] = 3 * self._refine_steps * sum(self._image_counts) * teacher
-            costs[made + 1 :] = [self._image_counts[0] * teacher for _ in costs[made + 1 :]]
-            blocks = self.reconstruction.block_macs(self._zero_image())
-            rounding = ROUNDING_PASSES * self._image_counts[0]
-            updates = 3 * self.lengths.block_steps * config.block_batch_size
-            costs[-len(blocks) :] = [(updates + rounding) * macs for macs in blocks]
-        return [float(max(cost, 1)) for cost in costs]
+        teacher = self.teacher.macs
+        images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if self.config.generator_spec else 0)
+        resting = isinstance(self.images, NoiseToRefine)
+        one = {WARM_UP: 0 if resting else images, TRACKING: images + teacher, TRAINING: images + 3 * teacher}
+        costs = {phase: self.steps * self.config.batch_size * cost for phase, cost in one.items()}
+        blocks: list[int] = []
+        if self.blockwise:
+            costs |= {REFINING: self.blockwise.refining_cost(), TRACKING: self.blockwise.tracking_cost()}
+            blocks = self.blockwise.block_costs()
+        return [float(max(cost, 1)) for cost in (*(costs[phase] for phase in self.config.phases), *blocks)]
 
     @torch.no_grad()
     def to_show(self) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] for a person and for the check of an export, and labels [n]."""
-        if self.held_out is None:
-            assert not isinstance(self.images, NoiseToRefine)
+        if not isinstance(self.images, NoiseToRefine) and not self.blockwise:
             return self.images.to_show(8)
-        decisions = [self.teacher.observed(batch).argmax(1) for batch in self.held_out.split(self.config.batch_size)]
-        return self.held_out, torch.cat(decisions)
+        batches = list(self._aside())
+        return torch.cat(batches), torch.cat([self.teacher.observed(batch).argmax(1) for batch in batches])
 
     def phase_name(self, epoch: int) -> str:
         """Return what an epoch does, for a person."""
@@ -328,9 +251,6 @@ class Compression:
             return f"block {epoch - first + 1} of {len(self.phases) - first}"
         names = {WARM_UP: "the generator learns", REFINING: "images are refined", TRACKING: "ranges"}
         return names.get(phase, "the student learns")
-
-    def _zero_image(self) -> Tensor:
-        return torch.zeros(1, *self.teacher.image, device=self.teacher.device)
 
     def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
         """Return L_r, with a weight for its cross-entropy, plus AdaDFQ's game against the student; a scalar."""
@@ -346,9 +266,9 @@ class Compression:
 
     def _aside(self) -> Iterable[Tensor]:
         """Return the batches [N, C, H, W] that train nothing."""
-        if self.held_out is None:
+        if self.blockwise is None or self.blockwise.held_out is None:
             return self.images.held_out(self._agreement_steps)
-        return self.held_out.split(self.config.batch_size)
+        return self.blockwise.held_out.split(self.config.batch_size)
 
     @cached_property
     def _agreement_steps(self) -> int:
@@ -379,14 +299,6 @@ class Compression:
         if by_ranges <= trained:
             self.student.load_state_dict(last)
         return trained, by_ranges
-
-
-def _real_means(teacher: Teacher) -> dict[str, Tensor]:
-    """Return the means of the inputs of layers over real images, which BatchNorms remember; none without BatchNorms."""
-    graph = teacher.graph
-    if not isinstance(graph, fx.GraphModule) or not any(isinstance(norm, BATCHNORMS) for norm in graph.modules()):
-        return {}
-    return input_means(graph, image_moments(teacher.image, teacher.pixel_range, device=teacher.device))
 
 
 def compress(

@@ -187,7 +187,7 @@ def test_no_more_images_are_taken_than_memory_holds() -> None:
 
 def test_fewer_images_are_taken_with_a_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "nni_autorecon")
-    monkeypatch.setattr("nni_autorecon.student.compression.FEATURE_SPACE", 20000)
+    monkeypatch.setattr("nni_autorecon.student.blockwise.FEATURE_SPACE", 20000)
     compression = start()
     for epoch in range(4):
         compression.run_epoch(epoch)

@@ -113,9 +113,9 @@ def test_refined_images_are_kept_in_a_snapshot() -> None:
     for epoch in range(2):
         compression.metrics = compression.run_epoch(epoch)
     again = Compression.start(config, teacher, state=copy.deepcopy(compression.state()))
-    assert again.fitted is not None
-    assert compression.fitted is not None
-    assert torch.equal(again.fitted, compression.fitted)
+    assert again.blockwise is not None
+    assert compression.blockwise is not None
+    assert torch.equal(again.blockwise.fitted, compression.blockwise.fitted)
 
 
 def large_teacher() -> nar.Teacher:
