@@ -28,10 +28,12 @@ from ..quantization.equalization import add_to_bias, constant_response
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
 from ..quantization.rounding import MOST_COLUMNS, SAMPLES_PER_COLUMN, columns, round_together
-from ..shapes import measured_at_once
 from .large_tensors import joined
 
-LARGEST_BATCH = 16
+LARGEST_BATCH, LARGEST_TENSOR = 16, 2**21
+"""So many images, or elements of a block's largest tensor, are computed at once on the CPU."""
+SHIFTS = 4096
+"""Rows of coins differ by where they begin."""
 
 
 class Rates(NamedTuple):
@@ -137,13 +139,13 @@ class Reconstruction:
 
         @torch.no_grad()
         def error() -> float:
-            parts = zip(inputs.split(_at_once(inputs)), target.split(_at_once(inputs)), strict=True)
-            return float(sum((block(part) - wanted).square().sum() for part, wanted in parts) / target.numel() / power)
+            pairs = zip(inputs.split(together), target.split(together), strict=True)
+            return float(sum((block(part) - wanted).square().sum() for part, wanted in pairs) / target.numel() / power)
 
         random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(random[0] >> 1))
-        # On the CPU gradients are summed over parts of a batch, for the features of all of it may not fit the caches.
-        at_once = measured_at_once(inputs.shape[1:]) if inputs.device.type == "cpu" else batch_size
+        together = at_once(block, inputs)  # gradients are summed over parts of a batch
+        parts = together if inputs.device.type == "cpu" else batch_size
         before = least = error()
         best = copy.deepcopy(block.state_dict())
 
@@ -158,15 +160,15 @@ class Reconstruction:
         keep_the_better()
         rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
+        coins = _Coins(inputs[:1], generator)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: SCHEDULES["cosine"](k / max(steps, 1)))
         for _ in range(steps):
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
-            coins = torch.rand(inputs[chosen].shape, generator=generator).to(inputs.device) < 0.5
-            mixed = torch.where(coins, inputs[chosen], teacher_inputs[chosen])
             optimizer.zero_grad()
-            for part, these in zip(mixed.split(at_once), chosen.split(at_once), strict=True):
-                loss = (block(part) - target[these]).square().mean() / power
-                (loss * (len(part) / batch_size)).backward()
+            for these in chosen.split(parts):
+                mixed = torch.where(coins.toss(len(these)), inputs[these], teacher_inputs[these])
+                loss = (block(mixed) - target[these]).square().mean() / power
+                (loss * (len(these) / batch_size)).backward()
             optimizer.step()
             schedule.step()
             on_step()
@@ -207,6 +209,26 @@ class Reconstruction:
             if layer in self._means:
                 error = constant_response(layer.weight - exact, self._means[layer].to(exact))
                 _shift(block, node, layer, -error)
+
+
+class _Coins:
+    """Coins for every element of features. To draw them all anew would take longer than a block's own work.
+
+    Each row is another part of a few more coins than a row has elements.
+    """
+
+    def __init__(self, like: Tensor, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+        self._shape = (*like.shape[2:], like.shape[1]) if self._last else like.shape[1:]
+        coins = torch.rand(like.numel() + SHIFTS - 1, generator=generator) < 0.5
+        self._rows = coins.to(like.device).unfold(0, like.numel(), 1)  # [SHIFTS, elements of a row]
+
+    def toss(self, count: int) -> Tensor:
+        """Return coins [count, ...], True or False, in the shape and in the layout of the features."""
+        which = torch.randint(SHIFTS, (count,), generator=self._generator)
+        coins = self._rows[which].view(count, *self._shape)
+        return coins.permute(0, 3, 1, 2) if self._last else coins
 
 
 def _layers(block: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -253,11 +275,31 @@ def _shift(block: fx.GraphModule, node: fx.Node, layer: nn.Module, change: Tenso
 @torch.no_grad()
 def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
     """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
-    return joined((block(batch) for batch in inputs.split(_at_once(inputs))), len(inputs))
+    return joined((block(batch) for batch in inputs.split(at_once(block, inputs))), len(inputs))
 
 
-def _at_once(inputs: Tensor) -> int:
-    return min(measured_at_once(inputs.shape[1:]), LARGEST_BATCH)
+@torch.no_grad()
+def at_once(block: nn.Module, inputs: Tensor) -> int:
+    """Return how many of ``inputs`` [N, ...] go through a block together.
+
+    On the CPU, larger tensors would leave the caches and the memory that the C library keeps, and take several times as
+    long.
+    """
+    sizes = _Sizes(block)
+    sizes.run(inputs[:1])
+    return min(max(LARGEST_TENSOR // sizes.largest, 1), LARGEST_BATCH)
+
+
+class _Sizes(fx.Interpreter):
+    """An interpreter that notes the number of elements of the largest tensor."""
+
+    largest = 1
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def test_a_weight_that_is_used_again_belongs_to_one_block(make: Callable[[], nn.
 def test_parts_of_a_batch_learn_what_the_batch_would(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for at_once in (32, 5):
-        monkeypatch.setattr("nni_autorecon.student.reconstruction.measured_at_once", lambda shape, n=at_once: n)
+        monkeypatch.setattr("nni_autorecon.student.reconstruction.at_once", lambda block, inputs, n=at_once: n)
         torch.manual_seed(0)
         network, images = toy_teacher(), torch.randn(64, *IMAGE)
         student, _ = quantize_network(network, Quantization("w4a4", protocol))  # type: ignore[arg-type]
