@@ -319,7 +319,7 @@ def test_a_network_that_decides_by_values_is_one_line(tmp_path, capfd):
 def test_a_missing_extra_is_named(package, tmp_path, monkeypatch):
     saved = _saved(tmp_path, "tests.helpers.toys:toy_teacher", 4, 4)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"pip install -e '\.\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install 'nni-autorecon\[onnx\]'"):
         export_onnx(saved, tmp_path / "net.onnx")
 
 
