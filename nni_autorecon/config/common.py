@@ -23,7 +23,7 @@ class Config(Settings):
 
     teacher: str = setting(
         "digits",
-        "frozen network: digits, torchvision:, timm: or pytorchcv:NAME, or module-or-file.py:factory",
+        "frozen network: digits, torchvision:, timm:, pytorchcv: or lite:NAME, or module-or-file.py:factory",
         symbol="M_p",
     )
     checkpoint: str | None = setting(None, "state_dict file for the teacher (default: its own weights)")

@@ -86,6 +86,25 @@ def load_checkpoint(network: nn.Module, path: Path, name: str, *, key: str | Non
         )
 
 
+def load_in_order(network: nn.Module, path: Path, name: str) -> None:
+    """Load a state_dict in ``path`` whose names are other than those of ``network``, but whose order is the same.
+
+    Raises InputError, which calls the network ``name``, if the file cannot be read, or if a tensor has another shape
+    than its counterpart, or its name another end (``weight``, ``running_mean``).
+    """
+    content = read_checkpoint(path)
+    state = content if isinstance(content, Mapping) else {}
+    targets = network.state_dict()
+    fault = "" if len(state) == len(targets) else f"it has {len(state)} tensors instead of {len(targets)}"
+    for (key, value), (target, own) in zip(state.items(), targets.items(), strict=False):
+        shape = list(getattr(value, "shape", ()))
+        if not isinstance(value, Tensor) or value.shape != own.shape or _end(str(key)) != _end(target):
+            fault = fault or f"it has {key} ({shape}) for {target} ({list(own.shape)})"
+    if fault:
+        raise InputError(f"checkpoint {path} does not fit {name}: {fault}; give another file with --checkpoint")
+    network.load_state_dict(dict(zip(targets, state.values(), strict=True)))
+
+
 def settle_lazy_layers(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Give lazy layers, in place, the sizes that follow from the ``shapes`` of their tensors, which are named as usual.
 
@@ -147,7 +166,11 @@ def _strange_prefix(tensors: Mapping[str, object], own: Sequence[str]) -> str:
 
 def _is_extra(name: str) -> bool:
     """Return True for the name that PyTorch gives what a layer's ``get_extra_state`` returns."""
-    return name.rpartition(".")[2] == "_extra_state"
+    return _end(name) == "_extra_state"
+
+
+def _end(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _chosen(found: Sequence[StateDict], path: Path, key: str | None) -> StateDict:

