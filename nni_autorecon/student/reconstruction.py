@@ -196,6 +196,8 @@ class Reconstruction:
             exact = weight.detach().clone()
             if weight[0].numel() <= MOST_COLUMNS:
                 products = _products(block, layer, inputs)
+                if not products.isfinite().all():
+                    return  # so will be the block's error, which ends the run
                 groups = len(products)
                 scale, zero_point = (value.view(groups, -1) for value in quantizer.qparams(weight))
                 rounded = round_together(
