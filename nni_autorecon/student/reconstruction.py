@@ -32,6 +32,8 @@ from .large_tensors import joined
 
 LARGEST_BATCH, LARGEST_TENSOR = 16, 2**21
 """So many images, or elements of a block's largest tensor, are computed at once on the CPU."""
+TOLERANCE = 1.1
+"""A rounded block may have an error larger by this factor, as biases are corrected for real images, not for these."""
 SHIFTS = 4096
 """Rows of coins differ by where they begin."""
 
@@ -149,15 +151,15 @@ class Reconstruction:
         before = least = error()
         best = copy.deepcopy(block.state_dict())
 
-        def keep_the_better() -> None:
+        def keep_the_better(tolerance: float = 1.0) -> None:
             nonlocal least, best
-            if (now := error()) < least:
+            if (now := error()) < tolerance * least:
                 least, best = now, copy.deepcopy(block.state_dict())
             else:
                 block.load_state_dict(best)
 
         self._round(block, inputs)
-        keep_the_better()
+        keep_the_better(TOLERANCE)
         rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
         coins = _Coins(inputs[:1], generator)

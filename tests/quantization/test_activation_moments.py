@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_autorecon.quantization.activation_moments import input_moments
+from nni_autorecon.quantization.activation_moments import image_moments, input_means, input_moments
 from nni_autorecon.quantization.folding import fold_batchnorms
 from nni_autorecon.quantization.moments import Moments, clipped_normal_moments
 from nni_autorecon.quantization.operators import ACTIVATIONS
@@ -434,3 +434,18 @@ def test_a_float32_network_that_asks_for_its_type_is_followed_in_that_type():
 
     (x,) = entering(Between(typed, nn.Conv2d(3, 1, 1)).eval(), IMAGE)["last"]
     torch.testing.assert_close(x.mean[0, :, 1, 1], full(*BETA), rtol=1e-5, atol=1e-5)  # mirrored samples: exact
+
+
+def test_means_of_inputs_follow_from_the_norm_before() -> None:
+    """The mean of max(X, 0) with X ~ N(b, g²) is b Phi(b / g) + g phi(b / g)."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(72, 5)
+    ).eval()
+    nn.init.uniform_(network[1].weight, 0.5, 2)
+    nn.init.normal_(network[1].bias)
+    means = input_means(trace(network, remedy=""), image_moments(ImageShape(3, 8, 8), None))
+    assert list(means) == ["0", "3", "5"]
+    torch.testing.assert_close(means["0"], torch.zeros(3, dtype=torch.float64))
+    normal, (b, g) = torch.distributions.Normal(0.0, 1.0), (network[1].bias.double(), network[1].weight.double())
+    torch.testing.assert_close(means["3"], b * normal.cdf(b / g) + g * normal.log_prob(b / g).exp())

@@ -298,3 +298,53 @@ def test_settings_of_other_methods_are_refused() -> None:
         CompressConfig(method="blockwise", generator="gdfq", student_lr=0.1).require_consistent()
     with pytest.raises(InputError, match="block_images"):
         CompressConfig(method="gdfq", generator="gdfq", block_images=3).require_consistent()
+
+
+class Straight(nn.Module):
+    """A convolution with a norm, one with a bias, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.second, self.last = nn.Conv2d(6, 5, 3), nn.Linear(5, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.norm(self.first(images)))))
+        return self.last(x.mean((2, 3)))
+
+
+def straight() -> nn.Module:
+    torch.manual_seed(0)
+    network = Straight().eval()
+    nn.init.uniform_(network.norm.weight, 0.5, 2)
+    nn.init.normal_(network.norm.bias)
+    network.norm.running_mean.normal_()
+    return network
+
+
+def test_rounding_keeps_what_a_layer_makes_of_the_mean_of_real_inputs() -> None:
+    network, images = straight(), torch.randn(64, *IMAGE).cumsum(3)  # neighbours go together, as in real images
+    student = ranged(network, images, "w3a8")
+    with torch.no_grad():
+        inner = torch.relu(network.norm(network.first(images)))
+    means = {"first": images.mean((0, 2, 3)) + 0.1, "second": inner.mean((0, 2, 3))}
+    reconstruction = Reconstruction(student, means)
+    reconstruction.begin(images)
+    errors = learn_all(reconstruction, steps=0)
+    assert all(error.after < error.before for error in errors[:2])  # else a block was put back
+    with torch.no_grad():
+        first, second = (mean.view(1, -1, 1, 1).expand(1, -1, 3, 3) for mean in means.values())
+        torch.testing.assert_close(student.norm(student.first(first)), network.norm(network.first(first)))
+        torch.testing.assert_close(student.second(second), network.second(second))
+
+
+def test_biases_learn_only_where_nothing_corrects_them() -> None:
+    network, images = straight(), torch.randn(64, *IMAGE)
+    changed = []
+    for means in ({}, {"first": torch.zeros(2)}):
+        student = ranged(network, images, "w3a3")
+        reconstruction = Reconstruction(student, means)
+        reconstruction.begin(images)
+        learn_all(reconstruction, steps=20)
+        changed.append(not torch.equal(student.second.bias, network.second.bias))
+    assert changed == [True, False]
