@@ -137,7 +137,7 @@ def recipe(teacher: Teacher) -> Recipe:
             "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
         )
     batch = {stage: max(4, min(32, pixels // (height * width))) for stage, pixels in PIXELS.items()}
-    training = {"steps": 20, "bns_form": "kl", "bns_weight": 10, "weight_lr": 0.003}  # docs/results/imagenet.md
+    training = {"bns_form": "kl", "bns_weight": 10, "weight_lr": 0.003}
     methods = _choice(
         {"_name": "dfq", "bits": _choice("w8a8")}, {"_name": "blockwise", **found, "bits": _choice("w4a8")}
     )

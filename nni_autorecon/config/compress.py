@@ -83,8 +83,11 @@ class CompressConfig(StudentConfig):
     block_images: int | None = setting(
         None, "images to which all blocks are fitted (default: 1024, or fewer where one costs much)", low=2
     )
-    refine_steps: int = setting(
-        30, "updates of the pixels of these images, whose BatchNorm statistics come nearer to those of real ones", low=0
+    refine_steps: int | None = setting(
+        None,
+        "updates of the pixels of these images, whose BatchNorm statistics come nearer to those of real ones (default: "
+        "30, or steps if these are fewer)",
+        low=0,
     )
     block_steps: int | None = setting(
         None,

@@ -93,7 +93,7 @@ class Blockwise:
     def updates(self) -> int:
         """Return the updates of each image; none for a teacher without BatchNorm2d, whose statistics nobody knows."""
         norms = (module for module in self.teacher.network.modules() if isinstance(module, nn.BatchNorm2d))
-        return self.config.refine_steps if any(norm.running_mean is not None for norm in norms) else 0
+        return self.lengths.refine_steps if any(norm.running_mean is not None for norm in norms) else 0
 
     @torch.no_grad()
     def track_ranges(self, on_step: OnStep) -> None:

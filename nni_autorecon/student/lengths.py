@@ -9,7 +9,7 @@ from ..config.compress import CompressConfig
 
 _log = logging.getLogger(__name__)
 
-STEPS, BLOCK_IMAGES, LEAST_IMAGES = 50, 1024, 96
+STEPS, REFINE_STEPS, BLOCK_IMAGES, LEAST_IMAGES = 50, 30, 1024, 96
 WARM_UP_BUDGET = 6e12
 IMAGES_BUDGET = 1e13
 BLOCKS_BUDGET = 1e13
@@ -19,38 +19,42 @@ them suffice for the lengths that suit networks of 32×32 pixels."""
 
 @dataclass(frozen=True)
 class Lengths:
-    """Batches of an epoch, images to which blocks are fitted, and updates of each block."""
+    """Batches of an epoch; images to which blocks are fitted, updates of their pixels, and updates of each block."""
 
     steps: int
     block_images: int
+    refine_steps: int
     block_steps: int
 
     @classmethod
     def of(cls, config: CompressConfig, *, macs: int, generator_macs: int) -> Lengths:
         """Return the lengths for a network of ``macs`` multiply-accumulates an image, and such a generator.
 
-        What was not asked for is shortened, down to a least, where it would exceed its budget; a line says so. An
-        update costs three forward passes.
+        What was not asked for is shortened, down to a least, where it would exceed its budget, and a line says so; an
+        update costs three forward passes. A run that is to be short has no more images than its blocks see, and no more
+        updates of their pixels than batches in an epoch.
         """
-        steps, images = config.steps or STEPS, config.block_images or BLOCK_IMAGES
-        asked = steps, images, updates = steps, images, config.block_updates(steps)
+        steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
+        refining = config.refine_steps
+        if refining is None:
+            refining = min(REFINE_STEPS, config.steps or REFINE_STEPS)
+        images = config.block_images or min(BLOCK_IMAGES, max(updates * config.block_batch_size, LEAST_IMAGES))
+        asked = steps, images, updates
         if config.method == "blockwise":
-            warm_up = 3 * config.warmup_epochs * config.batch_size * (macs + generator_macs)
-            refined = 3 * max(config.refine_steps, 1) * macs
-            update = 3 * config.block_batch_size * macs
             if config.steps is None:
+                warm_up = 3 * config.warmup_epochs * config.batch_size * (macs + generator_macs)
                 steps = _within(WARM_UP_BUDGET, warm_up, 1, steps)
             if config.block_images is None:
-                images = _within(IMAGES_BUDGET, refined, LEAST_IMAGES, images)
+                images = _within(IMAGES_BUDGET, 3 * max(refining, 1) * macs, LEAST_IMAGES, images)
             if config.steps is None and config.block_steps is None:
-                updates = _within(BLOCKS_BUDGET, update, 1, updates)
+                updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
             if (steps, images, updates) != asked:
                 _log.info(
                     "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
                     "images and %d updates; --steps, --block-images and --block-steps change that",
                     *(macs / 1e6, steps, images, updates),
                 )
-        return cls(steps, images, updates)
+        return cls(steps, images, refining, updates)
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:

@@ -68,7 +68,7 @@ CONFIG = CompressConfig(generator="gdfq", width=4)
 
 
 def test_lengths_are_those_that_suit_small_networks() -> None:
-    assert Lengths.of(CONFIG, macs=40_000_000, generator_macs=100_000_000) == Lengths(50, 1024, 450)
+    assert Lengths.of(CONFIG, macs=40_000_000, generator_macs=100_000_000) == Lengths(50, 1024, 30, 450)
 
 
 def test_lengths_of_a_costly_network_keep_to_budgets() -> None:
@@ -81,7 +81,12 @@ def test_lengths_of_a_costly_network_keep_to_budgets() -> None:
 
 def test_lengths_that_are_asked_for_stand() -> None:
     asked = CONFIG.override({"steps": 30, "block_images": 500, "block_steps": 0})
-    assert Lengths.of(asked, macs=10**11, generator_macs=10**11) == Lengths(30, 500, 0)
+    assert Lengths.of(asked, macs=10**11, generator_macs=10**11) == Lengths(30, 500, 30, 0)
+
+
+def test_a_run_that_is_to_be_short_is_short() -> None:
+    asked = CONFIG.override({"steps": 3, "epochs": 7})  # two epochs are left for the blocks
+    assert Lengths.of(asked, macs=10**7, generator_macs=10**7) == Lengths(3, 192, 3, 6)
 
 
 def test_a_method_that_trains_the_whole_student_is_not_shortened() -> None:
