@@ -63,6 +63,7 @@ def run_compression(
             on_step()
 
         bar.total = max(before * step_cost, 1)
+        bar.set_postfix_str("images are distilled" if before else "getting ready", refresh=False)
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
         costs = compression.epoch_costs()
