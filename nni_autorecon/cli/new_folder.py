@@ -152,7 +152,7 @@ def recipe(teacher: Teacher) -> Recipe:
         "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory, and 5.2 GB for the "
         "compression. `--bns-weight 0.1` is GDFQ's for ImageNet. Which generator makes the images hardly mattered "
         "where it was measured. Method `dfq` needs none: its trial can run before the search. With 8 bits it cost an "
-        "EfficientNet-Lite0 nothing; 4 bits of weights cost ten points, with the settings of blockwise here.",
+        "EfficientNet-Lite0 nothing; 4 bits of weights cost it three points by method blockwise.",
     )
 
 
