@@ -81,7 +81,9 @@ class CompressConfig(StudentConfig):
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
     block_images: int | None = setting(
-        None, "images to which all blocks are fitted (default: 1024, or fewer where one costs much)", low=2
+        None,
+        "images to which all blocks are fitted (default: 1024, or fewer where one costs much or few updates see them)",
+        low=2,
     )
     refine_steps: int | None = setting(
         None,
