@@ -28,14 +28,10 @@ from ..quantization.equalization import add_to_bias, constant_response
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point
 from ..quantization.rounding import MOST_COLUMNS, SAMPLES_PER_COLUMN, columns, round_together
-from .large_tensors import joined
+from .block_features import Coins, at_once, outputs
 
-LARGEST_BATCH, LARGEST_TENSOR = 16, 2**21
-"""So many images, or elements of a block's largest tensor, are computed at once on the CPU."""
 TOLERANCE = 1.1
 """A rounded block may have an error larger by this factor, as biases are corrected for real images, not for these."""
-SHIFTS = 4096
-"""Rows of coins differ by where they begin."""
 
 
 class Rates(NamedTuple):
@@ -162,7 +158,7 @@ class Reconstruction:
         keep_the_better(TOLERANCE)
         rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
-        coins = _Coins(inputs[:1], generator)
+        coins = Coins(inputs[:1], generator)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: SCHEDULES["cosine"](k / max(steps, 1)))
         for _ in range(steps):
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
@@ -215,26 +211,6 @@ class Reconstruction:
                 _shift(block, node, layer, -error)
 
 
-class _Coins:
-    """Coins for every element of features. To draw them all anew would take longer than a block's own work.
-
-    Each row is another part of a few more coins than a row has elements.
-    """
-
-    def __init__(self, like: Tensor, generator: torch.Generator) -> None:
-        self._generator = generator
-        self._last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
-        self._shape = (*like.shape[2:], like.shape[1]) if self._last else like.shape[1:]
-        coins = torch.rand(like.numel() + SHIFTS - 1, generator=generator) < 0.5
-        self._rows = coins.to(like.device).unfold(0, like.numel(), 1)  # [SHIFTS, elements of a row]
-
-    def toss(self, count: int) -> Tensor:
-        """Return coins [count, ...], True or False, in the shape and in the layout of the features."""
-        which = torch.randint(SHIFTS, (count,), generator=self._generator)
-        coins = self._rows[which].view(count, *self._shape)
-        return coins.permute(0, 3, 1, 2) if self._last else coins
-
-
 def _layers(block: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
     """Yield the first call of each layer with a quantized weight, in the order of execution."""
     quantized = dict.fromkeys(layer for _, layer in quantized_layers(block))
@@ -274,36 +250,6 @@ def _shift(block: fx.GraphModule, node: fx.Node, layer: nn.Module, change: Tenso
         following.running_mean -= change
     elif layer.bias is not None:
         add_to_bias(layer, change)
-
-
-@torch.no_grad()
-def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
-    return joined((block(batch) for batch in inputs.split(at_once(block, inputs))), len(inputs))
-
-
-@torch.no_grad()
-def at_once(block: nn.Module, inputs: Tensor) -> int:
-    """Return how many of ``inputs`` [N, ...] go through a block together.
-
-    On the CPU, larger tensors would leave the caches and the memory that the C library keeps, and take several times as
-    long.
-    """
-    sizes = _Sizes(block)
-    sizes.run(inputs[:1])
-    return min(max(LARGEST_TENSOR // sizes.largest, 1), LARGEST_BATCH)
-
-
-class _Sizes(fx.Interpreter):
-    """An interpreter that notes the number of elements of the largest tensor."""
-
-    largest = 1
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel())
-        return result
 
 
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:
