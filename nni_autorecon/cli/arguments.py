@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from ..config.common import Config
 
@@ -16,13 +16,33 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*")
+        self.rare: list[Any] = []
+        """The groups of arguments that ``--help`` leaves out, and ``--help-all`` shows."""
+
+    def format_help(self) -> str:
+        """Return the help without the rare groups."""
+        every = self._action_groups
+        self._action_groups = [group for group in every if group not in self.rare]
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups = every
 
     def error(self, message: str) -> NoReturn:
         """Print one line that names the error and the help, and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def add_stage(parser: argparse.ArgumentParser, config: type[Config]) -> argparse.ArgumentParser:
+class _HelpAll(argparse.Action):
+    """Shows the help with all groups."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        cast(Parser, parser).rare, parser.epilog = [], None
+        parser.print_help()
+        parser.exit()
+
+
+def add_stage(parser: Parser, config: type[Config]) -> Parser:
     """Add the arguments of a stage, for its command and for its trial script, and return the parser."""
     parser.usage = "%(prog)s [--config FILE] [-o FOLDER] [settings]"
     group = parser.add_argument_group("the run", "settings may also stand in the file given with --config")
@@ -31,5 +51,9 @@ def add_stage(parser: argparse.ArgumentParser, config: type[Config]) -> argparse
     group.add_argument("--force", action="store_true", help="replace results that stand in the folder")
     group.add_argument("--resume", action="store_true", help="go on with the unfinished run in the folder")
     group.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard, too")
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all settings and exit")
+    known = len(parser._action_groups)
     config.add_arguments(parser)
+    parser.rare = parser._action_groups[known + 1 :]  # the first group is what most people set
+    parser.epilog = "%(prog)s --help-all shows all settings."
     return parser

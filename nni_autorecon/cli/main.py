@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, help: str, run: Callable[[argparse.Namespace], object]) -> argparse.ArgumentParser:
+    def command(name: str, help: str, run: Callable[[argparse.Namespace], object]) -> Parser:
         added = kinds.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         added.set_defaults(run=run)
         return added
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-AddCommand = Callable[[str, str, Callable[[argparse.Namespace], object]], argparse.ArgumentParser]
+AddCommand = Callable[[str, str, Callable[[argparse.Namespace], object]], Parser]
 
 
 def _add_new(command: AddCommand) -> None:

@@ -222,7 +222,7 @@ EXPERIMENT = """\
 #   nni-autorecon start {file}      (or nnictl create --config {file}, for every machine to reach)
 #
 # The tuner varies what stands in {space}; settings that all trials share are flags here, see
-# nni-autorecon {stage} --help. Their paths are absolute.
+# nni-autorecon {stage} --help-all. Their paths are absolute.
 experimentName: {title}
 searchSpaceFile: {space}
 trialCommand: {command}

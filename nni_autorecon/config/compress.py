@@ -30,21 +30,20 @@ class CompressConfig(StudentConfig):
     IDLE_PRESETS: ClassVar[bool] = False
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "what most people set": (
-            "teacher", "checkpoint", "image_size", "mean", "std", "bits", "method", "genotype", "generator", "preset",
-            "test_data", "epochs", "seed", "device", "threads",
+            "teacher", "checkpoint", "image_size", "mean", "std", "test_data", "bits", "size", "protocol", "onnx",
+            "method", "genotype", "seed", "device", "threads",
         ),
         "the network and the loss (eq. 1)": (
             "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "labels", "download",
             "allow_weak_teacher",
         ),
         "what is quantized": (
-            "protocol", "size", "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges",
-            "allow_partial", "onnx",
+            "input_bits", "first_bits", "last_bits", "weight_ranges", "activation_ranges", "allow_partial",
         ),
-        "epochs": ("steps", "warmup_epochs", "range_epochs", "agreement_steps"),
+        "epochs": ("preset", "epochs", "steps", "warmup_epochs", "range_epochs", "agreement_steps"),
         "the generator": (
-            "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr", "weight_schedule",
-            "weight_beta1", "weight_beta2", "weight_decay",
+            "generator", "generator_scale", "width", "latent_dim", "generator_updates", "weight_lr",
+            "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
         ),
         "blocks (method blockwise)": ("block_images", "refine_steps", "block_steps", "block_batch_size", "block_rate"),
         "images without a generator": ("image_count", "image_steps", "image_lr"),

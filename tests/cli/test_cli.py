@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from nni_autorecon.cli import stages
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.stages import STAGES
 from nni_autorecon.data.digits import digits_data
 from nni_autorecon.errors import AutoReConError, InputError
 from nni_autorecon.generator.genotype import Genotype, random_choices
@@ -315,16 +317,23 @@ def test_a_trial_script_runs_outside_an_experiment(script, digits_teacher, tmp_p
 
 def test_help_in_a_terminal_that_knows_ascii_alone():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "nni_autorecon", "search", "--help"]
+    command = [sys.executable, "-m", "nni_autorecon", "search", "--help-all"]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert "\\u03c4" in told  # the temperature's symbol
 
 
-def test_help_lists_every_setting(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["search", "--help"])
-    printed = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in printed for name in SearchConfig().to_dict())
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_help_lists_what_most_people_set_and_help_all_every_setting(stage, capsys):
+    listed = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([stage.name, flag])
+        told = capsys.readouterr().out
+        shown = set(re.findall(r"^  --([\w-]+)", told, re.MULTILINE))
+        listed[flag] = {name for name in stage.config().to_dict() if name.replace("_", "-") in shown}
+        assert told.endswith("--help-all shows all settings.\n") == (flag == "--help")
+    assert listed["--help"] == set(stage.config.GROUPS["what most people set"])
+    assert listed["--help-all"] == set(stage.config().to_dict())
 
 
 def test_runs_without_a_name_go_under_runs(digits_teacher, tmp_path, monkeypatch):
