@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .next_steps import after_experiment
+from .screen import command_line, conclude
 
 if TYPE_CHECKING:
     from ..export.latency import Latency
@@ -50,7 +52,8 @@ def best_genotype(arguments: argparse.Namespace) -> None:
     require_absent(arguments.output, force=arguments.force)
     genotype, trial_id, loss = database.best_genotype(arguments.experiment, arguments.trial)
     genotype.save(arguments.output)
-    print(f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}")
+    made = f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}"
+    conclude(made, then=after_experiment(genotype.details, arguments.output))
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -91,7 +94,8 @@ def report(arguments: argparse.Namespace) -> None:
     save_figure(plot_report(report), png)
     if (costs := plot_costs(report)) is not None:
         save_figure(costs, over_costs)
-    print(report.to_markdown(), end="")
+    files = [markdown, csv, png, *([over_costs] if costs is not None else [])]
+    conclude(", ".join(map(str, files)), ["", report.to_markdown().rstrip("\n")])
 
 
 def to_onnx(arguments: argparse.Namespace) -> None:
@@ -115,14 +119,16 @@ def to_onnx(arguments: argparse.Namespace) -> None:
     images = images_beside(arguments.file, saved.description.image)
     agreement = export_onnx(saved, output, purpose=arguments.purpose, images=images, noise_images=arguments.check)
     written = load_onnx(output)
-    print(f"{output}: {written.size()}\n{agreement.summary()}")
+    lines = [agreement.summary()]
     if isinstance(written.network, OnnxNetwork):
         milliseconds, threads = own_latency(written.network, saved.description.image), torch.get_num_threads()
-        print(f"latency of one image in onnxruntime, {threads} thread(s): {milliseconds:.2f} ms")
+        lines.append(f"latency of one image in onnxruntime, {threads} thread(s): {milliseconds:.2f} ms")
+    structure = ["--teacher", arguments.teacher] if arguments.teacher else []
+    conclude(f"{output}: {written.size()}", lines, then=command_line("evaluate", str(output), "--latency", *structure))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure the test accuracy of a saved student, from its file alone, or its latency, and print it.
+    """Measure the test accuracy of a saved student, from its file alone, or its latency, and print both.
 
     Raises InputError if no images are named and none are known, or if an ONNX file is to be measured on a GPU.
     """
@@ -142,6 +148,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
     if spec is None and not arguments.latency:
         raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
+    lines = []
     if spec is not None:
         data = load_evaluation_data(
             spec,
@@ -153,10 +160,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
         count = len(data)  # type: ignore[arg-type] # every data set here has a length
-        print(f"test accuracy {right:.2%} on {count} images")
-    print(f"{arguments.file}: {saved.size()}")
+        lines.append(f"test accuracy {right:.2%} on {count} images")
     if arguments.latency:
-        print(_latency(saved, arguments).summary())
+        lines.append(_latency(saved, arguments).summary())
+    conclude(f"{arguments.file}: {saved.size()}", lines)
 
 
 def _set_threads(threads: int) -> None:

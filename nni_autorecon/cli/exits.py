@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from ..errors import AutoReConError, InputError, MachineError
+from .screen import PROGRAM
 
-PROGRAM = "nni-autorecon"
 INTERRUPTED, TERMINATED = 130, 143  # a shell reports Ctrl-C and SIGTERM by these codes
 CODES = ((InputError, 2), (MachineError, 3))
 """Exit codes of errors that the person can mend and of errors of the machine; other errors have 1."""

@@ -15,8 +15,9 @@ from ..config.search import SearchConfig
 from ..version import __version__
 from . import commands
 from .arguments import Parser, add_stage
-from .exits import PROGRAM, leave, report_errors
+from .exits import leave, report_errors
 from .new_folder import NETWORK
+from .screen import PROGRAM
 from .stages import run_stage
 
 FORMER_NAMES = {"export": "best-genotype", "export-model": "to-onnx", "compare": "diff", "resume": "continue"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.compress import CompressConfig
 from ..config.stages import STAGES
+from .screen import command_line, conclude
 
 if TYPE_CHECKING:
     from ..teacher.loading import Teacher
@@ -49,7 +50,12 @@ def new_folder(folder: Path, given: CompressConfig, *, force: bool = False) -> N
     files = folder_files(absolute(given), teacher)
     for name, text in files.items():
         write_text(folder / name, text)
-    print(f"{folder}: {', '.join(files)}\ncd {shlex.quote(str(folder))} && nni-autorecon start {EXPERIMENTS['search']}")
+    start = command_line("start", EXPERIMENTS["search"])
+    conclude(
+        f"{folder}: {', '.join(files)}",
+        [f"{teacher.name} takes {_image(teacher)} images, and has {_sizes(teacher)}"],
+        then=f"cd {shlex.quote(str(folder))} && {start}",
+    )
 
 
 def checked_teacher(config: CompressConfig) -> Teacher:
@@ -192,6 +198,16 @@ def as_flags(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def _image(teacher: Teacher) -> str:
+    return "×".join(map(str, teacher.image))
+
+
+def _sizes(teacher: Teacher) -> str:
+    parameters = sum(weight.numel() for weight in teacher.network.parameters()) / 1e6
+    macs = f"{teacher.macs / 1e6:.1f} million multiply-accumulates an image"
+    return f"{teacher.num_classes} classes, {parameters:.2f} million parameters and {macs}"
+
+
 def _readme(config: CompressConfig, teacher: Teacher, reason: str) -> str:
     from ..teacher.sources import names_code
 
@@ -199,10 +215,8 @@ def _readme(config: CompressConfig, teacher: Teacher, reason: str) -> str:
     test_data = {name: value for name, value in config.to_dict().items() if name in ("test_data", "labels") and value}
     return README.format(
         name=teacher.name,
-        image="×".join(map(str, teacher.image)),
-        classes=teacher.num_classes,
-        parameters=sum(weight.numel() for weight in teacher.network.parameters()) / 1e6,
-        macs=teacher.macs / 1e6,
+        image=_image(teacher),
+        sizes=_sizes(teacher),
         mean=", ".join(f"{number:g}" for number in teacher.mean),
         std=", ".join(f"{number:g}" for number in teacher.std),
         code="".join(f" {shlex.quote(word)}" for word in as_flags(again)),
@@ -238,7 +252,7 @@ README = """\
 # Compress {name} without data
 
 The network takes {image} images, standardized by mean {mean} and std {std} of pixels from 0 to 1.
-It has {classes} classes, {parameters:.2f} million parameters and {macs:.1f} million multiply-accumulates an image.
+It has {sizes}.
 
 Type these lines in this folder (`{program}` is `nni-autorecon`, if your shell does not find it).
 

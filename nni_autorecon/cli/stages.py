@@ -18,6 +18,8 @@ from ..config.stages import STAGES
 from ..errors import InputError
 from .arguments import Parser, add_stage
 from .exits import leave, report_errors
+from .next_steps import after_search, after_student
+from .screen import conclude
 
 if TYPE_CHECKING:
     from ..experiment.trial import Trial
@@ -36,10 +38,8 @@ def run_search(arguments: argparse.Namespace, trial: Trial | None = None) -> Non
             trial.report_intermediate(_for_nni(row, default="loss"), row.get("epoch", row.get("candidate")) - 1)
 
     def on_result(result: SearchResult) -> None:
-        loss, details = result.loss, result.genotype.details
-        print(f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})")
-        print(f"{details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters")
-        _conclude(result, place["folder"] / "genotype.json", "genotype", config, trial)
+        genotype = place["folder"] / "genotype.json"
+        _conclude(result, genotype, after_search(config, genotype), config, trial)
 
     place = _place("search", arguments, trial)
     api.search(config=config, on_epoch=on_epoch, on_result=on_result, **place, **_at_every_step(trial))
@@ -74,16 +74,18 @@ def _run_student(
             trial.report_intermediate(_for_nni(row, default="agreement"), row["epoch"] - 1 - silent)
 
     def on_result(result: CompressionResult | DistillationResult) -> None:
-        print(result.summary())
-        _conclude(result, place["folder"] / "result.json", "result", config, trial)
+        _conclude(result, folder / made, after_student(config, folder), config, trial)
 
     place = _place(stage, arguments, trial)
+    folder, made = place["folder"], "student.safetensors" if stage == "compress" else "student.pt"
     run_stage(config=config, on_epoch=on_epoch, on_result=on_result, **place, **_at_every_step(trial))
 
 
-def _conclude(result: Any, path: Path, what: str, config: Config, trial: Trial | None) -> None:
-    """Print where the result is and where it was computed; inside a trial, report it to NNI."""
-    print(f"{what}: {path}\ndevice: {result.device}")
+def _conclude(result: Any, made: Path, then: str, config: Config, trial: Trial | None) -> None:
+    """Print what was made, how good it is, and what to type next; inside a trial, report it to NNI instead of that."""
+    kind, *lines = result.summary().splitlines()
+    lines += [f"result: {made.parent / 'result.json'}", f"device: {result.device}"]
+    conclude(f"{made}: {kind}", lines, then="" if trial else then)
     if trial:
         trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
 

@@ -68,6 +68,14 @@ class SearchResult:
         costs = {"generator_macs": details["macs"], "generator_parameters": details["parameters"]}
         return {**self.loss, **costs, "updates": self.updates, "seconds": self.seconds, "device": self.device}
 
+    def summary(self) -> str:
+        """Return the lines that a person reads at the end; the first one says what was made."""
+        loss, details = self.loss, self.genotype.details
+        return (
+            f"generator of {details['macs'] / 1e6:.1f} MMACs, {details['parameters'] / 1e3:.0f} k parameters\n"
+            f"L_r {loss['loss']:.4f} (class {loss['class_loss']:.4f}, BN statistics {loss['bns_loss']:.4f})"
+        )
+
     def metrics(self) -> dict[str, Any]:
         """Return a trial's final result: NNI minimizes ``default``; ``genotype`` is the JSON itself."""
         values = self.to_dict()

@@ -92,13 +92,21 @@ class CompressionResult:
         return [{**asdict(each), "share": self.file_bytes and each.bytes / self.file_bytes} for each in self.layers]
 
     def summary(self) -> str:
-        """Return the lines that a person reads at the end."""
-        lines = [
-            self.coverage.summary(),
-            f"{self.bits} student agrees with the teacher on {self.agreement:.2%} of "
+        """Return the lines that a person reads at the end; the first one says what was made."""
+        lines = [f"{self.bits} student"]
+        if self.file_bytes is not None:
+            lines[0] += f", {self.file_bytes / 1000:.1f} kB, compression ratio {self.compression_ratio:.2f}"
+        if self.accuracy is not None:
+            lines.append(
+                f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
+                f"student by ranges alone {self.ranges_only_accuracy:.2%}"
+                + ("" if self.method in ("dfq", "zeroq") else f", trained {self.accuracy:.2%}")
+            )
+        lines.append(
+            f"agrees with the teacher on {self.agreement:.2%} of "
             + ("images of smooth noise" if self.method == "dfq" else "disturbed synthetic images")
-            + ("" if self.ranges_only_agreement is None else f", by ranges alone on {self.ranges_only_agreement:.2%}"),
-        ]
+            + ("" if self.ranges_only_agreement is None else f", by ranges alone on {self.ranges_only_agreement:.2%}")
+        )
         if self.taken_back:
             lines.append("training made it no better, so that the student by ranges alone was kept")
         if self.layers:
@@ -106,16 +114,7 @@ class CompressionResult:
             lines.append(
                 "least exact layers: " + ", ".join(f"{x.name} ({x.bits} bits, {x.sqnr:.1f} dB)" for x in worst)
             )
-        if self.accuracy is not None:
-            lines.append(
-                f"test accuracy: teacher {self.teacher_accuracy:.2%}, "
-                f"student by ranges alone {self.ranges_only_accuracy:.2%}"
-                + ("" if self.method in ("dfq", "zeroq") else f", trained {self.accuracy:.2%}")
-            )
-        if self.file_bytes is not None:
-            lines.append(
-                f"student as a file: {self.file_bytes / 1000:.1f} kB, compression ratio {self.compression_ratio:.2f}"
-            )
+        lines.append(self.coverage.summary())
         if self.onnx_bytes is not None and self.latency is not None:
             lines.append(f"student.onnx: {self.onnx_bytes / 1000:.1f} kB, {self.latency.summary()}")
             if self.protocol == "activations":
@@ -168,13 +167,11 @@ class DistillationResult:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "network"}
 
     def summary(self) -> str:
-        """Return the lines that a person reads at the end."""
-        lines = [
-            f"student {self.student}: {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}",
-            f"student agrees with the teacher on {self.agreement:.2%} of disturbed synthetic images",
-        ]
+        """Return the lines that a person reads at the end; the first one says what was made."""
+        lines = [f"student {self.student}, {self.student_parameters:,} parameters, teacher {self.teacher_parameters:,}"]
         if self.accuracy is not None:
             lines.append(f"test accuracy: teacher {self.teacher_accuracy:.2%}, student {self.accuracy:.2%}")
+        lines.append(f"agrees with the teacher on {self.agreement:.2%} of disturbed synthetic images")
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:

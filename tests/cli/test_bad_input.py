@@ -586,7 +586,7 @@ def test_a_genotype_with_a_byte_order_mark_is_read(folder: Path, capsys: Any) ->
 def test_a_folder_whose_name_is_no_text_is_written_and_named(folder: Path, capsys: Any) -> None:
     name = os.fsdecode(b"caf\xe9")
     assert cli.main(["search", *TOY.split(), "-o", name]) == 0
-    assert "genotype: caf\\udce9/genotype.json" in capsys.readouterr().out
+    assert "caf\\udce9/genotype.json: generator of" in capsys.readouterr().out
     assert (folder / name / "genotype.json").exists()
 
 

@@ -45,7 +45,9 @@ def trial(monkeypatch):
 
 def test_a_genotype_is_written_though_it_says_nothing_of_its_loss(trial, tmp_path, capsys):
     assert cli.main(["best-genotype", "--experiment", "e", "-o", str(tmp_path / "g.json")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'g.json'}: genotype of trial t, L_r 0.2500\n"
+    made, *rest = capsys.readouterr().out.splitlines()
+    assert made == f"{tmp_path / 'g.json'}: genotype of trial t, L_r 0.2500"
+    assert [line.partition(": ")[0] for line in rest] == ["next"]
     assert Genotype.load(tmp_path / "g.json") == trial
 
 

@@ -212,4 +212,4 @@ def test_an_experiment_becomes_a_report(database, tmp_path, capsys):
     assert "| gdfq | 91.00 ± 1.41, n=2 | 2.0 | 3 |" in printed
     assert "| random | 93.00 ± 1.41 (+2.00), 1 of 3 failed | 2.0 | 3 |" in printed
     assert "5 runs: 4 finished; 1 failed (trial r2)." in printed
-    assert (tmp_path / "t.md").read_text() == printed
+    assert printed.endswith((tmp_path / "t.md").read_text())

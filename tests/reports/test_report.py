@@ -446,7 +446,9 @@ def test_folders_become_three_files(folders, tmp_path, capsys):
     assert report(folders, folders / "a" / ".." / "a", "-o", tmp_path / "out" / "table.2") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"table.2.md", "table.2.csv", "table.2.png"}
     printed = capsys.readouterr().out
-    assert printed == (tmp_path / "out" / "table.2.md").read_text()
+    made, _, table = printed.partition("\n\n")
+    assert made == ", ".join(str(tmp_path / "out" / f"table.2.{end}") for end in ("md", "csv", "png"))
+    assert table == (tmp_path / "out" / "table.2.md").read_text()
     assert "91.00 ± 1.41, 1 of 3 incomplete | 0.0 | – |" in printed
     assert f"3 runs: 2 finished; 1 incomplete ({folders / 'c'})." in printed
     assert list(pd.read_csv(tmp_path / "out" / "table.2.csv")["seconds"].dropna()) == [1.5, 1.5]

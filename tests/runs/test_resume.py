@@ -146,7 +146,7 @@ def test_neither_threads_nor_device_make_another_run(unfinished):
 def test_a_run_that_goes_on_elsewhere_says_where(unfinished, monkeypatch, capsys):
     monkeypatch.setattr(Teacher, "device_name", "cuda:0 a card")
     assert cli.main([*RUNS["gdfq"], "-o", str(unfinished), "--resume"]) == 0
-    assert capsys.readouterr().out.endswith("device: cpu, then cuda:0 a card\n")
+    assert "\ndevice: cpu, then cuda:0 a card\n" in capsys.readouterr().out
     assert json.loads((unfinished / "config.json").read_text())["device"] == "cpu, then cuda:0 a card"
 
 

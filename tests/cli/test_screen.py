@@ -1,0 +1,163 @@
+"""What a person sees: one summary at the end of a command, and a next command that works when it is pasted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_autorecon.cli import main as cli
+from nni_autorecon.cli import next_steps, screen
+from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.config.stages import STAGES
+from nni_autorecon.experiment import database
+from nni_autorecon.generator.genotype import Genotype, random_choices
+from nni_autorecon.teacher.factories import network_of_factory
+from tests.helpers.command_line import SEARCH
+
+DFQ = ["compress", "--method", "dfq", "--bits", "w8a8"]
+SMALL = "--width 2 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1 --block-images 4".split()
+DISTILL = "distill --width 2 --batch-size 4 --epochs 1 --steps 1 --student-steps 1 --agreement-steps 1".split()
+MODELS = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)
+    )
+"""
+OWN = shlex.split("--teacher 'my models.py:make' --checkpoint 'my weights.pt' --image-size 12 --mean -0.5,0 --std 1,1")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which every name has a space: of a person's network, of its weights, of the folder itself."""
+    folder = tmp_path / "my work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "my models.py").write_text(MODELS)
+    torch.save(network_of_factory("my models.py", "make", None, "make").state_dict(), "my weights.pt")
+    return folder
+
+
+def said(capsys: Any, *words: str) -> tuple[str, list[str], list[str]]:
+    """What a command made, the lines that follow, and the words of the next command, without the program's."""
+    assert cli.main([*words]) == 0, capsys.readouterr().err
+    made, *lines = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("next: ") for line in lines[:-1])
+    last = lines[-1] if lines else ""
+    return made, lines, words_of(last.removeprefix("next: ")) if last.startswith("next: ") else []
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a pasted command, as the shell has them; ours can be parsed, and its settings go together."""
+    command = line.partition(" && ")[2] or line
+    program = screen.command_line()
+    assert command.startswith(f"{program} ")
+    words = shlex.split(command.removeprefix(program))
+    arguments = cli.build_parser().parse_args(words)
+    if words[0] in STAGES:
+        STAGES[words[0]].config.from_arguments(arguments).require_consistent()
+    return words
+
+
+@pytest.mark.usefixtures("digits_teacher", "place")
+def test_each_command_names_the_next_until_there_is_a_report(capsys: Any) -> None:
+    pytest.importorskip("onnxscript")
+    made, _, then = said(capsys, "search", *SEARCH, "-o", "my search")
+    assert made.startswith("my search/genotype.json: generator of ")
+    assert then == ["compress", "--genotype", "my search/genotype.json"]
+    made, lines, then = said(capsys, *then, *SMALL, "-o", "my student")
+    assert made.startswith("my student/student.safetensors: w4a4 student, ")
+    assert lines[0].startswith("test accuracy: teacher ")
+    assert "result: my student/result.json" in lines
+    assert then == ["to-onnx", "my student/student.safetensors"]
+    made, lines, then = said(capsys, *then)
+    assert made.startswith("my student/student.onnx: ")
+    assert then == ["evaluate", "my student/student.onnx", "--latency"]
+    made, lines, then = said(capsys, *then)
+    assert made.startswith("my student/student.onnx: ")
+    assert lines[0].startswith("test accuracy ")
+    assert not then
+    made, _, then = said(capsys, *DISTILL, "-o", "my copy")
+    assert made.startswith("my copy/student.pt: student nni_autorecon.networks:digits_student, ")
+    assert then == ["report", "my copy", "-o", "my copy-report"]
+    assert said(capsys, *then)[0].startswith("my copy-report.md, ")
+
+
+@pytest.mark.usefixtures("place")
+def test_the_next_command_names_the_same_network(capsys: Any) -> None:
+    pytest.importorskip("onnxscript")
+    _, _, then = said(capsys, "search", *SEARCH, *OWN, "-o", "found")
+    assert then == ["compress", *OWN, "--genotype", "found/genotype.json"]
+    _, _, then = said(capsys, *DFQ, *OWN, "-o", "made")
+    assert then == ["to-onnx", "made/student.safetensors", "--teacher", "my models.py:make"]
+    _, _, then = said(capsys, *then)
+    assert then == ["evaluate", "made/student.onnx", "--latency", "--teacher", "my models.py:make"]
+    assert "times as fast" in said(capsys, *then)[1][0]
+
+
+@pytest.mark.usefixtures("digits_teacher", "place")
+@pytest.mark.parametrize("onnx", [True, False])
+def test_a_student_that_is_onnx_already_or_cannot_be_is_reported(
+    onnx: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if onnx:
+        pytest.importorskip("onnxscript")
+    else:
+        monkeypatch.setattr(next_steps, "find_spec", lambda name: None)
+    _, _, then = said(capsys, *DFQ, *(["--onnx"] if onnx else []), "-o", "my student")
+    assert then == ["report", "my student", "-o", "my student-report"]
+
+
+@pytest.mark.usefixtures("digits_teacher", "place")
+def test_a_new_folder_is_where_the_search_starts(capsys: Any) -> None:
+    made, lines, then = said(capsys, "new", "my network")
+    assert made.startswith("my network: experiment.yml, ")
+    assert lines[-1].startswith("next: cd 'my network' && ")
+    assert then == ["start", "experiment.yml"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_best_genotype_compresses_its_network_if_it_is_here(
+    there: bool, place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = "my models.py:make" if there else "elsewhere/models.py:make"
+    config = SearchConfig(teacher=spec, checkpoint="my weights.pt", bns_weight=0.0, seed=2)
+    genotype = Genotype(random_choices(1), details={"config": config.to_dict()})
+    final = {"default": 0.25, "genotype": genotype.to_json(indent=None)}
+    monkeypatch.setattr(database, "read_trials", lambda _: [database.TrialRecord("t", "SUCCEEDED", final, {}, None)])
+    _, _, then = said(capsys, "best-genotype", "--experiment", "e")
+    network = ["--teacher", spec, "--checkpoint", "my weights.pt", "--bns-weight", "0"]
+    assert then == (["compress", *network, "--genotype", "best-genotype.json"] if there else [])
+
+
+def test_the_program_is_this_python_where_the_shell_does_not_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen.shutil, "which", lambda name: f"/bin/{name}")
+    assert screen.command_line("show", "a b") == "nni-autorecon show 'a b'"
+    monkeypatch.setattr(screen.shutil, "which", lambda name: None)
+    assert shlex.split(screen.command_line("show")) == [sys.executable, "-m", "nni_autorecon", "show"]
+
+
+@pytest.mark.usefixtures("digits_teacher")
+@pytest.mark.parametrize("stage", ["search", "compress"])
+def test_a_trial_has_no_next_command(stage: str, tmp_path: Path, capsys: Any) -> None:
+    from nni_autorecon.cli import stages
+
+    class Trial:
+        output, parameters, require_manager = tmp_path, {}, staticmethod(lambda: None)
+
+        def report_intermediate(self, metrics: Any, sequence: int) -> None:
+            pass
+
+        def report_final(self, metrics: Any) -> None:
+            self.final = metrics
+
+    flags = {"search": ["search", *SEARCH], "compress": DFQ}[stage]
+    stages.RUNS[stage](cli.build_parser().parse_args(flags), Trial())
+    assert f"result: {tmp_path / 'result.json'}\n" in (printed := capsys.readouterr().out)
+    assert "next: " not in printed
