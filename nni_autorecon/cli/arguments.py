@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from ..config.common import Config
+from . import screen
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line that names the error and the help, and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+        screen.error(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help")
+        self.exit(2)
 
 
 class _HelpAll(argparse.Action):
@@ -51,6 +53,7 @@ def add_stage(parser: Parser, config: type[Config]) -> Parser:
     group.add_argument("--force", action="store_true", help="replace results that stand in the folder")
     group.add_argument("--resume", action="store_true", help="go on with the unfinished run in the folder")
     group.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard, too")
+    screen.add_arguments(group)
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all settings and exit")
     known = len(parser._action_groups)
     config.add_arguments(parser)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .next_steps import after_experiment
@@ -53,14 +55,17 @@ def best_genotype(arguments: argparse.Namespace) -> None:
     genotype, trial_id, loss = database.best_genotype(arguments.experiment, arguments.trial)
     genotype.save(arguments.output)
     made = f"{arguments.output}: genotype of trial {trial_id}, L_r {loss:.4f}"
-    conclude(made, then=after_experiment(genotype.details, arguments.output))
+    values = {"file": arguments.output, "trial": trial_id, "loss": loss}
+    conclude(made, values=values, then=after_experiment(genotype.details, arguments.output))
 
 
 def status(arguments: argparse.Namespace) -> None:
     """Print how the trials of an experiment stand."""
     from ..experiment.status import experiment_status
 
-    print(experiment_status(arguments.experiment).to_text())
+    found = experiment_status(arguments.experiment)
+    summary, *lines = found.to_text().splitlines()
+    conclude(summary, lines, values=dataclasses.asdict(found))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -95,7 +100,8 @@ def report(arguments: argparse.Namespace) -> None:
     if (costs := plot_costs(report)) is not None:
         save_figure(costs, over_costs)
     files = [markdown, csv, png, *([over_costs] if costs is not None else [])]
-    conclude(", ".join(map(str, files)), ["", report.to_markdown().rstrip("\n")])
+    values = {"files": files, "runs": json.loads(report.frame.to_json(orient="records"))}
+    conclude(", ".join(map(str, files)), ["", report.to_markdown().rstrip("\n")], values=values)
 
 
 def to_onnx(arguments: argparse.Namespace) -> None:
@@ -120,11 +126,14 @@ def to_onnx(arguments: argparse.Namespace) -> None:
     agreement = export_onnx(saved, output, purpose=arguments.purpose, images=images, noise_images=arguments.check)
     written = load_onnx(output)
     lines = [agreement.summary()]
+    values = {"file": output, **_size(written), "agreement": dataclasses.asdict(agreement)}
     if isinstance(written.network, OnnxNetwork):
         milliseconds, threads = own_latency(written.network, saved.description.image), torch.get_num_threads()
         lines.append(f"latency of one image in onnxruntime, {threads} thread(s): {milliseconds:.2f} ms")
+        values |= {"latency": milliseconds, "latency_threads": threads}
     structure = ["--teacher", arguments.teacher] if arguments.teacher else []
-    conclude(f"{output}: {written.size()}", lines, then=command_line("evaluate", str(output), "--latency", *structure))
+    then = command_line("evaluate", str(output), "--latency", *structure)
+    conclude(f"{output}: {written.size()}", lines, values=values, then=then)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -148,7 +157,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     spec = arguments.test_data or ("digits" if known.teacher == "digits" else None)
     if spec is None and not arguments.latency:
         raise InputError(f"{arguments.file} is a student of {known.teacher}; name images to measure with --test-data")
-    lines = []
+    lines: list[str] = []
+    values: dict[str, Any] = {"file": arguments.file, **_size(saved)}
     if spec is not None:
         data = load_evaluation_data(
             spec,
@@ -161,9 +171,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
         right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
         count = len(data)  # type: ignore[arg-type] # every data set here has a length
         lines.append(f"test accuracy {right:.2%} on {count} images")
+        values |= {"accuracy": right, "images": count}
     if arguments.latency:
-        lines.append(_latency(saved, arguments).summary())
-    conclude(f"{arguments.file}: {saved.size()}", lines)
+        latency = _latency(saved, arguments)
+        lines.append(latency.summary())
+        values |= latency.to_dict()
+    conclude(f"{arguments.file}: {saved.size()}", lines, values=values)
+
+
+def _size(saved: SavedNetwork) -> dict[str, Any]:
+    """Return the size of a student as result.json has it."""
+    return {"file_bytes": saved.file_bytes, "compression_ratio": saved.compression_ratio}
 
 
 def _set_threads(threads: int) -> None:

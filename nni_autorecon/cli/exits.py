@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from ..errors import AutoReConError, InputError, MachineError
-from .screen import PROGRAM
+from . import screen
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell reports Ctrl-C and SIGTERM by these codes
 CODES = ((InputError, 2), (MachineError, 3))
@@ -25,7 +24,7 @@ def report_errors(run: Callable[[], object]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
-    show_messages()
+    screen.show_messages()
     heeds_signals = threading.current_thread() is threading.main_thread()  # only there Python lets us set a handler
     before = signal.signal(signal.SIGTERM, _terminated) if heeds_signals else None
     try:
@@ -35,38 +34,23 @@ def report_errors(run: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except AutoReConError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        screen.error(f"{screen.PROGRAM}: error: {' '.join(str(error).split())}")
         return next((code for kind, code in CODES if isinstance(error, kind)), 1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"{PROGRAM}: error: out of memory; lower --batch-size, --width or --image-count", file=sys.stderr)
+        screen.error(f"{screen.PROGRAM}: error: out of memory; lower --batch-size, --width or --image-count")
         return 1
     except Terminated as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        screen.error(f"{screen.PROGRAM}: error: {error}")
         return TERMINATED
     except KeyboardInterrupt as error:
-        print(": ".join(filter(None, (PROGRAM, "interrupted", str(error)))), file=sys.stderr)
+        screen.say(": ".join(filter(None, (screen.PROGRAM, "interrupted", str(error)))))
         return INTERRUPTED
     finally:
         if heeds_signals:
             signal.signal(signal.SIGTERM, before)
     return 0
-
-
-def show_messages() -> None:
-    """Show the package's messages, such as the teacher's accuracy, on the stderr of the moment."""
-    log = logging.getLogger(__package__.partition(".")[0])
-    log.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Screen) for handler in log.handlers):
-        log.addHandler(_Screen())
-
-
-class _Screen(logging.Handler):
-    """Prints messages as they are."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
 
 
 class Terminated(BaseException):  # not an Exception: code that handles errors must not handle it

@@ -13,7 +13,7 @@ from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
 from ..config.search import SearchConfig
 from ..version import __version__
-from . import commands
+from . import commands, screen
 from .arguments import Parser, add_stage
 from .exits import leave, report_errors
 from .new_folder import NETWORK
@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         words = list(sys.argv[1:] if argv is None else argv)
         if words and words[0] in FORMER_NAMES:
-            print(f"{PROGRAM}: {words[0]} is called {FORMER_NAMES[words[0]]} now", file=sys.stderr)
+            screen.say(f"{PROGRAM}: {words[0]} is called {FORMER_NAMES[words[0]]} now")
             words[0] = FORMER_NAMES[words[0]]
         arguments = build_parser().parse_args(words)
-        arguments.run(arguments)
+        with screen.as_asked(arguments):
+            arguments.run(arguments)
 
     return report_errors(run)
 
@@ -87,6 +88,7 @@ def _add_new(command: AddCommand) -> None:
     )
     new.add_argument("folder", type=Path, metavar="FOLDER", help="it is made if it is not there")
     new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")
+    screen.add_arguments(new)
     CompressConfig.add_arguments(new, NETWORK)
 
 
@@ -108,6 +110,7 @@ def _add_experiments(command: AddCommand) -> None:
 
     status = command("status", "say how the trials of an NNI experiment stand", commands.status)
     status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
+    screen.add_arguments(status)
 
     doctor = command("doctor", "say what is wrong with this machine, or with an experiment file", commands.doctor)
     doctor.add_argument(
@@ -121,6 +124,7 @@ def _add_experiments(command: AddCommand) -> None:
         "-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv, .png, and NAME-costs.png"
     )
     _add_force(report)
+    screen.add_arguments(report)
 
 
 def _add_genotypes(command: AddCommand) -> None:
@@ -130,6 +134,7 @@ def _add_genotypes(command: AddCommand) -> None:
     best.add_argument("--trial", metavar="ID", help="that trial's (default: the one with the least L_r)")
     _add_output(best, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s")
     _add_force(best)
+    screen.add_arguments(best)
 
     show = command("show", "print a genotype, node by node, or draw it", commands.show)
     show.add_argument("file", metavar="GENOTYPE", help="a file, or published:NAME")
@@ -175,6 +180,7 @@ def _add_students(command: AddCommand) -> None:
     evaluate.add_argument("--threads", type=int, default=1, metavar="N", help="of --latency (default: 1)")
     for each in (onnx, evaluate):
         each.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
+        screen.add_arguments(each)
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

@@ -54,6 +54,7 @@ def new_folder(folder: Path, given: CompressConfig, *, force: bool = False) -> N
     conclude(
         f"{folder}: {', '.join(files)}",
         [f"{teacher.name} takes {_image(teacher)} images, and has {_sizes(teacher)}"],
+        values={"folder": folder, "files": [folder / name for name in files]},
         then=f"cd {shlex.quote(str(folder))} && {start}",
     )
 

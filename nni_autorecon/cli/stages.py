@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,10 +15,10 @@ from ..config.distill import DistillConfig
 from ..config.search import SearchConfig
 from ..config.stages import STAGES
 from ..errors import InputError
+from . import screen
 from .arguments import Parser, add_stage
 from .exits import leave, report_errors
 from .next_steps import after_search, after_student
-from .screen import conclude
 
 if TYPE_CHECKING:
     from ..experiment.trial import Trial
@@ -85,7 +84,8 @@ def _conclude(result: Any, made: Path, then: str, config: Config, trial: Trial |
     """Print what was made, how good it is, and what to type next; inside a trial, report it to NNI instead of that."""
     kind, *lines = result.summary().splitlines()
     lines += [f"result: {made.parent / 'result.json'}", f"device: {result.device}"]
-    conclude(f"{made}: {kind}", lines, then="" if trial else then)
+    values = {"file": made, **result.to_dict()}
+    screen.conclude(f"{made}: {kind}", lines, values=values, then="" if trial else then)
     if trial:
         trial.report_final({**result.metrics(), "config": json.dumps(config.to_dict())})
 
@@ -94,7 +94,7 @@ def _at_every_step(trial: Trial | None) -> dict[str, Any]:
     """Return the extra arguments of a stage: a trial checks that its manager lives, a person sees progress."""
     if trial:
         return {"on_step": trial.require_manager, "progress": False}
-    return {"progress": True if sys.stderr.isatty() else "lines"}
+    return {"progress": screen.progress()}
 
 
 RUNS = {"search": run_search, "compress": run_compress, "distill": run_distill}
@@ -125,7 +125,12 @@ def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
     """Run a trial script for the stage of this name, and return its exit code."""
     parser = Parser(description=f"NNI trial of the stage {stage}: flags fix settings, the tuner varies others.")
     arguments = add_stage(parser, STAGES[stage].config).parse_args(argv)
-    return report_errors(lambda: run_stage(stage, arguments))
+
+    def run() -> None:
+        with screen.as_asked(arguments):
+            run_stage(stage, arguments)
+
+    return report_errors(run)
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Latency:
     def times_faster(self) -> float:
         """Return how many times as fast as the network in floating point the student is."""
         return self.float_milliseconds / self.milliseconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same under the names of result.json."""
+        return dict(zip(("latency", "float_latency", "latency_threads"), astuple(self), strict=True))
 
     def summary(self) -> str:
         """Return one line for people."""

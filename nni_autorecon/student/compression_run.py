@@ -85,6 +85,8 @@ def run_compression(
         result = compress(
             compression, data, teacher_accuracy=teacher_accuracy, on_phase=on_phase, on_epoch=report, on_step=step
         )
+        bar.set_postfix_str("", refresh=False)
+        bar.update((bar.total or 0) - bar.n)
     student = _student(compression, result)
     result = replace(result, student=student, device=run.device)
     if run.keeps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -73,9 +73,9 @@ class CompressionResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "student"}
-        latency = dict.fromkeys(("latency", "float_latency", "latency_threads"))
+        latency: dict[str, Any] = dict.fromkeys(("latency", "float_latency", "latency_threads"))
         if self.latency is not None:
-            latency = dict(zip(latency, astuple(self.latency), strict=True))
+            latency = self.latency.to_dict()
         mixed = self.mixed_precision and self.mixed_precision.to_dict()
         return {
             **values,

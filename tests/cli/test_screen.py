@@ -1,7 +1,10 @@
-"""What a person sees: one summary at the end of a command, and a next command that works when it is pasted."""
+"""What a person or a program sees: one summary at the end, a next command that can be pasted, JSON, colours."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from nni_autorecon.cli import next_steps, screen
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.config.stages import STAGES
 from nni_autorecon.experiment import database
+from nni_autorecon.files import SEAL
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.teacher.factories import network_of_factory
 from tests.helpers.command_line import SEARCH
@@ -161,3 +165,87 @@ def test_a_trial_has_no_next_command(stage: str, tmp_path: Path, capsys: Any) ->
     stages.RUNS[stage](cli.build_parser().parse_args(flags), Trial())
     assert f"result: {tmp_path / 'result.json'}\n" in (printed := capsys.readouterr().out)
     assert "next: " not in printed
+
+
+def in_json(capsys: Any, *words: str) -> dict[str, Any]:
+    """The object that a command prints with --json, and nothing else on stdout; its next command can be parsed."""
+    assert cli.main([*words, "--json"]) == 0, capsys.readouterr().err
+    value = json.loads(capsys.readouterr().out)
+    if value["next"]:
+        words_of(value["next"])
+    return value
+
+
+@pytest.mark.usefixtures("digits_teacher")
+def test_json_is_what_the_files_say(place: Path, capsys: Any) -> None:
+    pytest.importorskip("onnxscript")
+
+    def result(folder: str) -> dict[str, Any]:
+        values = json.loads((place / folder / "result.json").read_text())
+        return {name: value for name, value in values.items() if name != SEAL}
+
+    for words, file in (
+        (["search", *SEARCH], "genotype.json"), (DISTILL, "student.pt"), (DFQ, "student.safetensors"),
+    ):  # fmt: skip
+        found = in_json(capsys, *words, "-o", words[0])
+        assert found == {"file": f"{words[0]}/{file}", **result(words[0]), "next": found["next"]}
+        assert found["next"]
+    small = in_json(capsys, "to-onnx", "compress/student.safetensors")
+    measured = in_json(capsys, "evaluate", "compress/student.onnx", "--latency")
+    assert small["file"] == measured["file"] == "compress/student.onnx"
+    assert small["file_bytes"] == measured["file_bytes"] == (place / "compress" / "student.onnx").stat().st_size
+    assert (small["latency"] > 0, small["agreement"]["decisions"] > 0.9) == (True, True)
+    assert (measured["accuracy"] > 0.9, measured["images"], measured["float_latency"] > 0) == (True, 445, True)
+    reported = in_json(capsys, "report", "compress", "-o", "table")
+    assert {Path(file).exists() for file in reported["files"]} == {True}
+    assert [run["accuracy"] for run in reported["runs"]] == [pytest.approx(result("compress")["accuracy"])]
+    made = in_json(capsys, "new", "mine")
+    assert {Path(file).exists() for file in made["files"]} == {True}
+
+
+def test_json_alone_is_on_stdout_though_a_network_prints(place: Path, capsys: Any) -> None:
+    (place / "my models.py").write_text(MODELS + "\nprint('at import')\n")
+    assert cli.main([*DFQ, *OWN, "-o", "run", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["file"] == "run/student.safetensors"
+    assert "at import" in printed.err
+    assert cli.main([*DFQ, *OWN, "-o", "run", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "already exists" in printed.err) == ("", True)
+
+
+@pytest.mark.usefixtures("digits_teacher", "place")
+def test_quiet_shows_the_result_and_warnings_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    note = ["--test-data", "digits"]  # whose teacher's accuracy is a message
+    assert cli.main([*DFQ, *note, "-o", "loud"]) == 0
+    loud = capsys.readouterr()
+    assert "compress: 100%" in loud.err
+    assert "test images" in loud.err
+    assert cli.main([*DFQ, *note, "-o", "quiet", "--quiet"]) == 0
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    assert quiet.out.replace("quiet", "loud") == loud.out.partition("next: ")[0]
+    with screen.as_asked(argparse.Namespace(quiet=True)):
+        logging.getLogger("nni_autorecon.any").warning("beware")
+    assert capsys.readouterr().err == "beware\n"
+    logging.getLogger("nni_autorecon.any").info("by the way")
+    assert capsys.readouterr().err == "by the way\n"
+
+
+@pytest.mark.parametrize(("terminal", "variable", "styled"), [(True, "", True), (True, "1", False), (False, "", False)])
+def test_errors_are_red_and_results_bold_in_a_terminal_alone(
+    terminal: bool, variable: str, styled: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", variable)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    screen.conclude("made", ["good"], values={})
+    cli.main(["show", "no.json"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["show"])
+    printed = capsys.readouterr()
+    assert printed.out == ("\033[1mmade\033[0m\ngood\n" if styled else "made\ngood\n")
+    for line in printed.err.splitlines():
+        assert line.startswith("\033[31mnni-autorecon" if styled else "nni-autorecon")
+        assert line.endswith("\033[0m") == styled
