@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from ..errors import AutoReConError, InputError, MachineError
+from ..runs.log_file import LOG_FILE
+from ..version import __version__
 from . import screen
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell reports Ctrl-C and SIGTERM by these codes
@@ -19,12 +22,17 @@ CODES = ((InputError, 2), (MachineError, 3))
 """Exit codes of errors that the person can mend and of errors of the machine; other errors have 1."""
 
 
-def report_errors(run: Callable[[], object]) -> int:
-    """Call ``run`` and return its exit code; errors that are meant for a person become one line on stderr."""
+def report_errors(run: Callable[[], object], words: Sequence[str] | None = None) -> int:
+    """Call ``run`` and return its exit code; errors that are meant for a person become one line on stderr.
+
+    words: the command, if its run is to have a log. A trial's has none, because NNI keeps what it prints.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
     screen.show_messages()
+    if words is not None and "NNI_PLATFORM" not in os.environ:
+        LOG_FILE.open(f"{screen.PROGRAM} {__version__}: {shlex.join(words)}")
     heeds_signals = threading.current_thread() is threading.main_thread()  # only there Python lets us set a handler
     before = signal.signal(signal.SIGTERM, _terminated) if heeds_signals else None
     try:
@@ -48,6 +56,7 @@ def report_errors(run: Callable[[], object]) -> int:
         screen.say(": ".join(filter(None, (screen.PROGRAM, "interrupted", str(error)))))
         return INTERRUPTED
     finally:
+        LOG_FILE.close()
         if heeds_signals:
             signal.signal(signal.SIGTERM, before)
     return 0

@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine, 130 for Ctrl-C and 143 for SIGTERM.
     """
 
+    words = list(sys.argv[1:] if argv is None else argv)
+
     def run() -> None:
-        words = list(sys.argv[1:] if argv is None else argv)
         if words and words[0] in FORMER_NAMES:
             screen.say(f"{PROGRAM}: {words[0]} is called {FORMER_NAMES[words[0]]} now")
             words[0] = FORMER_NAMES[words[0]]
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with screen.as_asked(arguments):
             arguments.run(arguments)
 
-    return report_errors(run)
+    return report_errors(run, words)
 
 
 def console() -> NoReturn:

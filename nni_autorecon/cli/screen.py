@@ -9,9 +9,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, Literal, TextIO
+
+from ..runs.log_file import LOG_FILE
 
 PROGRAM = "nni-autorecon"
 _BOLD, _RED = "1", "31"
@@ -43,7 +45,7 @@ def as_asked(arguments: argparse.Namespace) -> Iterator[None]:
         _quiet, _json = before
 
 
-def conclude(made: str, lines: Iterable[str] = (), *, values: Mapping[str, Any], then: str = "") -> None:
+def conclude(made: str, lines: Sequence[str] = (), *, values: Mapping[str, Any], then: str = "") -> None:
     """Print the summary of a command.
 
     made: the files that were made or measured, and their main figures.
@@ -51,11 +53,12 @@ def conclude(made: str, lines: Iterable[str] = (), *, values: Mapping[str, Any],
     values: the same for ``--json``.
     then: the next command, as :func:`command_line` writes it.
     """
+    text = [made, *lines, *([f"next: {then}"] if then else [])]
+    LOG_FILE.add("\n".join(text))
     if _json is not None:
         print(json.dumps({**values, "next": then or None}, indent=2, default=str), file=_json)
         return
-    following = [f"next: {then}"] if then and not _quiet else []
-    print("\n".join([_styled(made, _BOLD, sys.stdout), *lines, *following]))
+    print("\n".join([_styled(made, _BOLD, sys.stdout), *(lines if _quiet else text[1:])]))
 
 
 def command_line(*words: str) -> str:
@@ -69,14 +72,16 @@ def progress() -> bool | Literal["lines"]:
     return False if _quiet else True if sys.stderr.isatty() else "lines"
 
 
-def say(message: str) -> None:
-    """Print a message beside the result."""
-    print(message, file=sys.stderr)
+def say(message: str, style: str = "", *, unseen: bool = False) -> None:
+    """Print a message beside the result, and keep it in the log, where it goes alone if it is ``unseen``."""
+    LOG_FILE.add(message)
+    if not unseen:
+        print(_styled(message, style, sys.stderr), file=sys.stderr)
 
 
 def error(message: str) -> None:
     """Print an error."""
-    say(_styled(message, _RED, sys.stderr))
+    say(message, _RED)
 
 
 def show_messages() -> None:
@@ -91,10 +96,9 @@ class _Messages(logging.Handler):
     """Prints messages as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING or not _quiet:
-            say(self.format(record))
+        say(self.format(record), unseen=_quiet and record.levelno < logging.WARNING)
 
 
 def _styled(text: str, style: str, stream: TextIO) -> str:
     """Return ``text`` in a style if ``stream`` is a terminal, unless NO_COLOR is set (https://no-color.org)."""
-    return f"\033[{style}m{text}\033[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
+    return f"\033[{style}m{text}\033[0m" if style and stream.isatty() and not os.environ.get("NO_COLOR") else text

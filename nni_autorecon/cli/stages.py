@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -130,7 +131,7 @@ def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
         with screen.as_asked(arguments):
             run_stage(stage, arguments)
 
-    return report_errors(run)
+    return report_errors(run, [stage, *(sys.argv[1:] if argv is None else argv)])
 
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:

@@ -16,6 +16,7 @@ from ..config.common import Config
 from ..config.stages import STAGES
 from ..errors import InputError
 from ..files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
+from .log_file import LOG, LOG_FILE
 from .provenance import versions
 from .resuming import changes, contents, why_not
 from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT, LOCK, RESULT, METRICS = "snapshot.bin", ".lock", "result.json", "metrics.csv"
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
-RESULTS = (SNAPSHOT, METRICS, RESULT, *sorted({name for stage in STAGES.values() for name in stage.files}))
+RESULTS = (SNAPSHOT, METRICS, RESULT, LOG, *sorted({name for stage in STAGES.values() for name in stage.files}))
 Mode = Literal["new", "replace", "resume", "trial"]
 """A mode says how a folder that is not empty is treated: new refuses it, replace replaces its results, resume goes on
 with its unfinished run. An NNI trial goes on if it can, waits for an earlier attempt of its own, and otherwise replaces
@@ -143,6 +144,7 @@ class RunFolder:
             self._write_rows()
             self._note_device()
             self._begin_events()
+            LOG_FILE.begin(self.path)
             return
         require_absent(self.path, force=self._replaces)
         earlier_run = (self / "config.json").exists()
@@ -155,6 +157,7 @@ class RunFolder:
         for name in RESULTS if earlier_run else ():
             (self / name).unlink(missing_ok=True)
         self._begin_events()
+        LOG_FILE.begin(self.path)
 
     def _require_other_inputs(self, config: Config) -> None:
         """Raise InputError if the run depends on a file that it would replace."""

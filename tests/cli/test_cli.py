@@ -53,7 +53,7 @@ def searched(digits_teacher, tmp_path_factory):
 
 def test_a_search_leaves_a_complete_folder(searched):
     assert {path.name for path in searched.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "genotype.json", "probabilities.json",
+        "config.json", "metrics.csv", "result.json", "log.txt", "genotype.json", "probabilities.json",
         "loss.png", "probabilities.png", "genotype.png", "images.png",
     }  # fmt: skip
     resolved = json.loads((searched / "config.json").read_text())
@@ -73,8 +73,8 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "student.safetensors", "loss.png", "agreement.png", "images.png",
-        "images.npz", "layers.png",
+        "config.json", "metrics.csv", "result.json", "log.txt", "student.safetensors", "loss.png", "agreement.png",
+        "images.png", "images.npz", "layers.png",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert result["latency"] is None
@@ -112,7 +112,8 @@ def test_distill_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("distill", "--genotype", searched / "genotype.json", *DISTILL, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "student.pt", "loss.png", "agreement.png", "images.png",
+        "config.json", "metrics.csv", "result.json", "log.txt", "student.pt", "loss.png", "agreement.png",
+        "images.png",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert result["teacher_accuracy"] >= 0.985

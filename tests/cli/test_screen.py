@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,15 +14,21 @@ from typing import Any
 import pytest
 import torch
 
+import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
-from nni_autorecon.cli import next_steps, screen
+from nni_autorecon.cli import next_steps, screen, stages
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.config.stages import STAGES
+from nni_autorecon.errors import DivergenceError
 from nni_autorecon.experiment import database
 from nni_autorecon.files import SEAL
 from nni_autorecon.generator.genotype import Genotype, random_choices
+from nni_autorecon.nas import search
+from nni_autorecon.runs.log_file import LogFile
 from nni_autorecon.teacher.factories import network_of_factory
+from nni_autorecon.version import __version__
 from tests.helpers.command_line import SEARCH
+from tests.helpers.interrupted_runs import STAGES as STAGE_RUNS
 
 DFQ = ["compress", "--method", "dfq", "--bits", "w8a8"]
 SMALL = "--width 2 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1 --block-images 4".split()
@@ -150,8 +157,6 @@ def test_the_program_is_this_python_where_the_shell_does_not_find_it(monkeypatch
 @pytest.mark.usefixtures("digits_teacher")
 @pytest.mark.parametrize("stage", ["search", "compress"])
 def test_a_trial_has_no_next_command(stage: str, tmp_path: Path, capsys: Any) -> None:
-    from nni_autorecon.cli import stages
-
     class Trial:
         output, parameters, require_manager = tmp_path, {}, staticmethod(lambda: None)
 
@@ -249,3 +254,68 @@ def test_errors_are_red_and_results_bold_in_a_terminal_alone(
     for line in printed.err.splitlines():
         assert line.startswith("\033[31mnni-autorecon" if styled else "nni-autorecon")
         assert line.endswith("\033[0m") == styled
+
+
+@pytest.mark.usefixtures("digits_teacher", "place")
+def test_a_run_keeps_what_it_printed_in_plain_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    command = [*DFQ, "--test-data", "digits", "--quiet", "-o", "my run"]
+    assert cli.main(command) == 0
+    head, message, made, *rest = Path("my run/log.txt").read_text().splitlines()
+    date, clock, began = head.split(" ", 2)
+    assert re.fullmatch(r"\d+-\d\d-\d\d \d\d:\d\d:\d\d", f"{date} {clock}")
+    assert began == f"nni-autorecon {__version__}: {shlex.join(command)}"
+    assert message.startswith("teacher digits: ")
+    assert capsys.readouterr().out == "\n".join([f"\033[1m{made}\033[0m", *rest[:-1], ""])
+    assert rest[-1].startswith("next: ")
+    assert cli.main([*command, "--force"]) == 0
+    assert Path("my run/log.txt").read_text().count(f" nni-autorecon {__version__}: ") == 1
+
+
+@pytest.mark.usefixtures("digits_teacher")
+def test_a_run_that_is_resumed_writes_after_what_it_had_printed(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    command = [*STAGE_RUNS["search"], "-o", str(folder)]
+
+    def diverge(*_: Any, **__: Any) -> None:
+        raise DivergenceError("it diverged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "evaluate_generator", diverge)
+        assert cli.main(command) == 1
+    first = (folder / "log.txt").read_text()
+    assert first.endswith("nni-autorecon: error: it diverged\n")
+    assert cli.main(command) == 2  # the folder is taken; this is not that run's to say
+    assert (folder / "log.txt").read_text() == first
+    assert cli.main([*command, "--resume"]) == 0
+    then = (folder / "log.txt").read_text()
+    assert then.startswith(first)
+    assert then.count(f" nni-autorecon {__version__}: ") == 2
+    assert capsys.readouterr().out in then
+
+
+@pytest.mark.usefixtures("digits_teacher")
+def test_runs_from_python_and_trials_have_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nar.compress("digits", method="dfq", bits="w8a8", folder=tmp_path / "mine", progress=False)
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setattr(stages, "run_stage", lambda stage, arguments: stages.RUNS[stage](arguments, None))
+    assert stages.run_as_trial("compress", [*DFQ[1:], "-o", str(tmp_path / "trial")]) == 0
+    for name in ("mine", "trial"):
+        assert (tmp_path / name / "result.json").exists()
+        assert not (tmp_path / name / "log.txt").exists()
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    log = LogFile()
+    log.open("command")
+    log.begin(tmp_path / "no folder")
+    log.add("a line")
+    (tmp_path / "no folder").mkdir()
+    log.add("another")
+    assert (tmp_path / "no folder" / "log.txt").read_text() == "another\n"
+    log.close()
+    log.add("late")
+    assert (tmp_path / "no folder" / "log.txt").read_text() == "another\n"

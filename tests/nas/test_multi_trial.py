@@ -161,6 +161,7 @@ def test_the_command_leaves_what_a_search_leaves(digits_teacher, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json", "genotype.json", "result.json", "metrics.csv", "loss.png", "genotype.png", "images.png",
+        "log.txt",
     }  # fmt: skip
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     genotype = json.loads((tmp_path / "run" / "genotype.json").read_text())
