@@ -111,7 +111,7 @@ def check(words: list[str]) -> None:
     elif program == "nnictl":
         assert all((ROOT / word).is_file() for word in rest if word.endswith(".yml")), words
     else:
-        assert program in (".", "pytest", "mkdocs"), words
+        assert program in (".", "eval", "pytest", "mkdocs"), words
     assert all((ROOT / w).is_file() for w in rest if w.startswith("experiment") and w.endswith(".yml")), words
 
 

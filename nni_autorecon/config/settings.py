@@ -194,7 +194,9 @@ class Settings:
             action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _METAVARS.get(field.name, "N")}
             if field.name in ("mean", "std"):
                 action["nargs"] = "+"  # people write 0.5 0.4 0.3 as well as 0.5,0.4,0.3
-        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
+        added = group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
+        if meta["choices"] or cls.field_type(field.name) in (int, float):
+            added.completer = lambda **_: meta["choices"] or ()  # argcomplete asks for it; else it names files
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:

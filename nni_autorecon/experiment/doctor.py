@@ -42,6 +42,7 @@ PACKAGES = {  # the dependencies in pyproject.toml
     "psutil": ">=5.9",
     "requests": ">=2.28",
     "tqdm": ">=4.64",
+    "argcomplete": ">=3.0",
 }
 PORT = 8080
 GIB = 2**30

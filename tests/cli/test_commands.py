@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,28 @@ def test_a_reader_that_has_read_enough_is_no_error():
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("e", ["evaluate"]),
+        ("compress --protocol ", ["activations", "integer"]),
+        ("compress --protocol=i", ["--protocol=integer"]),
+        ("search --temperature-s", ["--temperature-schedule", "--temperature-start"]),
+        ("compress --seed ", []),
+        ("to-onnx --for s", ["size", "speed"]),
+        ("evaluate st", ["student.pt"]),
+    ],
+)
+def test_the_shell_completes_what_is_typed_without_torch(typed, offered, tmp_path):
+    (tmp_path / "student.pt").write_text("")
+    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'nni', 'pandas')); "
+    code += "from nni_autorecon.cli.main import console; console()"
+    line = f"nni-autorecon {typed}"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    answer = {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer")}
+    environment = {**os.environ, **asked, **answer, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted((tmp_path / "answer").read_text().split()) == offered
