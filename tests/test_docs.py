@@ -332,3 +332,9 @@ def test_exit_codes_and_environment_variables_are_listed():
     assert all(re.search(rf"^\| {code} \|.*`{kind.__name__}`", text, re.MULTILINE) for kind, code in CODES)
     sources = "".join(path.read_text() for path in (ROOT / "nni_autorecon").rglob("*.py"))
     assert not [name for name in set(re.findall(r"NNI_AUTORECON_[A-Z]+", sources)) if name not in text]
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    (newest, *_) = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert newest == cited == nar.__version__

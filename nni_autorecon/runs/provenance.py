@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 def revision(root: Path = Path(__file__).parents[2]) -> str:
-    """Return this package's version; a git checkout adds its commit, ``0.1.0+gb9f1c2d``, and ``.dirty`` if edited."""
+    """Return this package's version; a git checkout adds its commit, ``0.2.0+gb9f1c2d``, and ``.dirty`` if edited."""
     if not (root / ".git").exists():
         return __version__
     command = ["git", "--no-optional-locks", "-C", str(root)]  # a lock could get in the way of the person's own git
