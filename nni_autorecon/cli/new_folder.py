@@ -204,9 +204,9 @@ def _image(teacher: Teacher) -> str:
 
 
 def _sizes(teacher: Teacher) -> str:
-    parameters = sum(weight.numel() for weight in teacher.network.parameters()) / 1e6
-    macs = f"{teacher.macs / 1e6:.1f} million multiply-accumulates an image"
-    return f"{teacher.num_classes} classes, {parameters:.2f} million parameters and {macs}"
+    parameters = sum(weight.numel() for weight in teacher.network.parameters())
+    macs = f"{teacher.macs:,} multiply-accumulates an image"
+    return f"{teacher.num_classes} classes, {parameters:,} parameters and {macs}"
 
 
 def _readme(config: CompressConfig, teacher: Teacher, reason: str) -> str:

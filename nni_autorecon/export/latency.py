@@ -39,9 +39,11 @@ class Latency:
 
     def summary(self) -> str:
         """Return one line for people."""
+        times = self.times_faster
+        compared = f"{times:.2f} times as fast" if times >= 1 else f"{1 / times:.2f} times as slow"
         return (
             f"latency of one image in onnxruntime, {self.threads} thread(s): {self.milliseconds:.2f} ms, "
-            f"in floating point {self.float_milliseconds:.2f} ms: {self.times_faster:.2f} times as fast"
+            f"in floating point {self.float_milliseconds:.2f} ms: {compared}"
         )
 
 

@@ -59,6 +59,8 @@ def load_digits_teacher() -> nn.Module:
                 if not _restore(network, path):  # nobody else has trained it meanwhile
                     if path.exists():
                         _log.warning("%s is damaged; training the digits teacher again", path)
+                    else:
+                        _log.info("training the digits teacher, once; it takes some 20 seconds")
                     network = train_digits_teacher()
                     _store(network, path)
     return network.eval()
