@@ -1,4 +1,4 @@
-"""Nine small classifiers of Fashion-MNIST that differ in kind, as factories: ``benchmarks/fashion_networks.py:plain``.
+"""Ten small classifiers of Fashion-MNIST that differ in kind, as factories: ``benchmarks/fashion_networks.py:plain``.
 
 Their images are 28×28 pixels, grey, of ten classes. :mod:`teachers` trains them and compresses them.
 """
@@ -55,14 +55,12 @@ class Joined(nn.Module):
 class Squeezed(nn.Module):
     """A squeeze and excitation: each channel times a gate of all channels' means."""
 
-    def __init__(self, channels: int, inner: int) -> None:
+    def __init__(
+        self, channels: int, inner: int, act: type[nn.Module] = nn.SiLU, gate: type[nn.Module] = nn.Sigmoid
+    ) -> None:
         super().__init__()
         self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, inner, 1),
-            nn.SiLU(),
-            nn.Conv2d(inner, channels, 1),
-            nn.Sigmoid(),
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, inner, 1), act(), nn.Conv2d(inner, channels, 1), gate()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,6 +141,22 @@ def gated() -> Classifier:
         )
         layers.append(Added(block) if channels == out else block)
     return Classifier(*layers, normed(32, 80, 1, act=nn.SiLU), *head(80))
+
+
+def hard() -> Classifier:
+    """Return inverted residuals with hard swish, some with squeeze and excitation by hard gates, as MobileNetV3's."""
+    layers: list[nn.Module] = [normed(1, 16, stride=2, act=nn.Hardswish)]
+    rows = ((16, 24, 1, nn.ReLU, 5), (24, 24, 1, nn.ReLU, 3), (24, 40, 2, nn.Hardswish, 5), (40, 40, 1, nn.Hardswish, 5))
+    for channels, out, stride, act, size in rows:
+        inner = 3 * channels
+        block = nn.Sequential(
+            normed(channels, inner, 1, act=act),
+            normed(inner, inner, size, stride=stride, groups=inner, act=act),
+            *([Squeezed(inner, 16, nn.ReLU, nn.Hardsigmoid)] if size == 5 else []),
+            normed(inner, out, 1, act=None),
+        )
+        layers.append(Added(block) if channels == out else block)
+    return Classifier(*layers, normed(40, 96, 1, act=nn.Hardswish), *head(96))
 
 
 def leaky() -> Classifier:

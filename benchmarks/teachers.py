@@ -2,7 +2,7 @@
 
     python benchmarks/teachers.py --output docs/results/teachers
 
-The teachers are the digits and nine classifiers of Fashion-MNIST, which are trained once, in minutes each, and kept in
+The teachers are the digits and ten classifiers of Fashion-MNIST, which are trained once, in minutes each, and kept in
 the cache folder. ``--networks FOLDER`` adds those of CIFAR and ImageNet that lie there. Half of the teachers are there
 to choose settings by, and half to report on; nothing is ever chosen by the second half. Whatever stands behind ``--``
 goes to every compression, such as ``-- --preset gdfq``.
@@ -156,7 +156,7 @@ def _at(bench: Bench, path: str) -> str:
 
 TEACHERS = {
     "digits": BenchTeacher(CHOOSE, lambda bench: {"teacher": "digits"}),
-    **{name: BenchTeacher(CHOOSE, partial(fashion, name)) for name in ("residual", "dense", "gated", "leaky", "tiny")},
+    **{name: BenchTeacher(CHOOSE, partial(fashion, name)) for name in ("residual", "dense", "gated", "hard", "leaky", "tiny")},
     "tiny darknet": BenchTeacher(CHOOSE, tiny_darknet, needs_networks=True),
     **{name: BenchTeacher(REPORT, partial(fashion, name)) for name in ("plain", "mobile", "squeezed", "wide")},
     "cifar10": BenchTeacher(REPORT, cifar10, needs_networks=True),
