@@ -146,7 +146,12 @@ def gated() -> Classifier:
 def hard() -> Classifier:
     """Return inverted residuals with hard swish, some with squeeze and excitation by hard gates, as MobileNetV3's."""
     layers: list[nn.Module] = [normed(1, 16, stride=2, act=nn.Hardswish)]
-    rows = ((16, 24, 1, nn.ReLU, 5), (24, 24, 1, nn.ReLU, 3), (24, 40, 2, nn.Hardswish, 5), (40, 40, 1, nn.Hardswish, 5))
+    rows = (
+        (16, 24, 1, nn.ReLU, 5),
+        (24, 24, 1, nn.ReLU, 3),
+        (24, 40, 2, nn.Hardswish, 5),
+        (40, 40, 1, nn.Hardswish, 5),
+    )
     for channels, out, stride, act, size in rows:
         inner = 3 * channels
         block = nn.Sequential(

@@ -156,7 +156,10 @@ def _at(bench: Bench, path: str) -> str:
 
 TEACHERS = {
     "digits": BenchTeacher(CHOOSE, lambda bench: {"teacher": "digits"}),
-    **{name: BenchTeacher(CHOOSE, partial(fashion, name)) for name in ("residual", "dense", "gated", "hard", "leaky", "tiny")},
+    **{
+        name: BenchTeacher(CHOOSE, partial(fashion, name))
+        for name in ("residual", "dense", "gated", "hard", "leaky", "tiny")
+    },
     "tiny darknet": BenchTeacher(CHOOSE, tiny_darknet, needs_networks=True),
     **{name: BenchTeacher(REPORT, partial(fashion, name)) for name in ("plain", "mobile", "squeezed", "wide")},
     "cifar10": BenchTeacher(REPORT, cifar10, needs_networks=True),

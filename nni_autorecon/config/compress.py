@@ -31,7 +31,7 @@ class CompressConfig(StudentConfig):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "what most people set": (
             "teacher", "checkpoint", "image_size", "mean", "std", "test_data", "bits", "size", "protocol", "onnx",
-            "method", "genotype", "seed", "device", "threads",
+            "method", "genotype", "minutes", "seed", "device", "threads",
         ),
         "the network and the loss (eq. 1)": (
             "num_classes", "checkpoint_key", "bns_weight", "bns_form", "batch_size", "labels", "download",
@@ -79,6 +79,12 @@ class CompressConfig(StudentConfig):
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
     image_steps: int = setting(200, "updates of each distilled image", low=1)
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
+    minutes: float | None = setting(
+        None,
+        "time for the student, without what measures it on test data: batches, images and updates that nobody set are "
+        "as many as fit (default: as many as suit the network)",
+        low=1e-3,
+    )
     block_images: int | None = setting(
         None,
         "images to which all blocks are fitted (default: 1024, or fewer where one costs much or few updates see them)",

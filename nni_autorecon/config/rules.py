@@ -73,7 +73,8 @@ COMPRESS_RULES = (
     ),
     Rule(("generator_updates", "class_weight", "adaptability_weight"), ("method",), ("gdfq",)),
     Rule(
-        ("block_images", "refine_steps", "block_steps", "block_batch_size", "block_rate"), ("method",), ("blockwise",)
+        ("minutes", "block_images", "refine_steps", "block_steps", "block_batch_size", "block_rate"),
+        ("method",), ("blockwise",),
     ),
     Rule(("low_pass",), ("method",), (*GENERATOR_METHODS, "zeroq", "zeroq-kd", "dfc")),
     Rule(("image_count", "image_steps", "image_lr"), ("method",), ("zeroq", "zeroq-kd", "dfc")),

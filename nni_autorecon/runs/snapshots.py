@@ -16,7 +16,7 @@ from ..files import tensor_bytes, write_atomically
 log = logging.getLogger(__name__)
 
 
-LAYOUT = 11
+LAYOUT = 12
 """This number grows when names or shapes of the saved state change, so that earlier snapshots are refused."""
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
-from ..config.compress import CompressConfig
+from ..config.compress import REFINING, TRACKING, WARM_UP, CompressConfig
 from ..losses.reconstruction import MeanLoss
 from ..quantization.activation_moments import image_moments, input_means
 from ..quantization.calls import BATCHNORMS
@@ -18,6 +18,7 @@ from ..teacher.loading import Teacher
 from .images import GeneratorImages, OnStep
 from .lengths import Lengths
 from .noise import NoiseToRefine
+from .pace import Pace
 from .reconstruction import BlockError, Rates, Reconstruction
 from .refined_images import BATCH, from_pixels, refined, to_pixels
 
@@ -25,8 +26,6 @@ _log = logging.getLogger(__name__)
 
 MEASURED_BLOCKS = 20
 """Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
-ROUNDING_PASSES = 4
-"""A block sees all images some so many times while its weights are rounded and its errors are measured."""
 FEATURE_SPACE = 2**33
 """The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""
 FEATURE_MEMORY = 1 / 4
@@ -130,18 +129,17 @@ class Blockwise:
         """Return how often ``on_step`` is called while ranges are tracked."""
         return -(-self.image_count // self.config.batch_size)
 
-    def refining_cost(self) -> int:
-        """Return the multiply-accumulates of refining; an update costs three forward passes."""
-        return 3 * self.refining_steps() * BATCH * self.teacher.macs
-
-    def tracking_cost(self) -> int:
-        """Return the multiply-accumulates of tracking."""
-        return self.image_count * self.teacher.macs
-
-    def block_costs(self) -> list[int]:
-        """Return the multiply-accumulates of each block."""
-        passes = 3 * self.lengths.block_steps * self.config.block_batch_size + ROUNDING_PASSES * self.image_count
-        return [passes * macs for macs in self.reconstruction.block_macs(self._zero_image())]
+    def seconds(self, pace: Pace) -> tuple[dict[str, float], list[float]]:
+        """Return about how many seconds an epoch of each phase takes, and each block."""
+        images = self.image_count + self.measured * self.config.batch_size
+        phases = {
+            WARM_UP: pace.warm_up_epoch(self.config, self.lengths),
+            REFINING: pace.refining_all(self.lengths, images=images),
+            TRACKING: pace.forward(self.image_count),
+        }
+        macs = [max(own, 1) for own in self.reconstruction.block_macs(self._zero_image())]
+        blocks = pace.blocks(self.config, self.lengths)
+        return phases, [blocks * own / sum(macs) for own in macs]
 
     def state(self) -> State:
         """Return the images, for :meth:`load`; the student has a state of its own."""

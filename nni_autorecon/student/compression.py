@@ -6,8 +6,8 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from .layer_costs import IMAGES, LayerCost, layer_costs
 from .lengths import Lengths
 from .making import make_counterpart, make_student
 from .noise import NoiseImages, NoiseToRefine
+from .pace import Pace
 from .results import CompressionResult
 from .training import StudentTraining
 
@@ -67,6 +68,9 @@ class Compression:
     coverage: Coverage
     started: float
     quantization: Quantization
+    lengths: Lengths
+    pace: Pace | None = None
+    """How fast this machine is with method ``blockwise``."""
     mixed: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were."""
     epoch: int = 0
@@ -111,7 +115,18 @@ class Compression:
         elif config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
-        compression = cls(config, teacher, images, student, coverage, started, quantization, mixed)
+        generator_macs, pace = images.cost()[0] or 0, None
+        if config.method == "blockwise":
+            pace = Pace.measure(teacher, student, generator_macs=generator_macs)
+        if state is not None:
+            lengths = Lengths(**state["lengths"])
+        else:
+            lengths = Lengths.of(config, macs=teacher.macs, generator_macs=generator_macs)
+        if state is None and pace is not None and config.minutes is not None:
+            left = 60 * config.minutes - (time.perf_counter() - started)
+            held_out = held_out_batches(config, teacher) * config.batch_size
+            lengths = lengths.within(config, left, partial(pace.whole, config, held_out=held_out))
+        compression = cls(config, teacher, images, student, coverage, started, quantization, lengths, pace, mixed)
         if state is not None:
             compression._load(state)
         return compression
@@ -133,6 +148,7 @@ class Compression:
             "loss": self.loss,
             "by_ranges": self.by_ranges,
             "blockwise": self.blockwise and self.blockwise.state(),
+            "lengths": asdict(self.lengths),
             "mixed": self.mixed and self.mixed.to_dict(),
             "images": self.images.state(),
             "student": self.student.state_dict(),
@@ -150,14 +166,13 @@ class Compression:
 
     def __post_init__(self) -> None:
         self.phases = self.config.phases
-        lengths = Lengths.of(self.config, macs=self.teacher.macs, generator_macs=self.images.cost()[0] or 0)
-        self.steps = lengths.steps
         self.blockwise = None
         if self.config.method == "blockwise":
             assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
             self.blockwise = Blockwise(
-                self.config, self.teacher, self.student, self.images, lengths=lengths, measured=self._agreement_steps
-            )
+                self.config, self.teacher, self.student, self.images,
+                lengths=self.lengths, measured=self._agreement_steps,
+            )  # fmt: skip
             self.phases += (BLOCK,) * self.blockwise.count
         self.training = StudentTraining(self.config, self.teacher, self.student)
         self._train_student = Recorded(self.training.step, "the update of the student")
@@ -175,7 +190,7 @@ class Compression:
         assert isinstance(self.images, (GeneratorImages, FixedImages))  # method dfq has no epochs
         self.student.eval()  # BatchNorm statistics stay the teacher's; its affine parameters train
         total = self._generator_total if phase == TRAINING else reconstruction_total
-        batches = self.images.batches(epoch, self.steps, learning_rate=rate, total=total)
+        batches = self.images.batches(epoch, self.lengths.steps, learning_rate=rate, total=total)
         for step, (images, labels, loss) in enumerate(batches):
             mean.add(loss)
             if phase == TRACKING:
@@ -183,7 +198,7 @@ class Compression:
                     self.student(images)
             elif phase == TRAINING:
                 first = self.phases.index(TRAINING)
-                self.training.set_progress((epoch - first + step / self.steps) / (len(self.phases) - first))
+                self.training.set_progress((epoch - first + step / self.lengths.steps) / (len(self.phases) - first))
                 student_losses.append(self._train_student(images, labels, loss.logits))
             on_step()
         self.loss = mean.result(f"L_r in epoch {epoch + 1}")
@@ -220,20 +235,21 @@ class Compression:
             return self.blockwise.refining_steps()
         if self.blockwise and phase == TRACKING:
             return self.blockwise.tracking_steps()
-        return self.blockwise.lengths.block_steps if self.blockwise and phase == BLOCK else self.steps
+        return self.blockwise.lengths.block_steps if self.blockwise and phase == BLOCK else self.lengths.steps
 
     def epoch_costs(self) -> list[float]:
-        """Return what each epoch costs, in multiply-accumulates: three forward passes for a step that learns."""
+        """Return about what each epoch costs: seconds for method ``blockwise``, multiply-accumulates for others.
+
+        A step that learns costs three forward passes.
+        """
+        if self.blockwise and self.pace:
+            phases, blocks = self.blockwise.seconds(self.pace)
+            return [*(phases[phase] for phase in self.config.phases), *blocks]
         teacher = self.teacher.macs
         images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if self.config.generator_spec else 0)
-        resting = isinstance(self.images, NoiseToRefine)
-        one = {WARM_UP: 0 if resting else images, TRACKING: images + teacher, TRAINING: images + 3 * teacher}
-        costs = {phase: self.steps * self.config.batch_size * cost for phase, cost in one.items()}
-        blocks: list[int] = []
-        if self.blockwise:
-            costs |= {REFINING: self.blockwise.refining_cost(), TRACKING: self.blockwise.tracking_cost()}
-            blocks = self.blockwise.block_costs()
-        return [float(max(cost, 1)) for cost in (*(costs[phase] for phase in self.config.phases), *blocks)]
+        one = {WARM_UP: images, TRACKING: images + teacher, TRAINING: images + 3 * teacher}
+        costs = {phase: self.lengths.steps * self.config.batch_size * cost for phase, cost in one.items()}
+        return [float(max(costs[phase], 1)) for phase in self.config.phases]
 
     @torch.no_grad()
     def to_show(self) -> tuple[Tensor, Tensor]:
@@ -272,10 +288,7 @@ class Compression:
 
     @cached_property
     def _agreement_steps(self) -> int:
-        """Return the number of held-out batches: as many as are asked for, or as a measurement may cost."""
-        config = self.config
-        count = images_within_budget(self.teacher, config.agreement_steps * config.batch_size, copies=COPIES)
-        return max(count // config.batch_size, 1)
+        return held_out_batches(self.config, self.teacher)
 
     def layer_costs(self) -> tuple[LayerCost, ...] | None:
         """Return what each quantized layer costs, on a few of the held-out images; None if there is no graph."""
@@ -299,6 +312,12 @@ class Compression:
         if by_ranges <= trained:
             self.student.load_state_dict(last)
         return trained, by_ranges
+
+
+def held_out_batches(config: CompressConfig, teacher: Teacher) -> int:
+    """Return the number of batches on which agreement is measured: as asked for, or as a measurement may cost."""
+    count = images_within_budget(teacher, config.agreement_steps * config.batch_size, copies=COPIES)
+    return max(count // config.batch_size, 1)
 
 
 def compress(

@@ -67,6 +67,8 @@ def run_compression(
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
         costs = compression.epoch_costs()
+        if compression.pace is not None:
+            _log.info("the student takes about %.1f minutes", sum(costs[compression.epoch :]) / 60)
         bar.total += sum(costs)
         bar.update(sum(costs[: compression.epoch]))
 

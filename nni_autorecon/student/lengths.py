@@ -1,9 +1,10 @@
-"""How long the parts of method blockwise take: as asked for, or as the cost of the network's images allows."""
+"""How long the parts of method blockwise are: as asked for, or as the network's cost or the person's time allow."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ..config.compress import CompressConfig
 
@@ -15,6 +16,8 @@ IMAGES_BUDGET = 1e13
 BLOCKS_BUDGET = 1e13
 """Multiply-accumulates of the generator's warm-up, of the images and of all blocks: some minutes of a core each. All of
 them suffice for the lengths that suit networks of 32×32 pixels."""
+FACTORS = 2.0**-10, 2.0**6
+"""Lengths are multiplied by something between these to fit a person's time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,38 @@ class Lengths:
                     *(macs / 1e6, steps, images, updates),
                 )
         return cls(steps, images, refining, updates)
+
+    def within(self, config: CompressConfig, seconds: float, needed: Callable[[Lengths], float]) -> Lengths:
+        """Return the longest lengths that need no more than so many seconds; what was asked for stays as it is.
+
+        Batches, images and updates are multiplied alike, images up to as many as small networks have. A line says what
+        was chosen, and warns if even the shortest lengths need more.
+        """
+        least, most = FACTORS
+        for _ in range(30):
+            middle = (least * most) ** 0.5
+            least, most = (middle, most) if needed(self._times(middle, config)) <= seconds else (least, middle)
+        found = self._times(least, config)
+        _log.info(
+            "%g minutes allow epochs of %d batches, and blocks of %d images and %d updates",
+            *(config.minutes, found.steps, found.block_images, found.block_steps),
+        )
+        if needed(found) > seconds:
+            _log.warning("they need about %.3g minutes, for nothing can be shorter", needed(found) / 60)
+        return found
+
+    def _times(self, factor: float, config: CompressConfig) -> Lengths:
+        def times(value: int) -> int:
+            return max(round(factor * value), 1)
+
+        found = self
+        if config.steps is None:
+            found = replace(found, steps=times(self.steps))
+        if config.block_images is None:
+            found = replace(found, block_images=max(min(times(self.block_images), BLOCK_IMAGES), LEAST_IMAGES))
+        if config.steps is None and config.block_steps is None:
+            found = replace(found, block_steps=times(self.block_steps))
+        return found
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:

@@ -148,7 +148,7 @@ def test_a_choice_has_its_code(kind, name, table):
 def test_the_help_lists_every_setting_once_and_few_first(kind):
     listed = [name for names in kind.GROUPS.values() for name in names]
     assert sorted(listed) == sorted(kind().to_dict())
-    assert len(next(iter(kind.GROUPS.values()))) <= 15
+    assert len(next(iter(kind.GROUPS.values()))) <= 16
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

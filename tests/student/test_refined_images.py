@@ -15,7 +15,6 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
 from nni_autorecon.student.compression import Compression
-from nni_autorecon.student.lengths import Lengths
 from nni_autorecon.student.refined_images import from_pixels, refined, to_pixels
 from tests.helpers.toys import IMAGE, snapshot, toy_teacher
 
@@ -62,35 +61,6 @@ def test_a_network_without_batchnorms_keeps_the_generators_images() -> None:
         block_images=4, bns_weight=0.0, progress=False,
     )  # fmt: skip
     assert 0 <= result.agreement <= 1
-
-
-CONFIG = CompressConfig(generator="gdfq", width=4)
-
-
-def test_lengths_are_those_that_suit_small_networks() -> None:
-    assert Lengths.of(CONFIG, macs=40_000_000, generator_macs=100_000_000) == Lengths(50, 1024, 30, 450)
-
-
-def test_lengths_of_a_costly_network_keep_to_budgets() -> None:
-    macs = 2_000_000_000
-    found = Lengths.of(CONFIG, macs=macs, generator_macs=macs)
-    assert 3 * CONFIG.warmup_epochs * CONFIG.batch_size * found.steps * 2 * macs <= 6e12
-    assert 3 * CONFIG.block_batch_size * found.block_steps * macs <= 1e13
-    assert found.block_images == 96
-
-
-def test_lengths_that_are_asked_for_stand() -> None:
-    asked = CONFIG.override({"steps": 30, "block_images": 500, "block_steps": 0})
-    assert Lengths.of(asked, macs=10**11, generator_macs=10**11) == Lengths(30, 500, 30, 0)
-
-
-def test_a_run_that_is_to_be_short_is_short() -> None:
-    asked = CONFIG.override({"steps": 3, "epochs": 7})  # two epochs are left for the blocks
-    assert Lengths.of(asked, macs=10**7, generator_macs=10**7) == Lengths(3, 192, 3, 6)
-
-
-def test_a_method_that_trains_the_whole_student_is_not_shortened() -> None:
-    assert Lengths.of(CONFIG.override({"method": "gdfq"}), macs=10**11, generator_macs=0).steps == 50
 
 
 def test_a_block_may_only_be_rounded() -> None:

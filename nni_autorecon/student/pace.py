@@ -1,0 +1,106 @@
+"""How fast this machine is with a network and its student: seconds that an image takes in each phase of blockwise."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config.compress import CompressConfig
+from ..losses.batchnorm import record_bn_statistics
+from ..losses.reconstruction import bn_statistics_loss
+from ..quantization.quantizers import ActivationQuantizer
+from ..teacher.loading import Teacher
+from .lengths import Lengths
+
+ENOUGH = 0.2
+"""Seconds that a measurement may take before it is believed."""
+COUNTS = (2, 8, 32)
+"""Images of the measurements; small networks take little longer for many images than for one."""
+UPDATE = 3
+"""An update costs about so many forward passes."""
+ROUNDING_PASSES = 4
+"""A block sees all images some so many times while its weights are rounded and its errors are measured."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for an image of an update of the generator, of the image's pixels, and of all blocks of the student."""
+
+    warm_up: float
+    refining: float
+    learning: float
+
+    @classmethod
+    def measure(cls, teacher: Teacher, student: nn.Module, *, generator_macs: int) -> Pace:
+        """Return the pace on this machine.
+
+        The generator's is told from its multiply-accumulates beside the teacher's; 0 of them are those of no generator.
+        """
+        student = copy.deepcopy(student)
+        for module in student.modules():
+            if isinstance(module, ActivationQuantizer) and not module.observations:
+                module.averages.copy_(torch.tensor((-1.0, 1.0)))
+                module.observations.fill_(1)
+        optimizer = torch.optim.Adam(student.parameters(), 0.0)
+
+        def learn(images: Tensor) -> None:
+            optimizer.zero_grad()
+            loss = student(images).square().mean()
+            loss.backward()
+            optimizer.step()
+            loss.item()  # a GPU is waited for
+
+        def refine(images: Tensor) -> None:
+            with record_bn_statistics(teacher.observed) as statistics:
+                loss = teacher.observed(images.requires_grad_()).square().mean()
+            if statistics:
+                loss = loss + bn_statistics_loss(statistics, form="kl")
+            (gradient,) = torch.autograd.grad(loss, images)
+            gradient.sum().item()
+
+        refining = _seconds(refine, teacher)
+        share = (teacher.macs + generator_macs) / max(teacher.macs, 1) if generator_macs else 0.0
+        return cls(warm_up=refining * share, refining=refining, learning=_seconds(learn, teacher))
+
+    def warm_up_epoch(self, config: CompressConfig, lengths: Lengths) -> float:
+        """Return the seconds of an epoch in which the generator learns."""
+        return self.warm_up * lengths.steps * config.batch_size
+
+    def refining_all(self, lengths: Lengths, *, images: int) -> float:
+        """Return the seconds of refining so many images."""
+        return self.refining * lengths.refine_steps * images
+
+    def forward(self, images: int) -> float:
+        """Return the seconds of the student's forward passes over so many images."""
+        return self.learning / UPDATE * images
+
+    def blocks(self, config: CompressConfig, lengths: Lengths) -> float:
+        """Return the seconds of all blocks."""
+        learning = self.learning * lengths.block_steps * config.block_batch_size
+        return learning + ROUNDING_PASSES * self.forward(lengths.block_images)
+
+    def whole(self, config: CompressConfig, lengths: Lengths, *, held_out: int) -> float:
+        """Return the seconds of a run with so many images that are held out, without what measures it on test data."""
+        return (
+            config.warmup_epochs * self.warm_up_epoch(config, lengths)
+            + self.refining_all(lengths, images=lengths.block_images + held_out)
+            + config.range_epochs * self.forward(lengths.block_images)
+            + self.blocks(config, lengths)
+        )
+
+
+def _seconds(update: Callable[[Tensor], object], teacher: Teacher) -> float:
+    """Return the seconds of an update for each of its images."""
+    for count in COUNTS:
+        images = torch.rand(count, *teacher.image, generator=torch.Generator().manual_seed(0)).to(teacher.device)
+        started = time.perf_counter()
+        update(images)
+        spent = time.perf_counter() - started
+        if spent > ENOUGH:
+            break
+    return spent / count
