@@ -11,6 +11,7 @@ for the digits, half an hour for another.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
@@ -60,18 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = teachers.Bench(teachers.FASHION, arguments.networks, cache_folder() / "teachers")
     bench.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for name in arguments.teachers:
-        if teachers.TEACHERS[name].needs_networks and not bench.networks:
-            continue
-        settings = teachers.TEACHERS[name].settings(bench) | {"threads": 1, "progress": False}
-        for seed in arguments.seeds:
-            common = {**settings, "seed": seed, "bits": arguments.bits}
-            for row in compared(common, seconds=60 * arguments.minutes):
-                rows.append({"teacher": name, "seed": seed, **row})
-                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-                frame = pd.DataFrame(rows)  # it is written after each, for a run may be ended early
-                write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False))
-                write_text(arguments.output.with_suffix(".md"), to_markdown(frame, arguments))
+    made = {
+        name: teachers.TEACHERS[name].settings(bench) | {"threads": 1, "progress": False}
+        for name in arguments.teachers
+        if bench.networks or not teachers.TEACHERS[name].needs_networks
+    }
+    for seed, name in itertools.product(arguments.seeds, made):
+        for row in compared(made[name] | {"seed": seed, "bits": arguments.bits}, seconds=60 * arguments.minutes):
+            rows.append({"teacher": name, "seed": seed, **row})
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            frame = pd.DataFrame(rows)  # it is written after each, for a run may be ended early
+            write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False))
+            write_text(arguments.output.with_suffix(".md"), to_markdown(frame, arguments))
 
 
 def compared(settings: dict[str, Any], *, seconds: float) -> Iterator[dict[str, Any]]:
