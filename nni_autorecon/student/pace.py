@@ -17,10 +17,10 @@ from ..quantization.quantizers import ActivationQuantizer
 from ..teacher.loading import Teacher
 from .lengths import Lengths
 
-ENOUGH = 0.2
-"""Seconds that a measurement may take before it is believed."""
+ENOUGH = 1.0
+"""Seconds of a measurement, after which none of more images follows."""
 COUNTS = (2, 8, 32)
-"""Images of the measurements; small networks take little longer for many images than for one."""
+"""Images of the measurements; small networks take hardly longer for many images than for two."""
 UPDATE = 3
 """An update costs about so many forward passes."""
 ROUNDING_PASSES = 4
