@@ -87,6 +87,8 @@ def plot_probabilities(probabilities: Mapping[str, Mapping[str, float]], *, titl
     bar = figure.colorbar(mesh, ax=axes, shrink=0.4, aspect=24, pad=0.02, anchor=(0, 1))
     bar.set_label("probability, softmax(α)", fontsize=9)
     bar.ax.tick_params(labelsize=8.5)
+    for each in (mesh, *bar.ax.collections):
+        each.set_rasterized(True)  # an SVG of hundreds of paths would be large
     return figure
 
 

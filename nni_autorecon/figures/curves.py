@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
-from .canvas import SERIES_COLOURS, Floats, new_canvas
+from .canvas import DPI, SERIES_COLOURS, Floats, literal, new_canvas
 
 History = Sequence[Mapping[str, float | None]]
 """The rows of a table of metrics, each by the names of its columns."""
@@ -56,3 +57,48 @@ def plot_loss_curves(
     if len(series) > 1:
         figure.legend(loc="outside right center", fontsize=9, frameon=False)
     return figure
+
+
+def plot_runs(runs: Sequence[tuple[str, History]], *, series: Mapping[str, str]) -> Figure | None:
+    """Draw a panel for each series, over the epoch or the candidate, with a line for each run.
+
+    Runs of one name share a colour. A series is left out if no run has two values of it; without any, return None.
+    runs: names and histories.  series: the labels of columns; losses and errors have a logarithmic axis.
+    """
+    found = {column: [(name, *_finite(history, column)) for name, history in runs] for column in series}
+    found = {column: lines for column, lines in found.items() if any(len(x) > 1 for _, x, _ in lines)}
+    if not found:
+        return None
+    names, height = list(dict.fromkeys(name for name, _ in runs)), (len(found) + 1) // 2
+    size = (8.4 + 2.4 * (len(names) > 1), max(3.0 * height + 0.2, 0.25 * len(names)))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(height, 2, squeeze=False).flat
+    for (column, lines), axes in zip(found.items(), panels, strict=False):
+        for name, x, y in lines:
+            index = names.index(name)
+            style = {"color": SERIES_COLOURS[index % 7], "linestyle": ("-", "--", "-.", ":")[index // 7 % 4]}
+            axes.plot(x, y, label=literal(name), lw=1.5, marker="o" if len(x) == 1 else None, ms=4, **style)
+        axes.set(xlabel=" or ".join(dict.fromkeys(_position(history) for _, history in runs if history)))
+        axes.set(ylabel=series[column], yscale="log" if column.endswith(("loss", "error")) else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#E3E3E3", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+    for axes in panels:  # an odd number of series leaves one over
+        axes.set_axis_off()
+    keys = {label: key for axes in figure.axes for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(names) > 1:
+        labels = [textwrap.fill(label, 32) for label in keys]
+        figure.legend([*keys.values()], labels, loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def _position(history: History) -> str:
+    return "candidate" if "candidate" in history[0] else "epoch"
+
+
+def _finite(history: History, column: str) -> tuple[Floats, Floats]:
+    """Return positions and values, both [rows], of the rows that have a finite value."""
+    points = np.array([(row.get(_position(history)), row.get(column)) for row in history], dtype=float).reshape(-1, 2)
+    x, y = points[np.isfinite(points).all(axis=1)].T
+    return x, y

@@ -25,6 +25,8 @@ LABELS = {
 }
 
 
+SPEAKING = ("method", "generator", "strategy", "bits")
+"""The values of these settings say by themselves what they are of."""
 COST_LABELS = {"file_bytes": "the student's file (kB)", "latency": "latency of an image (ms)"}
 
 
@@ -90,7 +92,7 @@ def plot_report(report: Report) -> Figure:
 def plot_costs(report: Report) -> Figure | None:
     """Draw accuracy, or agreement, over the size of the file and over latency; None if neither was measured.
 
-    Each point is the mean over the seeds of a row and column; the points of a row are joined in the order of columns.
+    Each point is the mean over the seeds of a row and column; the points of a row are joined from the cheapest on.
     """
     costs = [
         name for name in USER_COSTS if any(name == t.metric for section in report.sections for t in section.tables)
@@ -122,7 +124,7 @@ def _draw_costs(axes: Axes, quality: Table, cost: Table, index: int, heading: st
     """Draw a line for each row of two tables, from the style ``index`` on; return the next one."""
     for row in quality.rows:
         cells = [(quality.cell(row, column).mean, cost.cell(row, column).mean) for column in quality.columns]
-        points = [(x, y, head) for (y, x), head in zip(cells, quality.column_heads(), strict=True) if x and y]
+        points = sorted((x, y, head) for (y, x), head in zip(cells, quality.column_heads(), strict=True) if x and y)
         name = ", ".join(part for part in (row_name(quality.row_names, row), heading) if part)
         axes.plot([x for x, *_ in points], [y for _, y, _ in points], label=literal(name), **_style(index, caps=False))
         for x, y, head in points if quality.column is not None else ():
@@ -132,11 +134,9 @@ def _draw_costs(axes: Axes, quality: Table, cost: Table, index: int, heading: st
 
 
 def row_name(names: tuple[str, ...], row: Row) -> str:
-    """Return a row's name: values alone for method, generator and strategy, names with values for other settings."""
+    """Return a row's name: values alone for the settings in ``SPEAKING``, names with values for others."""
     pairs = [(name, show(value)) for name, value in zip(names, row, strict=True) if value != NOT_USED]
-    return ", ".join(
-        value if name in ("method", "generator", "strategy") else f"{name}={value}" for name, value in pairs
-    )
+    return ", ".join(value if name in SPEAKING else f"{name}={value}" for name, value in pairs)
 
 
 def _draw_lines(axes: Axes, table: Table) -> None:
