@@ -25,6 +25,7 @@ from nni_autorecon.experiment.settings_file import (
 )
 from nni_autorecon.files import LARGEST_TEXT, unsealed
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
+from nni_autorecon.reports.artifacts import read_artifacts
 from nni_autorecon.runs.records import read_folder
 from nni_autorecon.runs.snapshots import load_snapshot, save_snapshot
 
@@ -67,7 +68,7 @@ any_json: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(any_text, inner),
     max_leaves=12,
 )
-INNER = ("edges", "searchSpace", "tuner", "trainingService")
+INNER = ("edges", "searchSpace", "tuner", "trainingService", "coverage", "mixed_precision")
 names = st.sampled_from(sorted({*GENOTYPE, *GENOTYPE["edges"], *CONFIG, *EXPERIMENT}))
 
 
@@ -207,10 +208,21 @@ def test_settings_from_a_tuner_are_taken_whole_or_refused(kind: Any, examples: i
 
 
 RUN = {"command": "compress", "config": CONFIG, "versions": {"torch": "2.15.0"}}
-RESULT = {"accuracy": 0.5, "teacher_accuracy": 0.75, "agreement": 1.0, "seconds": 1.5}
+CHOICE = {"bits": "84", "bytes": 9, "harm": 0.5}
+RESULT = {
+    "accuracy": 0.5, "teacher_accuracy": 0.75, "agreement": 1.0, "seconds": 1.5,
+    "coverage": {
+        "weights": [{"name": "stem", "kind": "Conv2d", "bits": 8, "shape": [16, 3, 3, 3]}], "activations": [],
+        "float_inputs": None, "gaps": [{"name": "odd", "reason": "no kernel"}],
+    },
+    "layers": [{"name": "stem", "sqnr": 30.0, "share": 0.5}],
+    "mixed_precision": {
+        "size": 9, "harms": {"stem": {"8": 0.5}}, "chosen": CHOICE, "frontier": [CHOICE], "uniform": [CHOICE],
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "valid"), [("config.json", RUN), ("result.json", RESULT)])
+@pytest.mark.parametrize(("name", "valid"), [("config.json", RUN), ("result.json", RESULT), ("metrics.csv", RESULT)])
 @pytest.mark.parametrize("kind", ["bytes", "JSON", "edited", "spliced"])
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_what_a_run_left_is_read_or_refused(
@@ -222,6 +234,7 @@ def test_what_a_run_left_is_read_or_refused(
         (tmp_path / name).write_bytes(content)
         try:
             run = read_folder(tmp_path)
+            read_artifacts(run)
         except InputError as error:
             return one_line(error)
         assert run.command in ("search", "compress", "distill")

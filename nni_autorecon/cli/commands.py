@@ -69,9 +69,10 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write tables and a figure of an experiment's trials, or of runs in folders, and print the tables.
+    """Write tables and figures of an experiment's trials, or of runs in folders, and print the tables.
 
-    The files are Markdown, CSV and PNG. Raises InputError unless either folders or an experiment is given.
+    The files are Markdown, CSV and PNG, and HTML if it is asked for. Raises InputError unless either folders or an
+    experiment is given.
     """
     if bool(arguments.folders) == bool(arguments.experiment):
         raise InputError("report takes either folders or --experiment ID; give one of them")
@@ -81,11 +82,12 @@ def report(arguments: argparse.Namespace) -> None:
     from ..reports.report import make_report
     from ..runs.records import read_folders
 
-    if arguments.output.suffix in (".md", ".csv", ".png") or not arguments.output.name:
-        raise InputError(f"-o {arguments.output} must be a name for three files, such as table2")
-    markdown, csv, png = (arguments.output.with_name(arguments.output.name + end) for end in (".md", ".csv", ".png"))
-    over_costs = arguments.output.with_name(f"{arguments.output.name}-costs.png")
-    for path in (markdown, csv, png, over_costs):
+    output = arguments.output
+    if output.suffix in (".md", ".csv", ".png", ".html") or not output.name:
+        raise InputError(f"-o {output} must be a name for several files, such as table2")
+    ends = (".md", ".csv", ".png", "-costs.png", ".html")
+    markdown, csv, png, over_costs, html = (output.with_name(output.name + end) for end in ends)
+    for path in (markdown, csv, png, over_costs, *([html] if arguments.html else [])):
         require_absent(path, force=arguments.force)
     if arguments.experiment:
         from ..experiment.database import read_runs
@@ -94,12 +96,16 @@ def report(arguments: argparse.Namespace) -> None:
     else:
         runs = read_folders(arguments.folders)
     report = make_report(runs)
+    if arguments.html:
+        from ..reports.page import to_html
+
+        write_text(html, to_html(report, title=output.name))
     write_text(markdown, report.to_markdown())
     write_text(csv, report.frame.to_csv(index=False))
     save_figure(plot_report(report), png)
     if (costs := plot_costs(report)) is not None:
         save_figure(costs, over_costs)
-    files = [markdown, csv, png, *([over_costs] if costs is not None else [])]
+    files = [markdown, csv, png, *([over_costs] if costs is not None else []), *([html] if arguments.html else [])]
     values = {"files": files, "runs": json.loads(report.frame.to_json(orient="records"))}
     conclude(", ".join(map(str, files)), ["", report.to_markdown().rstrip("\n")], values=values)
 

@@ -129,6 +129,7 @@ def _add_experiments(command: AddCommand) -> None:
     report.add_argument(
         "-o", "--output", type=Path, required=True, metavar="NAME", help="write NAME.md, .csv, .png, and NAME-costs.png"
     )
+    report.add_argument("--html", action="store_true", help="write NAME.html, too: all of it on a page to send around")
     _add_force(report)
     screen.add_arguments(report)
 

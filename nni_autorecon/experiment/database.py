@@ -102,10 +102,11 @@ def _run(trial: TrialRecord) -> Run:
     source, status = f"trial {trial.id}", STATUSES.get(trial.status, trial.status.lower())
     command, settings = None, plain_parameters(trial.parameters)
     versions: dict[str, str] = {}
-    if trial.folder and (trial.folder / "config.json").exists():
-        command, settings, versions = read_config(trial.folder / "config.json")
+    folder = trial.folder if trial.folder and (trial.folder / "config.json").exists() else None
+    if folder:
+        command, settings, versions = read_config(folder / "config.json")
     if trial.final is None or status not in (INCOMPLETE, RUNNING):
-        return Run(source, command, settings, status, versions=versions)
+        return Run(source, command, settings, status, versions=versions, folder=folder)
     if reported := _object(trial.final.get("config")):
         command = command or stage_of_settings(reported).name
         settings = checked_settings(reported, command, source=source)
@@ -114,7 +115,8 @@ def _run(trial: TrialRecord) -> Run:
             f"{source} reported no 'config', so its settings are not known; report trials of nni-autorecon alone"
         )
     metrics = {STAGES[command].default: trial.final.get("default"), **trial.final}
-    return Run(source, command, settings, FINISHED, checked_metrics(metrics, command, source=source), versions)
+    metrics = checked_metrics(metrics, command, source=source)
+    return Run(source, command, settings, FINISHED, metrics, versions, folder)
 
 
 class BestGenotype(NamedTuple):

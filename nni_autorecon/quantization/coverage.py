@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,15 @@ class Coverage:
     def to_dict(self) -> dict[str, Any]:
         """Return the same in dicts and tuples, for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
+        """Undo :meth:`to_dict`."""
+        weights = tuple(Quantized(**{**each, "shape": tuple(each["shape"])}) for each in values["weights"])
+        activations = tuple(Quantized(**each) for each in values["activations"])
+        inputs = values["float_inputs"]
+        gaps = tuple(Gap(**each) for each in values["gaps"])
+        return cls(weights, activations, inputs if inputs is None else tuple(Gap(**each) for each in inputs), gaps)
 
 
 def _count(items: Iterable[str]) -> str:

@@ -60,6 +60,8 @@ class Report:
     frame: pd.DataFrame
     teacher_accuracy: float | None
     """This accuracy is in %; None if it is unknown or not the same in all runs."""
+    stage: str
+    entries: tuple[Entry, ...]
 
     def to_markdown(self) -> str:
         """Return caption, tables and notes as Markdown."""
@@ -105,16 +107,25 @@ def make_report(runs: Sequence[Run]) -> Report:
         caption.append(f"Left out: {len(runs) - len(entries)} of search.")
     teachers = set(_measured(entries, "teacher_accuracy"))
     accuracy = 100 * teachers.pop() if len(teachers) == 1 else None
-    return Report("\n".join(caption), tuple(sections), _frame(entries, rows, STAGES[stage].metrics), accuracy)
+    frame = _frame(entries, rows, STAGES[stage].metrics)
+    return Report("\n".join(caption), tuple(sections), frame, accuracy, stage, tuple(entries))
 
 
 def table_markdown(table: Table) -> str:
-    """Return a GitHub table: the settings that make rows, a column for each of ``table.columns``, further metrics."""
-    lines = [[*table.row_names, *table.column_heads(), *(MEASURES[name].head for name in table.beside)]]
-    lines.append(["---"] * len(lines[0]))
-    for row in table.rows:
-        lines.append([*map(show, row), *(table.text(row, column) for column in table.columns), *table.texts[row]])
+    """Return a GitHub table of :func:`table_lines`."""
+    head, *rows = table_lines(table)
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def table_lines(table: Table) -> list[list[str]]:
+    """Return heads and rows: the settings that make rows, a column for each of ``table.columns``, further metrics."""
+    heads = [*table.row_names, *table.column_heads(), *(MEASURES[name].head for name in table.beside)]
+    rows = (
+        [*map(show, row), *(table.text(row, column) for column in table.columns), *table.texts[row]]
+        for row in table.rows
+    )
+    return [heads, *rows]
 
 
 def show(value: Any) -> str:

@@ -38,6 +38,7 @@ class Measure(NamedTuple):
 MEASURES = {
     "accuracy": Measure("accuracy", 100, 2),
     "agreement": Measure("agreement", 100, 2),
+    "teacher_accuracy": Measure("teacher's accuracy", 100, 2),
     "ranges_only_accuracy": Measure("ranges only accuracy", 100, 2),
     "loss": Measure("L_r", 1, 3),
     "class_loss": Measure("class_loss", 1, 3),
@@ -48,6 +49,7 @@ MEASURES = {
     "seconds": Measure("seconds", 1, 0),
     "file_bytes": Measure("file (kB)", 1e-3, 1),
     "latency": Measure("latency (ms)", 1, 2),
+    "float_latency": Measure("in floating point (ms)", 1, 2),
 }
 
 

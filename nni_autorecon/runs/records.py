@@ -32,6 +32,8 @@ class Run:
     status: str
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    """The folder with the run's files; None if it is not on this machine."""
 
 
 def read_folders(folders: Sequence[Path]) -> list[Run]:
@@ -59,14 +61,14 @@ def read_folder(folder: Path) -> Run:
     command, settings, versions = read_config(folder / "config.json")
     result = folder / "result.json"
     if not result.exists():
-        return Run(str(folder), command, settings, INCOMPLETE, versions=versions)
-    metrics = checked_metrics(_read_json(result), command, source=str(result))
-    return Run(str(folder), command, settings, FINISHED, metrics, versions)
+        return Run(str(folder), command, settings, INCOMPLETE, versions=versions, folder=folder)
+    metrics = checked_metrics(read_run_file(result), command, source=str(result))
+    return Run(str(folder), command, settings, FINISHED, metrics, versions, folder)
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Return command, settings and versions in a run's config.json. Raises InputError if it holds anything else."""
-    values = _read_json(path)
+    values = read_run_file(path)
     command, versions = values.get("command"), values.get("versions", {})
     if not isinstance(command, str) or command not in STAGES or not isinstance(versions, dict):
         raise InputError(f"{path} names no command of {', '.join(STAGES)}, so it is not a run's; leave its folder out")
@@ -94,7 +96,8 @@ def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> 
     return metrics
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Return the names and values in a JSON file of a run. Raises InputError if it is damaged."""
     try:
         values = parse_json(read_text(path, "run file"))
         if not isinstance(values, dict):

@@ -77,7 +77,7 @@ class MixedPrecision:
         """Undo :meth:`to_dict`."""
         harms = {name: {int(bits): nats for bits, nats in harm.items()} for name, harm in values["harms"].items()}
         frontier, uniform = (tuple(map(_from_dict, values[name])) for name in ("frontier", "uniform"))
-        return cls(values["size"], harms, _from_dict(values["chosen"]), frontier, uniform)
+        return cls(int(values["size"]), harms, _from_dict(values["chosen"]), frontier, uniform)
 
     def summary(self) -> str:
         """Return the choice in one line."""
@@ -217,4 +217,4 @@ def _to_dict(choice: Choice) -> dict[str, Any]:
 
 
 def _from_dict(values: Mapping[str, Any]) -> Choice:
-    return Choice(tuple(map(int, values["bits"])), values["bytes"], values["harm"])
+    return Choice(tuple(map(int, values["bits"])), int(values["bytes"]), float(values["harm"]))

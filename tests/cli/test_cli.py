@@ -69,6 +69,14 @@ def test_a_search_leaves_a_complete_folder(searched):
     )
 
 
+def test_a_search_is_shown_on_a_page(searched, tmp_path, capsys):
+    assert _run("report", searched, "-o", tmp_path / "found", "--html") == 0
+    assert f"{tmp_path / 'found.html'}" in capsys.readouterr().out.splitlines()[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"found.md", "found.csv", "found.png", "found.html"}
+    page = (tmp_path / "found.html").read_text()
+    assert re.findall('section id="(.*?)"', page) == ["results", "curves", "generators", "images", "runs", "settings"]
+
+
 def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
@@ -98,9 +106,11 @@ def test_onnx_is_written_beside_the_student_and_timed(protocol, tmp_path, capsys
     assert result["latency"] > 0 < result["float_latency"]
     printed = capsys.readouterr().out
     assert f"{result['latency']:.2f} ms, in floating point {result['float_latency']:.2f} ms" in printed
-    assert _run("report", folder, "-o", tmp_path / "report") == 0
+    assert _run("report", folder, "-o", tmp_path / "report", "--html") == 0
     assert f"| random | {result['latency']:.2f}, n=1 |" in capsys.readouterr().out
     assert (tmp_path / "report-costs.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert {"images", "layers", "curves"} <= set(re.findall('section id="(.*?)"', page))
 
 
 def test_onnx_needs_a_folder():

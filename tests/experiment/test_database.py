@@ -1,6 +1,7 @@
 """Reading NNI's database: the best genotype, the trials of a report, and what is said when there is none."""
 
 import json
+import re
 import sqlite3
 
 import pytest
@@ -15,6 +16,7 @@ from nni_autorecon.experiment.database import best_genotype, read_runs, read_tri
 from nni_autorecon.experiment.trial import plain_parameters
 from nni_autorecon.generator.genotype import Genotype, random_choices
 from nni_autorecon.nas.search import SearchResult
+from tests.helpers.report_runs import in_folder, run
 
 
 @pytest.fixture
@@ -153,6 +155,7 @@ def test_a_trial_without_a_result_has_its_folders_settings_or_else_nnis(database
     (b, c) = read_runs("e")
     assert (b.settings["seed"], b.command, b.status, b.versions) == (3, "compress", "failed", {"torch": "2.15.0"})
     assert (c.settings, c.command, c.status, c.metrics) == ({"seed": 2}, None, "failed", {})
+    assert (b.folder, c.folder) == (folder, None)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +202,17 @@ def test_nested_choices_are_settings_side_by_side(database):
     assert plain_parameters(nested) == plain
     _add(database, "a", "WAITING", parameters=nested)
     assert read_runs("e")[0].settings == plain
+
+
+def test_a_page_shows_what_trials_left_in_their_folders(database, tmp_path):
+    for seed in (0, 1):
+        folder = _run_folder(tmp_path / str(seed), seed=seed)
+        in_folder(run(90.0), folder)
+        _add(database, f"t{seed}", "SUCCEEDED", _compressed(0.9, seed=seed), folder=folder)
+    assert cli.main(["report", "--experiment", "e", "-o", str(tmp_path / "t"), "--html"]) == 0
+    page = (tmp_path / "t.html").read_text()
+    assert re.findall('section id="(.*?)"', page) == ["results", "curves", "images", "layers", "runs", "settings"]
+    assert page.count("<img ") == 2
 
 
 def test_an_experiment_becomes_a_report(database, tmp_path, capsys):

@@ -1,4 +1,7 @@
-"""NNI's web UI in Chromium, without a screen. Needs Debian's chromium and chromium-driver, or others on the path."""
+"""NNI's web UI and other pages in Chromium, without a screen.
+
+Needs Debian's chromium and chromium-driver, or others on the path.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -82,12 +85,19 @@ class Page:
 @contextmanager
 def web_ui(port: int, profile: Path, *, width: int = 1300, height: int = 1000) -> Iterator[Page]:
     """The web UI in a window of its own, with ``profile`` as the browser's folder."""
+    with browser(profile, width=width, height=height) as driver:
+        yield Page(driver, port)
+
+
+@contextmanager
+def browser(profile: Path, *, width: int = 1300, height: int = 1000) -> Iterator[WebDriver]:
+    """A window of its own, with ``profile`` as the browser's folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS.split(), f"--window-size={width},{height}", f"--user-data-dir={profile}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
-        yield Page(driver, port)
+        yield driver
     finally:
         driver.quit()

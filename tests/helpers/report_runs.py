@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.search import SearchConfig
+from nni_autorecon.figures.canvas import save_figure
+from nni_autorecon.figures.images import plot_images
+from nni_autorecon.files import sealed, write_json, write_text
+from nni_autorecon.generator.genotype import Genotype, uniform_choices
+from nni_autorecon.generator.topology import EDGES
+from nni_autorecon.quantization.coverage import Coverage, Gap, Quantized
 from nni_autorecon.runs.records import FAILED, FINISHED, INCOMPLETE, RUNNING, WAITING, Run
 
 VERSIONS = {"nni-autorecon": "0.1.0", "torch": "2.15.0"}
@@ -59,3 +69,28 @@ SEARCHES = [
     Run("trial w", None, {"strategy": "random", "seed": 0}, WAITING),
 ]
 """Searches with three strategies: one run failed and one waiting."""
+
+COVERAGE = Coverage(
+    (Quantized("stem", "Conv2d", 8, (16, 3, 3, 3)), Quantized("head.<b>", "Linear", 4, (10, 16))),
+    (Quantized("x", "network input", 8), Quantized("relu", "relu", 4)),
+    (Gap("pool", "its input is a <b>sum</b>"),),
+    (Gap("odd", "no kernel & no hope"),),
+)
+"""Two layers of 8 and of 4 bits, and two parts in floating point, with names that a page must escape."""
+
+
+def in_folder(run: Run, folder: Path) -> Run:
+    """``run`` with a folder, and in it what a page shows: curves, and if it has finished what its stage leaves."""
+    rows = ["epoch,phase,loss,agreement", "1,images,3.5,", "2,images,2.5,0.5", "3,images,2.25,0.75"]
+    write_text(folder / "metrics.csv", "\n".join(rows) + "\n")
+    if run.status == FINISHED:
+        images = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+        save_figure(plot_images(images, torch.arange(4) % 2, per_class=2), folder / "images.png")
+        if run.command == "search":
+            Genotype(uniform_choices("conv_3x3"), 5, 7).save(folder / "genotype.json")
+            even = {edge.label: {name: 1 / len(edge.candidates) for name in edge.candidates} for edge in EDGES}
+            write_json(folder / "probabilities.json", even)
+        else:
+            costs = [{"name": each.name, "sqnr": 30.0 - i, "share": 0.25} for i, each in enumerate(COVERAGE.weights)]
+            write_json(folder / "result.json", sealed({"coverage": COVERAGE.to_dict(), "layers": costs}))
+    return dataclasses.replace(run, folder=folder)
