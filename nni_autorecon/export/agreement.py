@@ -23,6 +23,8 @@ FRAGILE = 0.2
 It comes to that in networks whose weights are random, and with few bits: a mean over few integers often lies midway
 between two codes, and so do many codes that are quantized again.
 """
+MIDWAY = 2.0**-21
+"""Values nearer than this fraction to the middle between two codes go either way."""
 DECISIONS = 0.99
 """This fraction of the decisions must be equal, among images with a clear decision."""
 MARGIN = 0.01
@@ -48,7 +50,8 @@ class Agreement:
     tolerance: float
     """4 times the change that other rounding makes in PyTorch on 85 % of the images, and at least 1e-4.
 
-    The other ways to round are quantizers that divide by their scale, in float32, and the same in float64.
+    The other ways to round are quantizers that divide by their scale and a little more or less, so that what lies
+    midway between two codes goes either way, and the same in float64.
     """
     largest_difference: float
     own_decisions: float
@@ -79,13 +82,11 @@ def measure_agreement(
     After ``seconds`` no other batch is begun, so that fewer images may be compared, but at least ``BATCH``.
     """
     started = time.perf_counter()
-    dividing = copy.deepcopy(network)
-    quantizers = [module for module in dividing.modules() if isinstance(module, FixedQuantizer)]
-    replace_modules(dividing, {quantizer: _Dividing(quantizer) for quantizer in quantizers})
-    precise = copy.deepcopy(dividing).double()
+    upwards, downwards = (_dividing(network, 1 + nudge) for nudge in (-MIDWAY, MIDWAY))
+    precise = _dividing(network, 1.0).double()
     found = []
     for batch in images.split(BATCH):
-        found.append([network(batch), onnx(batch), dividing(batch), precise(batch.double())])
+        found.append([network(batch), onnx(batch), upwards(batch), downwards(batch), precise(batch.double())])
         if seconds is not None and time.perf_counter() - started > seconds:
             break
     logits, onnx_logits, *others = (torch.cat(each) for each in zip(*found, strict=True))  # [N, K]
@@ -109,19 +110,28 @@ def measure_agreement(
     )
 
 
+def _dividing(network: nn.Module, factor: float) -> nn.Module:
+    """Return a copy of ``network`` whose quantizers divide by ``factor`` times their scale."""
+    twin = copy.deepcopy(network)
+    quantizers = [module for module in twin.modules() if isinstance(module, FixedQuantizer)]
+    replace_modules(twin, {quantizer: _Dividing(quantizer, factor) for quantizer in quantizers})
+    return twin
+
+
 class _Dividing(nn.Module):
-    """An activation quantizer that divides by its scale, as onnxruntime does.
+    """An activation quantizer that divides by ``factor`` times its scale; onnxruntime divides, too.
 
     PyTorch multiplies by the inverse instead, which decides otherwise about values midway between two codes.
     """
 
     scale: Tensor  # []
 
-    def __init__(self, quantizer: FixedQuantizer) -> None:
+    def __init__(self, quantizer: FixedQuantizer, factor: float) -> None:
         super().__init__()
+        self.factor = factor
         self.register_buffer("scale", quantizer.scale)
         self.lowest = -int(quantizer.zero_point)
         self.highest = self.lowest + quantizer.largest_code
 
     def forward(self, activation: Tensor) -> Tensor:
-        return (activation / self.scale).round().clamp(self.lowest, self.highest) * self.scale
+        return (activation / (self.factor * self.scale)).round().clamp(self.lowest, self.highest) * self.scale

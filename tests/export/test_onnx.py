@@ -194,6 +194,28 @@ def test_codes_midway_between_two_codes_count_as_rounding():
     assert agreement.holds()
 
 
+def test_means_midway_between_two_codes_go_either_way():
+    """Means of two codes at the same scale lie midway exactly; one runtime rounds them to even, the other one up."""
+    quantizer = FixedQuantizer(8)
+    quantizer.scale.fill_(0.125)
+
+    class Rows(nn.Module):
+        def __init__(self, store):
+            super().__init__()
+            self.store = store
+
+        def forward(self, x):
+            return self.store(x.unflatten(1, (-1, 2)).mean(-1))
+
+    def up(x):
+        return (x / quantizer.scale + 0.5).floor() * quantizer.scale
+
+    images = torch.randint(0, 40, (300, 6), generator=torch.Generator().manual_seed(0)) * quantizer.scale
+    agreement = measure_agreement(Rows(quantizer), Rows(up), images)
+    assert agreement.close < 0.8
+    assert agreement.holds()
+
+
 @runs_protocol_integer
 def test_rounding_that_decides_about_means_between_two_codes_does_not_hinder_an_export(tmp_path, digits_teacher):
     bits = Quantization("w4a4", "integer")
