@@ -165,6 +165,8 @@ def _numbers(labels: Sequence[str], num_classes: int, source: Path) -> list[int]
                 f"labels of {source} go up to {max(numbers)}, the teacher has {num_classes} classes, counted from 0; "
                 "correct them"
             )
+        if min(numbers) > 0:
+            _log.warning("labels of %s are taken as counted from 0, so that class 0 has no picture", source)
         return numbers
     names = sorted(set(labels))
     if len(names) != num_classes:

@@ -99,6 +99,13 @@ def test_names_of_folders_are_numbers_or_in_order(tmp_path: Path, names, classes
     assert loaded(tmp_path / "sorted", classes=classes) == expected
 
 
+def test_numbers_without_0_may_be_of_a_network_with_more_classes(tmp_path: Path, caplog) -> None:
+    for name in ("1", "2"):
+        picture(tmp_path / "sorted" / name / "x.png", int(name))
+    assert loaded(tmp_path / "sorted", classes=3) == {1: 1, 2: 2}
+    assert "are taken as counted from 0, so that class 0 has no picture" in caplog.text
+
+
 def test_a_list_of_names_gives_the_order_and_classes_without_a_folder(tmp_path: Path) -> None:
     for index, name in enumerate(("newt", "ant")):
         picture(tmp_path / "some" / name / "x.png", index)
