@@ -27,7 +27,8 @@ from .symbolic import Rows, dequantized, onnx_operator, quantized
 
 LARGEST = torch.finfo(torch.float32).max
 NOTHING_MOVED = re.compile(
-    r"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor)?split|unbind"
+    r"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor|[hvd])?split"
+    "|splitwithsizes|unbind|max|min|median|topk|sort"
 )
 """These operations leave nothing in a graph of ONNX, or return a tuple, of whose elements one is taken next."""
 

@@ -1,7 +1,8 @@
-"""Calls of ``conv2d``, ``linear`` and ``batch_norm`` are made into layers with the same weights."""
+"""Calls of ``conv2d``, ``linear``, ``batch_norm`` and the like are made into layers with the same weights."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,30 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> nn.Module | None:
     return _with(layer, weight=weight, bias=bias)
 
 
+def _conv1d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module | None:
+    """Return a convolution of [N, C, 1, L]."""
+    if not isinstance(weight, Tensor):
+        return None
+    stride, dilation = ((1, *each) if isinstance(each, (tuple, list)) else (1, each) for each in (stride, dilation))
+    if not isinstance(padding, str):
+        padding = (0, *padding) if isinstance(padding, (tuple, list)) else (0, padding)
+    return _conv2d(input, weight.detach().unsqueeze(2), bias, stride, padding, dilation, groups)
+
+
+def _matmul(input: Any, other: Any) -> nn.Module | None:
+    if not isinstance(other, Tensor) or other.ndim != 2 or getattr(input, "ndim", 0) < 2:
+        return None
+    return _linear(input, other.t())
+
+
+def _addmm(bias: Any, input: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> nn.Module | None:
+    if not isinstance(mat2, Tensor) or not isinstance(bias, Tensor) or bias.ndim != 1:
+        return None
+    return _linear(input, alpha * mat2.t(), beta * bias)
+
+
 def _batch_norm(
     input: Any,
     running_mean: Any,
@@ -64,10 +89,30 @@ def _with(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
     return layer.eval()
 
 
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Return softmax(Q K' / sqrt(d)) V by two products, Q, K, V: [..., L, d]; None if anything else is asked for."""
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa:
+        return None
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.matmul(torch.softmax(torch.matmul(query, key.transpose(-2, -1)) * scale, -1), value)
+
+
 LAYERS: Mapping[Any, Callable[..., nn.Module | None]] = {
     torch.conv2d: _conv2d,
+    torch.conv1d: _conv1d,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
+    **dict.fromkeys((torch.matmul, torch.mm, operator.matmul, "matmul", "mm", "__matmul__"), _matmul),
+    torch.addmm: _addmm,
 }
 """Each function makes the layer that does to ``input`` what a call of the key does; None if there is no such layer.
 

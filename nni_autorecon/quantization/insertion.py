@@ -28,31 +28,11 @@ from ..shapes import ImageShape
 from .calls import QUANTIZED, called
 from .coverage import Coverage, Gap, Quantized
 from .folding import fold_batchnorms
-from .operators import (
-    ACTIVATION,
-    ACTIVATIONS,
-    ADDITION,
-    CLAMP,
-    CONCATENATION,
-    CONSTANT,
-    EXPECTED,
-    FLOAT_BY_PROTOCOL,
-    NORMS,
-    ORIGINS,
-    PREPARING,
-    PRODUCT,
-    SAME_VALUES,
-    SIZES,
-    STORED,
-    TRANSPARENT,
-    is_activation,
-    moves_values,
-    pads_other_values,
-    source_of,
-)
+from .operators import ACTIVATIONS, EXPECTED, ORIGINS, PRODUCT, SAME_VALUES, TRANSPARENT, is_product, source_of
+from .places import is_provided, layer_calls, overlooked, prepared_nodes, quantized_places, unquantized
 from .quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
-from .specification import INPUT_BITS, STORED_BITS, Quantization
-from .tracing import trace
+from .specification import Quantization
+from .tracing import name_of, trace
 
 INTEGER = "protocol integer needs that; use protocol activations"
 
@@ -75,7 +55,7 @@ def quantize_network(
     needs that.
     """
     protocol = quantization.protocol
-    name = type(network).__name__
+    name = name_of(network)
     make = partial(ActivationQuantizer, ranges=quantization.activation_ranges)
     float_inputs, untraceable = None, None
     try:
@@ -91,11 +71,11 @@ def quantize_network(
         if protocol == "integer":
             fold_batchnorms(traced)
         gaps = list(_float_functions(traced))
-        places = _places(traced, quantization)
-        activations = _insert_quantizers(traced, make, places)
+        activations = _insert_quantizers(traced, make, quantized_places(traced, quantization))
+        activations += _insert_quantizers(traced, make, overlooked(traced, quantization))
         float_inputs = tuple(_float_inputs(traced, protocol))
         gaps += _unexplained(float_inputs, protocol)
-        calls = [(str(node.target), module) for node, module in _layer_calls(traced)]
+        calls = [(str(node.target), module) for node, module in layer_calls(traced)]
     gaps += _float_parameters(student, name)
     layers = {module: path for path, module in calls}
     if not layers or not activations:
@@ -126,7 +106,7 @@ def _quantize_biases(traced: fx.GraphModule) -> None:
     The bias of a layer that is called several times, on inputs of several scales, stays in floating point.
     """
     inputs: dict[nn.Conv2d | nn.Linear, list[nn.Module | None]] = {}
-    for node, layer in _layer_calls(traced):
+    for node, layer in layer_calls(traced):
         inputs.setdefault(layer, []).append(called(traced, source_of(traced, node.all_input_nodes[0]))[0])
     for layer, quantizers in inputs.items():
         if layer.bias is None:
@@ -135,102 +115,12 @@ def _quantize_biases(traced: fx.GraphModule) -> None:
             parametrize.register_parametrization(layer, "bias", BiasQuantizer(layer, quantizers[0]), unsafe=True)
 
 
-def _layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
-    """Return the calls of Conv2d and Linear, in the order of execution."""
-    calls = [(node, called(traced, node)[0]) for node in traced.graph.nodes]
-    return [(node, module) for node, module in calls if isinstance(module, QUANTIZED)]
-
-
-def _places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node, int]:
-    """Return the nodes whose results get quantizers, with the bits of each."""
-    nodes, bits = list(traced.graph.nodes), quantization.bits.activations
-    if quantization.protocol == "activations":
-        return {node: bits for node in nodes if is_activation(traced, node)}
-    prepared = _prepared(traced)
-    left_out = _numbers(traced) | _logits(traced) | prepared
-    inputs = [source_of(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
-    stored = {node: bits for node in nodes if node not in left_out and _is_stored(traced, node)}
-    stored |= dict.fromkeys((node for node in stored if _is_no_factor(traced, node)), STORED_BITS)
-    stored |= dict.fromkeys(_last_convolution(traced), STORED_BITS)
-    places = {**dict.fromkeys(inputs, quantization.input_bits or INPUT_BITS), **stored}
-    if quantization.last_bits is not None and (calls := _layer_calls(traced)):
-        source = source_of(traced, calls[-1][0].all_input_nodes[0])
-        if source in places and source not in prepared:
-            places[source] = quantization.last_bits
-    return places
-
-
-def _prepared(traced: fx.GraphModule) -> set[fx.Node]:
-    """Return the network input, and the nodes that only standardize or rearrange it before the first layer."""
-    prepared: set[fx.Node] = set()
-    numbers = _numbers(traced)
-    for node in traced.graph.nodes:
-        inputs = [each for each in node.all_input_nodes if each.op != "get_attr" and each not in numbers]
-        if node.op == "placeholder" or (
-            inputs and prepared.issuperset(inputs) and PREPARING.fullmatch(called(traced, node)[1])
-        ):
-            prepared.add(node)
-    return prepared
-
-
-def _numbers(traced: fx.GraphModule) -> set[fx.Node]:
-    """Return the nodes that are sizes, or that are computed from sizes alone."""
-    numbers: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        if called(traced, node)[1] in SIZES or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
-            numbers.add(node)
-    return numbers
-
-
-def _logits(traced: fx.GraphModule) -> set[fx.Node]:
-    """Return the call of the last layer, and all nodes that depend on it."""
-    logits = {node for node, _ in _layer_calls(traced)[-1:]}
-    for node in traced.graph.nodes:
-        if logits.intersection(node.all_input_nodes):
-            logits.add(node)
-    return logits
-
-
-def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Return True if an integer engine stores the node's result; it may merge the node with the operation after it."""
-    module, kind = called(traced, node)
-    if ACTIVATION.fullmatch(kind):
-        return True
-    if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind) or pads_other_values(traced, node)):
-        return False
-    user = next(iter(node.users), None)
-    if user is None or len(node.users) > 1:
-        return True
-    _, following = called(traced, user)
-    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or ADDITION.fullmatch(kind)
-    return not (mergeable and CLAMP.fullmatch(following))
-
-
-def _is_no_factor(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Return True if ``node`` is no activation and no layer reads its values, also after they were moved.
-
-    Fewer bits than an integer engine stores would spare nothing there.
-    """
-    if ACTIVATION.fullmatch(called(traced, node)[1]):
-        return False
-    for user in node.users:
-        module = called(traced, user)[0]
-        if isinstance(module, QUANTIZED) or (moves_values(traced, user) and not _is_no_factor(traced, user)):
-            return False
-    return True
-
-
-def _last_convolution(traced: fx.GraphModule) -> list[fx.Node]:
-    """Return the call of the last layer, if that is a convolution: an integer engine has none with a float result."""
-    return [node for node, layer in _layer_calls(traced)[-1:] if isinstance(layer, nn.Conv2d)]
-
-
 def _insert_quantizers(
     traced: fx.GraphModule, make: Callable[[int], nn.Module], places: Mapping[fx.Node, int]
 ) -> list[Quantized]:
     """Put a quantizer after each of ``places``; the users of its result then use the quantizer's result."""
     found = []
-    prepared = _prepared(traced)
+    prepared = prepared_nodes(traced)
     for node, bits in places.items():
         kind = "placeholder" if node in prepared else called(traced, node)[1]
         name = f"activation_quantizers.{node.name}"
@@ -245,37 +135,16 @@ def _insert_quantizers(
 
 
 def _float_inputs(traced: fx.GraphModule, protocol: str) -> Iterator[Gap]:
-    """Yield the layers whose input is not quantized, each with the operation that the input comes from.
-
-    Protocol ``integer`` also asks this of additions and concatenations.
-    """
-    left_out = _numbers(traced) | _logits(traced)
-    prepared = _prepared(traced)
-    for node in traced.graph.nodes:
-        module, kind = called(traced, node)
-        is_layer = isinstance(module, QUANTIZED)
-        joins = protocol == "integer" and (ADDITION.fullmatch(kind) or CONCATENATION.fullmatch(kind))
-        for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if joins else ():
-            if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
-                continue
-            source, origin = called(traced, source_of(traced, argument))
-            if CONSTANT.fullmatch(origin):
-                continue
-            if isinstance(source, (*QUANTIZED, *NORMS)):
-                origin = "linear bottleneck"
-            elif argument in prepared:
-                origin = "placeholder"
-            if not isinstance(source, ActivationQuantizer):
-                yield Gap(str(node.target if is_layer else node.name), ORIGINS.get(origin, origin))
+    """Yield the layers and products whose input is not quantized, each with the operation that the input comes from."""
+    for node, _, reason in unquantized(traced, protocol):
+        yield Gap(str(node.target) if node.op == "call_module" else node.name, reason)
 
 
 def _unexplained(float_inputs: Iterable[Gap], protocol: str) -> Iterator[Gap]:
     """Yield the unquantized inputs that the protocol does not provide for."""
     for gap in float_inputs:
-        if protocol == "integer":
+        if not is_provided(gap.reason, protocol):
             yield Gap(gap.name, f"its input comes from {gap.reason} in floating point")
-        elif not FLOAT_BY_PROTOCOL.fullmatch(gap.reason):
-            yield Gap(gap.name, f"its input comes from {gap.reason}, which may be an activation in disguise")
 
 
 def _float_parameters(network: nn.Module, name: str) -> Iterator[Gap]:
@@ -291,10 +160,18 @@ def _float_functions(traced: fx.GraphModule) -> Iterator[Gap]:
     for node in traced.graph.nodes:
         kind = called(traced, node)[1]
         origin = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+        is_sum = kind == "einsum" and len(node.all_input_nodes) == 1
         if node.op in ("call_function", "call_method") and PRODUCT.fullmatch(kind):
-            yield Gap(node.name, "a product outside of any layer")
+            if not is_sum and not is_product(traced, node):
+                yield Gap(_named(node), "a product outside of any layer")
         elif node.op == "call_function" and origin not in TRANSPARENT and not SAME_VALUES.fullmatch(kind):
-            yield Gap(node.name, "a function that tracing cannot look into")
+            yield Gap(_named(node), "a function that tracing cannot look into")
+
+
+def _named(node: fx.Node) -> str:
+    """Return the name of a call, and the path of the module whose code makes it."""
+    path = next(reversed(node.meta.get("nn_module_stack", {"": ""})))
+    return f"{node.name} in {path}" if path else node.name
 
 
 def _wrap_activations(network: nn.Module, make: Callable[[int], nn.Module], bits: int) -> list[Quantized]:

@@ -27,20 +27,26 @@ EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 
 
 # ``called`` gives classes, functions and methods one name: MaxPool2d and max_pool2d agree, as do ReLU and relu.
-ACTIVATION = re.compile("|".join([*(activation.__name__.lower() for activation in ACTIVATIONS), "pointwiseactivation"]))
+ACTIVATION = re.compile(
+    "|".join([*(activation.__name__.lower() for activation in ACTIVATIONS), "pointwiseactivation|maximum|minimum"])
+)
 
 
 CLAMP = re.compile("relu6?|hardtanh")
 """These activations only limit values, which the quantizer of their result does anyway, or its codes."""
 
 
+MATRIX_PRODUCT = re.compile("matmul|b?mm|einsum")
+
+
 PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
 
 
 SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
-    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape|view|permute|transpose|swap(axes|dims)|move(dim|axis)"
-    r"|(un)?squeeze|expand(as)?|repeat(interleave)?|tile|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor)?split"
-    r"|unbind|getitem|narrow|select|indexselect|flip|roll|rot90|(adaptive)?maxpool[123]d|amax|channelshuffle"
+    r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|ravel|reshape(as)?|view(as)?|permute|t|transpose"
+    r"|swap(axes|dims)|move(dim|axis)|(un)?squeeze|expand(as)?|broadcastto|repeat(interleave)?|tile|contiguous|clone|detach"
+    r"|to|float|type|typeas|chunk|(tensor|[hvd])?split|splitwithsizes|unbind|getitem|narrow|select|indexselect|take|gather"
+    r"|flip|flip(lr|ud)|roll|rot90|unfold|(adaptive)?maxpool[123]d|a?(max|min)|median|topk|sort|channelshuffle"
     r"|pixel(un)?shuffle|\w*pad([123]d)?"
 )
 
@@ -68,8 +74,8 @@ ORIGINS = {
 
 
 FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
-    "network input|addition|concatenation|linear bottleneck|mul|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
-    "|.*pad([123]d)?"
+    "network input|addition|concatenation|linear bottleneck|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
+    rf"|.*pad([123]d)?|{SCALING.pattern}|{MATRIX_PRODUCT.pattern}"
 )
 
 
@@ -77,8 +83,8 @@ ADDITION, CONCATENATION = re.compile("add"), re.compile("cat|concat|stack|setite
 
 
 STORED = re.compile(  # an integer engine stores these results, beside those of activations, layers and norms
-    rf"placeholder|{SCALING.pattern}|{CONCATENATION.pattern}|mean|sum|softmax|(adaptive)?avgpool[123]d"
-    "|interpolate|upsample.*"
+    rf"placeholder|{SCALING.pattern}|{CONCATENATION.pattern}|{MATRIX_PRODUCT.pattern}|mean|sum|softmax"
+    "|(adaptive)?avgpool[123]d|interpolate|upsample.*"
 )
 
 
@@ -90,7 +96,7 @@ SIZES = {"size", "dim", "numel", "getattr"}
 """These calls return sizes, not values."""
 
 
-CONSTANT = re.compile("(new|like)?(zeros|ones|full)(like)?")
+CONSTANT = re.compile("(new)?(zeros|ones|full|empty)(like)?")
 """The results of these calls are constants, whatever the images are."""
 
 
@@ -111,6 +117,12 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
 def is_addition(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if the node adds one computed value to another."""
     return len(node.all_input_nodes) == 2 and ADDITION.fullmatch(called(traced, node)[1]) is not None
+
+
+def is_product(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return True if the node multiplies computed values as matrices, as attention does."""
+    factors = len(node.all_input_nodes) > 1 and all(each.op != "get_attr" for each in node.all_input_nodes)
+    return factors and MATRIX_PRODUCT.fullmatch(called(traced, node)[1]) is not None
 
 
 def source_of(traced: fx.GraphModule, node: fx.Node) -> fx.Node:

@@ -19,10 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from .functional_layers import LAYERS
+from .functional_layers import LAYERS, attention
+from .proxies import line_of_code, what_takes_no_proxies
 
 UNKNOWN: Any = object()
 """The value of a proxy about which nothing is known."""
+ELEMENTWISE = {torch.max: torch.maximum, torch.min: torch.minimum, "max": torch.maximum, "min": torch.minimum}
+"""These functions of two tensors are called by other names, so that what is left takes values of one tensor."""
+TRANSPOSED: dict[str, tuple[str, tuple[int, ...]]] = {"T": ("t", ()), "mT": ("transpose", (-2, -1))}
+"""These attributes of a tensor are written down as calls of methods."""
 
 
 class Value(fx.Proxy):
@@ -33,11 +38,18 @@ class Value(fx.Proxy):
     stale: Value | None
     """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
 
+    def is_tensor(self) -> bool:
+        """Return True if it is known to be a tensor, rather than a number."""
+        return self.known is not UNKNOWN and isinstance(self.known[0], Tensor)
+
     def __getattr__(self, name: str) -> Any:
         if self.known is UNKNOWN or name.startswith("__"):
             return super().__getattr__(name)
         if name == "shape":
             return self.size()
+        if name in TRANSPOSED and self.is_tensor():
+            method, dims = TRANSPOSED[name]
+            return self.tracer.create_proxy("call_method", method, (self, *dims), {})
         found = getattr(self.known[0], name)
         if callable(found) and not isinstance(found, Tensor):
             return super().__getattr__(name)
@@ -117,7 +129,8 @@ class Tracer(fx.Tracer):
             if getattr(module, "inplace", False) is True and self.is_leaf_module(module, path):
                 self._in_place.add(module)
                 module.inplace = False
-        return super().trace(root, concrete_args)
+        with what_takes_no_proxies():
+            return super().trace(root, concrete_args)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Trace a call of the network with images alone, and with all its hooks."""
@@ -132,8 +145,23 @@ class Tracer(fx.Tracer):
         """Return True for a layer: a module whose forward is that of a class of ``torch.nn``."""
         if "forward" in vars(m) or m is self.root or isinstance(m, nn.Sequential):
             return False
+        if isinstance(m, nn.Conv1d):
+            return False  # its call of conv1d becomes one of Conv2d
         forward_class = next(kind for kind in type(m).__mro__ if "forward" in vars(kind))
         return forward_class.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the path of a module. Raises TraceError if the network does not know it."""
+        try:
+            return super().path_of_module(mod)
+        except NameError as error:
+            raise TraceError(
+                f"it calls a {type(mod).__name__} that is none of its modules; keep it in an nn.ModuleList"
+            ) from error
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Raise TraceError, which names the line of code that decides by a value that is not known."""
+        raise TraceError(f"control flow by values or by the number of images{line_of_code()}")
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Follow the call of a module; the call of a layer is written down between its hooks."""
@@ -186,8 +214,15 @@ class Tracer(fx.Tracer):
 
     def _write(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> Any:
         """Write down a call that changes nothing in place, as :meth:`create_proxy` does."""
-        if kind == "call_function" and target in LAYERS and (path := self._as_layer(target, args, kwargs)):
-            return self._write("call_module", path, args[:1] or (kwargs["input"],), {}, None)
+        if target in LAYERS and (found := self._as_layer(target, args, kwargs)):
+            path, x = found
+            if target is not torch.conv1d:
+                return self._write("call_module", path, (x,), {}, None)
+            return self._write("call_module", path, (x.unsqueeze(-2),), {}, None).squeeze(-2)  # [N, C, 1, L]
+        if target in ELEMENTWISE and _is_tensor(args[1] if len(args) > 1 else kwargs.get("other")):
+            kind, target = "call_function", ELEMENTWISE[target]
+        if target is F.scaled_dot_product_attention and (attended := attention(*args, **kwargs)) is not None:
+            return attended
         known = self._compute(kind, target, args, kwargs)
         if known is not UNKNOWN and _is_plain(known[0]) and known[0] == known[1]:
             return known[0]
@@ -237,6 +272,8 @@ class Tracer(fx.Tracer):
         if kwargs.get("out") is not None:
             return kwargs["out"], kind, target, args, {key: value for key, value in kwargs.items() if key != "out"}
         label = target if kind == "call_method" else getattr(target, "__name__", "")
+        if label == "copy_":
+            return args[0], "call_function", set_item, (args[0], ..., args[1]), {}
         if label.endswith("_") and not label.endswith("__"):
             return args[0], *_counterpart(kind, target, label[:-1]), args, kwargs
         if kind == "call_function" and inspect.isfunction(target):
@@ -248,21 +285,25 @@ class Tracer(fx.Tracer):
                     return call.args[0], kind, target, call.args, call.kwargs
         return None
 
-    def _as_layer(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """Return the path of a layer that does the same as a function with weights; None if they depend on images."""
-        call = inspect.signature(LAYERS[target]).bind(*args, **kwargs).arguments
+    def _as_layer(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any] | None:
+        """Return the path of a layer that does the same as a function with weights, and its input.
+
+        None is returned if the weights depend on the images.
+        """
+        try:
+            call = inspect.signature(LAYERS[target]).bind(*args, **kwargs).arguments
+        except TypeError:
+            return None
         given = {name: value if name == "input" else self._constant(value) for name, value in call.items()}
         if any(value is UNKNOWN for value in given.values()) or (layer := LAYERS[target](**given)) is None:
             return None
         path = self.scope.module_path
-        if not path or not isinstance(self.root.get_submodule(path), type(layer)):
-            path = self.get_fresh_qualname(f"functional_{target.__name__}_")
-            self.root.add_module(path, layer)
-        elif path not in self.replacements:
-            self.replacements[path] = layer
-        elif not _are_equal(layer, self.replacements[path]):
-            raise TraceError(f"{path} computes with other weights in each call")
-        return path
+        takes_place = path and _takes_place(layer, self.root.get_submodule(path))
+        if takes_place and _are_equal(layer, self.replacements.setdefault(path, layer)):
+            return path, call["input"]
+        path = self.get_fresh_qualname(f"functional_{getattr(target, '__name__', target)}_")
+        self.root.add_module(path, layer)
+        return path, call["input"]
 
     def _constant(self, argument: Any) -> Any:
         """Return an argument that does not depend on the images as it is; UNKNOWN for others."""
@@ -311,6 +352,18 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+def _takes_place(layer: nn.Module, module: nn.Module) -> bool:
+    """Return True if a layer that was made of a call within ``module`` computes what ``module`` is there for."""
+    alike = isinstance(module, type(layer)) or (isinstance(layer, nn.Conv2d) and isinstance(module, nn.Conv1d))
+    weights = [getattr(each, "weight", None) for each in (layer, module)]
+    return alike and len({each.numel() for each in weights if each is not None}) < 2
+
+
+def _is_tensor(value: Any) -> bool:
+    """Return True for a tensor, traced or not."""
+    return isinstance(value, (fx.Proxy, Tensor))
 
 
 def _passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import InputError, one_line
 from ..shapes import ImageShape
@@ -17,6 +19,14 @@ from .tracer import Tracer
 
 TOLERANCE = 1e-3
 """A graph computes the same as its network if no logit differs by more than this fraction of the largest."""
+
+
+WEIGHT_HOOKS: Mapping[type, tuple[str, Callable[[nn.Module, str], nn.Module]]] = {
+    WeightNorm: ("name", nn.utils.remove_weight_norm),
+    SpectralNorm: ("name", nn.utils.remove_spectral_norm),
+    prune.BasePruningMethod: ("_tensor_name", prune.remove),
+}
+"""Hooks of PyTorch that compute a weight: the attribute that has its name, and what makes it a parameter."""
 
 
 class DifferentGraphError(InputError):
@@ -38,7 +48,8 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     """
     if isinstance(network, fx.GraphModule) and network.meta.get("traced"):
         return copy.deepcopy(network)
-    name, twin = type(network).__name__, copy.deepcopy(network).eval()
+    detach_computed_weights(network)
+    name, twin = name_of(network), copy.deepcopy(network).eval()
     _settle_weights(twin, name)
     like = next(twin.parameters(), torch.empty(0))
     batches = None if image is None else (_noise(2, image, like), _noise(3, image, like))
@@ -50,17 +61,28 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
         raise InputError(f"{name} cannot be traced ({one_line(error)}); {remedy}") from error
     traced = fx.GraphModule(twin, graph, class_name=name)
     traced.graph.eliminate_dead_code()
+    used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
     for path, layer in tracer.replacements.items():
-        for child, module in traced.get_submodule(path).named_children():
+        former = traced.get_submodule(path)
+        for child, module in former.named_children():
             layer.add_module(child, module)
+        for own, parameter in former.named_parameters(recurse=False):
+            if f"{path}.{own}" in used:
+                layer.register_parameter(own, parameter)
         traced.set_submodule(path, layer)
+    traced = fx.GraphModule(traced, traced.graph, class_name=name)  # without the parameters that went into weights
     _remove_hooks(traced)
     traced.delete_all_unused_submodules()
     join_pointwise(traced)
-    traced.meta["traced"] = True
+    traced.meta["traced"] = name
     if batches is not None:
         require_same(network, traced, batches[0])
     return traced
+
+
+def name_of(network: nn.Module) -> str:
+    """Return the class of a network, also of one that :func:`trace` has made a graph of."""
+    return str(getattr(network, "meta", {}).get("traced") or type(network).__name__)
 
 
 @torch.no_grad()
@@ -80,7 +102,7 @@ def require_same(network: nn.Module, other: nn.Module, images: Tensor) -> None:
         for module in training:
             module.training = True
     raise DifferentGraphError(
-        f"{type(network).__name__} computes something else when it is traced, from {where} on; "
+        f"{name_of(network)} computes something else when it is traced, from {where} on; "
         "write what it does there in its forward"
     )
 
@@ -118,11 +140,31 @@ def _differing_layers(network: nn.Module, other: nn.Module, images: Tensor) -> I
     yield from (path for path in found if path in expected and not _is_close(expected[path], found[path]))
 
 
-def _settle_weights(network: nn.Module, name: str) -> None:
-    """Make parametrized weights, as those of ``weight_norm``, parameters of their own, in place.
+def detach_computed_weights(network: nn.Module) -> None:
+    """Let the weights that hooks compute anew in each forward pass be copied, although they have a gradient."""
+    for module, tensor, _ in _computed_by_hooks(network):
+        if tensor in vars(module):
+            setattr(module, tensor, getattr(module, tensor).detach())
 
-    Raises InputError for weights that a hook computes, as those of ``spectral_norm``.
+
+def _computed_by_hooks(network: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[[nn.Module, str], nn.Module]]]:
+    """Yield the tensors that PyTorch's hooks compute: the module, the name, and what makes it a parameter."""
+    for module in network.modules():
+        for hook in module._forward_pre_hooks.values():
+            for kind, (attribute, remove) in WEIGHT_HOOKS.items():
+                if isinstance(hook, kind):
+                    yield module, getattr(hook, attribute), remove
+
+
+def _settle_weights(network: nn.Module, name: str) -> None:
+    """Make computed weights, as those of ``weight_norm`` and of pruned layers, parameters of their own, in place.
+
+    Raises InputError for weights that a hook computes, unless it is one of PyTorch's.
     """
+    for module, tensor, remove in list(_computed_by_hooks(network)):
+        remove(module, tensor)
+        module._state_dict_hooks.clear()  # those of spectral_norm stay in a copy
+        module._load_state_dict_pre_hooks.clear()
     for path, module in list(network.named_modules()):
         if parametrize.is_parametrized(module):  # remove_parametrizations would change the class of the original, too
             weights = {tensor: getattr(module, tensor).detach().clone() for tensor in module.parametrizations}
@@ -133,7 +175,7 @@ def _settle_weights(network: nn.Module, name: str) -> None:
         if isinstance(module, QUANTIZED) and "weight" not in module._parameters:
             raise InputError(
                 f"{name}: the weight of {path} is no parameter of its own; "
-                "make it one, as torch.nn.utils.remove_weight_norm and remove_spectral_norm do"
+                "make it one, as torch.nn.utils.prune.remove does"
             )
 
 

@@ -296,7 +296,7 @@ SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
     "GroupNorm": nn.GroupNorm(1, 3),
     "LayerNorm": nn.LayerNorm((3, 3, 5)),
     "InstanceNorm": nn.InstanceNorm2d(3),
-    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "masked softmax": lambda x: x.masked_fill(torch.arange(5) > 2, float("-inf")).softmax(3),
     "einsum": lambda x: torch.einsum("nchw,ncvw->nchv", x, x)[..., :3],
     "norm": lambda x: F.normalize(x, dim=1),

@@ -228,13 +228,12 @@ fx.wrap("hidden")
     ("network", "gap"),
     [
         (nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.ConvTranspose2d(5, 2, 3)), "2"),
-        (nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(2), nn.Conv1d(5, 2, 3)), "3"),
         (nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(2), nn.LSTM(25, 2)), "3"),
         (Attention(), "attention"),
         (Net(lambda x: hidden(F.relu(x))), "hidden"),
-        (Net(lambda x: F.relu(x) @ x), "matmul"),
-        (Net(lambda x: F.relu(x).matmul(x)), "matmul"),
-        (Net(torch.sqrt), "second"),
+        (Net(lambda x: torch.eye(3) @ F.relu(x)), "matmul"),
+        (Net(lambda x: F.conv_transpose2d(F.relu(x), torch.ones(5, 5, 1, 1))), "conv_transpose2d"),
+        (Blocks(lambda x: torch.eye(5) @ F.relu(x)), "matmul in blocks.1.0"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "the network"),
     ],
 )
@@ -248,17 +247,17 @@ def test_what_cannot_be_quantized_is_refused_or_listed(network: nn.Module, gap: 
         student(torch.randn(2, 3, 5, 5))
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_a_weight_that_is_no_parameter_is_refused() -> None:
-    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(2, 3, 3)), nn.ReLU())
-    with torch.no_grad():
-        network(torch.zeros(1, 2, 5, 5))  # else it cannot be copied
+    layer = nn.Conv2d(2, 3, 3)
+    layer.v = nn.Parameter(layer.weight.data)
+    del layer.weight
+    layer.register_forward_pre_hook(lambda layer, inputs: setattr(layer, "weight", 2 * layer.v))
     with pytest.raises(InputError, match=r"^Sequential: the weight of 0 is no parameter of its own; make it one"):
-        quantize_network(network, Quantization("w4a4"))
+        quantize_network(nn.Sequential(layer, nn.ReLU()), Quantization("w4a4"))
 
 
 def test_the_count_of_further_parts_is_told() -> None:
-    network = nn.Sequential(nn.Conv1d(3, 5, 1), nn.ReLU(), nn.ConvTranspose1d(5, 2, 3), nn.Conv1d(2, 2, 1))
+    network = nn.Sequential(*(nn.ConvTranspose1d(3, 3, 1) for _ in range(3)), nn.ReLU())
     with pytest.raises(InputError, match=r"cannot quantize 0 .* and 3 more parts"):
         quantize_network(network, Quantization("w4a4"))
 
@@ -499,10 +498,28 @@ class Functional(nn.Module):
         return self.third(self.activation(self.second(torch.relu(self.first(x)))))
 
 
-def test_an_activation_in_disguise_is_refused() -> None:
-    network = Functional(lambda x: torch.maximum(x, x.new_zeros(())))
-    with pytest.raises(InputError, match="third .its input comes from .* may be an activation in disguise"):
-        quantize_network(network, Quantization("w4a4"))
+UNKNOWN = {
+    "maximum": lambda x: torch.maximum(x, x.new_zeros(())),
+    "max": lambda x: torch.max(x, -0.5 * x),
+    "square root": lambda x: torch.relu(x).mean(1, keepdim=True).expand(-1, 7).sqrt(),
+    "norm": lambda x: F.normalize(torch.relu(x)).pow(3),
+    "of a table": lambda x: F.local_response_norm(x.unsqueeze(-1), 3).squeeze(-1).exp(),
+}
+
+
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+@pytest.mark.parametrize("operation", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_a_layer_reads_is_quantized_whatever_it_comes_from(
+    operation: Callable[[Tensor], Tensor], protocol: str
+) -> None:
+    network, x = Functional(operation).eval(), torch.randn(50, 3)
+    student, coverage = quantize_network(network, Quantization("w8a3", protocol=protocol))
+    assert not coverage.gaps
+    seen: list[Tensor] = []
+    student.get_submodule("third").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), observe_ranges(student):
+        student(x)
+    assert len(seen[0].unique()) <= 8
 
 
 class LearnedSwish(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -171,17 +172,74 @@ def test_first_and_last_layer_have_their_own_bits(small: nn.Module) -> None:
     assert {activation.bits for activation in coverage.activations} == {4}  # the last layer reads none
 
 
-def test_an_operation_that_integers_cannot_do_is_a_gap() -> None:
+def test_one_of_several_results_is_a_gap() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
+            self.conv, self.rnn, self.fc = nn.Conv2d(3, 3, 1), nn.GRU(3, 2), nn.Linear(2, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(torch.relu(self.conv(x)).mean((2, 3)).exp())
+            return self.fc(self.rnn(torch.relu(self.conv(x)).mean((2, 3)))[0])
 
-    with pytest.raises(InputError, match=r"fc \(its input comes from exp in floating point\)"):
+    with pytest.raises(InputError, match=r"fc \(its input comes from gru in floating point\)"):
         quantize_network(Odd(), Quantization("w8a8", protocol="integer"))
+
+
+class NonLocal(nn.Module):
+    """Attention over places (Wang et al., CVPR 2018), its products written by ``multiply``."""
+
+    def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 12, 1), nn.Linear(4, 5)
+        self.multiply = multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)  # [N, C, L]
+        weights = self.multiply(q.transpose(1, 2), k).softmax(-1)
+        return self.fc(torch.relu(self.multiply(v, weights.mT)).mean(-1))
+
+
+MULTIPLY = {
+    "bmm": torch.bmm,
+    "operator": lambda a, b: a @ b,
+    "method": lambda a, b: a.matmul(b),
+    "einsum": lambda a, b: torch.einsum("nij,njk->nik", a, b),
+}
+
+
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+@pytest.mark.parametrize("multiply", MULTIPLY.values(), ids=MULTIPLY)
+def test_products_of_activations_are_quantized_or_listed(
+    multiply: Callable[[Tensor, Tensor], Tensor], protocol: str
+) -> None:
+    torch.manual_seed(0)
+    network, x = NonLocal(multiply).eval(), torch.randn(8, 3, 5, 6)
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol=protocol), image=ImageShape(3, 5, 6))
+    assert not coverage.gaps
+    kinds = [each.kind for each in coverage.activations]
+    assert "softmax" in kinds
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(x), network(x)) < 0.05
+    listed = {gap.name for gap in coverage.float_inputs or ()}
+    products = {node.name for node in student.graph.nodes if node.name.startswith(("bmm", "matmul", "einsum"))}
+    assert len(products) == 2
+    assert products <= listed if protocol == "activations" else not listed
+
+
+def test_attention_is_its_two_products() -> None:
+    class Attention(NonLocal):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(torch.relu(self.stem(x))).flatten(2).mT.chunk(3, -1)  # [N, L, C]
+            return self.fc(torch.relu(F.scaled_dot_product_attention(q, k, v)).mean(1))
+
+    torch.manual_seed(0)
+    network, x = Attention(torch.bmm).eval(), torch.randn(8, 3, 5, 6)
+    image = ImageShape(3, 5, 6)
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol="integer"), image=image)
+    assert [each.kind for each in coverage.activations].count("matmul") == 2
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(x), network(x)) < 0.05
 
 
 def test_unknown_names_are_refused() -> None:

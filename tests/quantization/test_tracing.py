@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import types
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.calls import called
 from nni_autorecon.quantization.coverage import Coverage
+from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.folding import folded
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
@@ -252,7 +254,31 @@ def shuffled(x: Tensor) -> Tensor:
 
 
 def asking_for_a_tensor(x: Tensor) -> Tensor:
-    return F.relu(x) if isinstance(x, torch.Tensor) else x
+    return F.relu(x) if isinstance(x, torch.Tensor) and not isinstance(x, (list, tuple)) else x
+
+
+def asking_for_the_class(x: Tensor) -> Tensor:
+    return F.relu(x) if type(x) is torch.Tensor else x
+
+
+def with_zeros(x: Tensor) -> Tensor:
+    n, c, h, w = x.size()
+    zeros = torch.autograd.Variable(torch.zeros(n, 2, h, w, dtype=x.dtype))
+    return F.relu(torch.cat([x, zeros], 1)[:, :c] + torch.linspace(-1, 1, w).expand(n, c, h, w))
+
+
+def copied_in_place(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y.copy_(F.relu(x))
+    return x - y
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def scripted_swish(x: Tensor) -> Tensor:
+    return torch.jit.script(swish)(x)
 
 
 CODE = {
@@ -260,19 +286,29 @@ CODE = {
     "branches by size": by_size,
     "channel shuffle": shuffled,
     "autograd function": Doubled.apply,
+    "asks for a tensor": asking_for_a_tensor,
+    "zeros for each image": with_zeros,
+    "copy": copied_in_place,
+    "TorchScript function": scripted_swish,
+    "transposed": lambda x: F.relu(x.mT.matmul(x).mean((1, 2), True)) * x,
+    "largest of channels": lambda x: x * torch.max(x, 1, keepdim=True)[0].sigmoid(),
+    "larger of two": lambda x: torch.max(*(x - 0.1).split_with_sizes([3, 3], 1)).repeat(1, 2, 1, 1),
     "asserts": lambda x: F.relu(x) if not torch._assert(x.ndim == 4, "four dimensions") else x,
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("between", CODE.values(), ids=CODE)
 def test_code_that_asks_for_sizes_is_followed(between: Callable[[Tensor], Tensor]) -> None:
     traced_like(Net(between))
 
 
+UNREGISTERED = nn.Conv2d(6, 6, 1)
 REFUSED = {
-    "values": (lambda x: F.relu(x) if x.mean() > 5 else x, "control flow"),
+    "values": (lambda x: F.relu(x) if x.mean() > 5 else x, r"control flow by values .* in test_tracing.py:\d+"),
     "number of images": (lambda x: F.relu(x) if x.shape[0] > 2 else x, "control flow"),
     "length": (lambda x: x.view(len(x), 6, 7, 9), r"len\(\) of a batch cannot be followed; write x.shape\[0\]"),
+    "layer of no one": (lambda x: UNREGISTERED(x), "calls a Conv2d that is none of its modules"),
     "item": (lambda x: x * x.abs().max().item() if x.max().item() else x, "control flow"),
 }
 
@@ -286,7 +322,7 @@ def test_what_cannot_be_followed_is_one_line(between: Callable[[Tensor], Tensor]
 
 def test_a_graph_that_computes_something_else_is_refused_by_the_layer() -> None:
     with pytest.raises(InputError, match="Net computes something else when it is traced, from second on"):
-        trace(Net(asking_for_a_tensor), remedy="mend it", image=IMAGE)
+        trace(Net(asking_for_the_class), remedy="mend it", image=IMAGE)
 
 
 # ------------------------------------------------------------------------------------------------ subclasses of layers
@@ -391,16 +427,96 @@ def test_a_subclass_that_is_called_twice_is_one_layer() -> None:
     assert kinds(traced).count("silu") == 2
 
 
+def pruned(layer: nn.Module) -> nn.Module:
+    return nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
-@pytest.mark.parametrize("change", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_a_weight_that_a_hook_computes_is_refused(change: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("change", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned])
+def test_a_weight_that_a_hook_computes_is_a_weight(change: Callable[[nn.Module], nn.Module]) -> None:
     network = with_layers(conv=change(nn.Conv2d(3, 6, 3)))
+    traced = traced_like(network)
+    assert [name for name, _ in traced.get_submodule("first").named_parameters()] == ["bias", "weight"]
+    copy.deepcopy(traced).load_state_dict(traced.state_dict())
+    assert not isinstance(network.first.weight, nn.Parameter)
+
+
+# -------------------------------------------------------------------------------------------- functions with weights
+
+
+class Reweighted(Net):
+    """A network whose function ``head`` has weights of its own, ``own``, beside a linear layer's."""
+
+    def __init__(self, head: Callable[[Reweighted, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head, self.own = head, nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self, F.relu(self.bn1(self.first(x))).mean((2, 3))[:, :4])
+
+
+class LowRank(nn.Linear):
+    """A linear layer with an update of low rank (Hu et al., ICLR 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 5)
+        self.a, self.b, self.scale = (nn.Parameter(torch.randn(*size)) for size in ((2, 4), (5, 2), (5,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.linear(x, self.weight, self.bias) + x @ self.a.t() @ self.b.t()) * self.scale
+
+
+HEADS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
+    "matmul": (lambda net, x: torch.matmul(x, net.own.t()), 1),
+    "operator": (lambda net, x: x @ net.own.T, 1),
+    "addmm": (lambda net, x: torch.addmm(net.own[:, 0], x, net.own.t(), alpha=0.5), 1),
+    "cosine": (lambda net, x: 16 * F.linear(F.normalize(x), F.normalize(net.own)), 1),
+    "low rank": (lambda net, x: net.low(x), 3),
+}
+
+
+@pytest.mark.parametrize(("head", "linear"), HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_a_product_with_weights_is_a_layer(head: Callable[[Any, Tensor], Tensor], linear: int, protocol: str) -> None:
+    network = Reweighted(head)
+    network.low = LowRank()
+    traced = traced_like(network)
+    assert kinds(traced).count("linear") == linear
+    assert not [name for name, _ in traced.named_parameters() if name == "own"]  # it went into the weight
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol=protocol), image=IMAGE)
+    assert not coverage.gaps
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(images()), network(images())) < 0.1
+
+
+class ChannelAttention(Net):
+    """A convolution over the means of channels (ECA-Net, Wang et al., CVPR 2020), the same in two places."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.over_channels = nn.Conv1d(1, 1, 3, padding=1, **settings)
+
+    def weighted(self, x: Tensor) -> Tensor:
+        return x * self.over_channels(x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(-1).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.weighted(self.bn1(self.first(x))))
+        return self.fc(self.weighted(F.relu(self.bn2(self.second(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("settings", [{"bias": False}, {}, {"padding_mode": "circular"}], ids=str)
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_a_convolution_over_channels_is_a_convolution(settings: dict[str, Any], protocol: str) -> None:
+    network = ChannelAttention(**settings)
+    assert "over_channels" in dict(traced_like(network).named_modules())
+    seen, coverage = entering(network, protocol)
+    assert not coverage.gaps
+    assert "over_channels" in [weight.name for weight in coverage.weights]
+    assert {name for name, count in seen.items() if count > (8 if name == "first" else 4)} <= {
+        gap.name for gap in coverage.float_inputs or ()
+    }
     with torch.no_grad():
-        network(images())  # else it cannot be copied
-    with pytest.raises(
-        InputError, match=r"Net: the weight of first is no parameter of its own; .*remove_spectral_norm"
-    ):
-        trace(network, remedy="mend it", image=IMAGE)
+        assert dfq(network, IMAGE, Quantization("w8a8", protocol=protocol))[0](images()).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ images and pointwise

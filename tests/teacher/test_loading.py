@@ -328,7 +328,7 @@ def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Pat
 
 
 class SeesTensors(nn.Module):
-    """Its graph is another function, because a tracer's values are no tensors."""
+    """Its graph is another function, because a tracer's values are of another class."""
 
     def __init__(self):
         super().__init__()
@@ -336,7 +336,7 @@ class SeesTensors(nn.Module):
 
     def forward(self, x):
         x = self.bn(self.conv(x))
-        return self.fc((x.relu() if isinstance(x, torch.Tensor) else x).mean((2, 3)))
+        return self.fc((x.relu() if type(x) is torch.Tensor else x).mean((2, 3)))
 
 
 def test_a_network_whose_graph_computes_something_else_is_refused_at_the_door():
