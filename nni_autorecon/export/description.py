@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..quantization.specification import Quantization
 from ..shapes import ImageShape
 from ..teacher.checkpoint import settle_lazy_layers
+from ..teacher.factories import unwrap_parts
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture, names_code
 
@@ -87,7 +88,7 @@ def require_same_structure(teacher: Teacher) -> None:
     if not teacher.settings or not names_code(teacher.name):
         return
     with torch.random.fork_rng(devices=[]):
-        again = architecture(teacher.name, teacher.settings.get("num_classes"))
+        again = unwrap_parts(architecture(teacher.name, teacher.settings.get("num_classes")))
     own = {name: tensor.shape for name, tensor in teacher.network.state_dict().items()}
     settle_lazy_layers(again, own)
     other = {name: tensor.shape for name, tensor in again.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -34,6 +33,8 @@ from ..quantization.integers import (
 )
 from ..shapes import ImageShape
 from ..teacher.checkpoint import settle_lazy_layers
+from ..teacher.examination import copied
+from ..teacher.factories import unwrap_parts, unwrapped
 from ..teacher.loading import IN_MEMORY
 from ..teacher.sources import names_code
 from ..version import __version__
@@ -154,10 +155,11 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
         require_trusted(description.teacher, path)
     with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random numbers
         if isinstance(teacher, nn.Module):
-            structure = copy.deepcopy(teacher).cpu()
+            structure = copied(unwrapped(teacher), type(teacher).__name__).cpu()
         else:
             structure = description.structure(spec)
             settle_lazy_layers(structure, _stored_shapes(stored, tensors))
+        unwrap_parts(structure)
         _settle_folded(structure.float(), description.image, f"{path} does not fit {spec}")  # teachers are float32
         float_bytes = float_size(structure)
         if description.folded:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError, named
+from ..quantization.tracing import detach_computed_weights
 from ..shapes import ImageShape
+from .factories import unwrap_parts
 from .locating import (
     described,
     end_of_gradient,
@@ -38,12 +40,13 @@ _log = logging.getLogger(__name__)
 
 def copied(network: nn.Module, name: str) -> nn.Module:
     """Return a deep copy. Raises InputError if the network cannot be copied, as when it keeps results of a pass."""
+    detach_computed_weights(network)
     try:
         return copy.deepcopy(network)
     except Exception as error:  # the person's code may raise anything
         raise InputError(
-            f"teacher {name} cannot be copied: {named(error)}; let it keep no results of a forward pass, and no files "
-            "or locks"
+            f"teacher {name} cannot be copied: {named(error)}; let it keep no results of a forward pass, and no files, "
+            "locks or TorchScript"
         ) from error
 
 
@@ -52,8 +55,12 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
 
     A warning names other dtypes. Raises InputError if it has no parameters, or if weights are missing or not sound.
     """
-    if isinstance(network, torch.jit.ScriptModule):
-        raise InputError(f"teacher {name} is TorchScript, whose layers cannot be quantized; give the network in Python")
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"teacher {name}: layer {path}" if path else f"teacher {name}"
+            raise InputError(
+                f"{where} is TorchScript, which cannot be quantized; give it in Python, without jit.script"
+            )
     tensors = dict(itertools.chain(network.named_parameters(), network.named_buffers()))
     if not any(True for _ in network.parameters()):
         raise InputError(f"teacher {name} has no parameters, so there is nothing to quantize; give a trained network")
@@ -62,7 +69,7 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
             raise InputError(f"teacher {name}: {key} has no shape yet; give the network after a first forward pass")
         if tensor.is_meta:
             raise InputError(f"teacher {name}: {key} is on the meta device, without values; build the network on a CPU")
-    network.requires_grad_(False)
+    unwrap_parts(network).requires_grad_(False)
     _evaluate(network, name)
     others = {key: _dtype(t) for key, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     if others:
@@ -142,7 +149,8 @@ def failure(network: nn.Module, name: str, when: str, error: Exception, remedy: 
     if casts:
         kind = {"half": "float16", "double": "float64"}.get(casts[1].lower(), casts[1].lower())
         remedy = f"images and weights are float32 here; take the cast to or from {kind} out of its code"
-    return InputError(f"teacher {name} fails {when}, in {where}: {named(error)}; {remedy}")
+    reason = named(error).partition(" Hint:")[0].rstrip(".")
+    return InputError(f"teacher {name} fails {when}, in {where}: {reason}; {remedy}")
 
 
 def require_logits(network: nn.Module, images: Tensor, logits: object, name: str, *, count: int) -> Tensor:

@@ -59,6 +59,14 @@ def unwrapped(network: nn.Module) -> nn.Module:
             return network
 
 
+def unwrap_parts(network: nn.Module) -> nn.Module:
+    """Put what :func:`unwrapped` returns in the place of each part of a network, in place, and return the network."""
+    for path, module in list(network.named_modules(remove_duplicate=False)):
+        if path and (inner := unwrapped(module)) is not module:
+            network.set_submodule(path, inner)
+    return network
+
+
 def hint(name: str, known: Sequence[str]) -> str:
     """Return the end of an error for a ``name`` that is not among the ``known`` ones: those that are like it."""
     close = difflib.get_close_matches(name, known)

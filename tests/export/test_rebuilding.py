@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import nni_autorecon as nar
 from nni_autorecon.errors import InputError
@@ -13,6 +14,7 @@ from nni_autorecon.export.description import Description
 from nni_autorecon.export.distilled_file import ABOUT, load_distilled
 from nni_autorecon.student.distillation import student_for
 from nni_autorecon.teacher.sources import architecture
+from tests.helpers.toys import relative_error
 
 STEPS = {"method": "gdfq", "epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
 TINY = {"generator": "random:0", "width": 3, "batch_size": 4, "image_size": 12, "threads": 1, "progress": False}
@@ -135,3 +137,34 @@ def test_earlier_files_build_with_their_number_of_classes():
     assert earlier.factory_arguments is None
     today = Description.from_dict(json.loads(json.dumps({**known, "quantization": None, "factory_arguments": {}})))
     assert today.factory_arguments == {}
+
+
+class Wrapped(nn.Module):
+    """Parts of it are compiled or parallel, and hooks compute the weights of two of its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = torch.compile(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU()))
+        self.pruned = nn.utils.prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5)
+        self.norm, self.fc = nn.DataParallel(nn.BatchNorm2d(4)), nn.utils.spectral_norm(nn.Linear(4, 5))
+
+    def forward(self, x):
+        return self.fc(self.norm(self.pruned(self.block(x))).relu().mean((2, 3)))
+
+
+def test_a_student_of_a_network_with_wrapped_parts_is_loaded(tmp_path):
+    network = Wrapped()
+    teacher = nar.Teacher.of(network, (2, 12, 12))
+    assert [path for path, _ in teacher.network.block.named_parameters()] == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+    ]
+    result = nar.compress(teacher, method="dfq", bits="w8a8", agreement_steps=1, batch_size=4, progress=False)
+    result.student.save(tmp_path / "student.safetensors")
+    loaded, images = nar.load_student(tmp_path / "student.safetensors", teacher=network), torch.randn(8, 2, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded.network(images), result.student.network(images))
+        assert relative_error(loaded.network(images), teacher.network(images)) < 0.1
+    assert any("_orig_mod" in path for path, _ in network.named_parameters())

@@ -376,7 +376,9 @@ def test_networks_without_values() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_torchscript_is_refused() -> None:
     traced = torch.jit.trace(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), torch.zeros(2, *IMAGE))
-    assert "is TorchScript, whose layers cannot be quantized; give the network in Python" in line(traced)
+    assert "is TorchScript, which cannot be quantized; give it in Python" in line(traced)
+    with_part = nn.Sequential(nn.Conv2d(2, 3, 3), torch.jit.trace(nn.ReLU(), torch.zeros(1)), nn.Flatten())
+    assert "layer 1 is TorchScript" in line(with_part)
 
 
 # Channels
