@@ -46,8 +46,8 @@ TORCHVISION = (
     *("vgg11_bn", "wide_resnet50_2"),
 )
 NETWORKS = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION))
-SIZES = (64, 107, 128)
-"""The first size that a network takes is used, in pixels; inception_v3 needs more than 64."""
+SIZES = (64, 107, 128, 299)
+"""The first size that a network takes is used, in pixels; inception_v3 needs more than 64, torchvision's needs 299."""
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
 STEPS = {"epochs": 3, "warmup_epochs": 1, "range_epochs": 1, "steps": 1, "agreement_steps": 1}
 COMPRESSION: dict[str, Any] = {"generator": "random:0", **STEPS, **GENERATOR}
