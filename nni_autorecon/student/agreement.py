@@ -29,6 +29,11 @@ def images_within_budget(teacher: Teacher, most: int, *, copies: int) -> int:
     return min(most, max(affordable, LEAST))
 
 
+def batches_within_budget(teacher: Teacher, most: int, batch_size: int) -> int:
+    """Return on how many batches of images, each disturbed in ``COPIES`` ways, a student is measured: at least 1."""
+    return max(images_within_budget(teacher, most * batch_size, copies=COPIES) // batch_size, 1)
+
+
 @torch.no_grad()
 def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, disturbs: bool = True) -> float:
     """Return the fraction of disturbed images on which both networks decide alike; they are the batches' own.

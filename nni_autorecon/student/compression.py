@@ -18,7 +18,6 @@ from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import BLOCK, REFINING, TRACKING, TRAINING, WARM_UP, CompressConfig
 from ..config.generator_spec import NOISE
-from ..data.images import EvaluationData
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
 from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
@@ -27,7 +26,7 @@ from ..quantization.quantizers import observe_ranges
 from ..quantization.specification import Quantization
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
-from .agreement import COPIES, agreement, images_within_budget
+from .agreement import agreement, batches_within_budget
 from .blockwise import Blockwise
 from .features import with_features
 from .generators import with_generator_chosen
@@ -38,7 +37,6 @@ from .lengths import Lengths
 from .making import make_counterpart, make_student
 from .noise import NoiseImages, NoiseToRefine
 from .pace import Pace
-from .results import CompressionResult
 from .training import StudentTraining
 
 _log = logging.getLogger(__name__)
@@ -115,16 +113,16 @@ class Compression:
         elif config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
-        generator_macs, pace = images.cost()[0] or 0, None
+        pace = None
         if config.method == "blockwise":
-            pace = Pace.measure(teacher, student, generator_macs=generator_macs)
+            pace = Pace.measure(teacher, student, generator_macs=images.cost()[0] or 0)
         if state is not None:
             lengths = Lengths(**state["lengths"])
         else:
-            lengths = Lengths.of(config, macs=teacher.macs, generator_macs=generator_macs)
+            lengths = Lengths.of(config, macs=teacher.macs, generator_macs=images.cost()[0] or 0)
         if state is None and pace is not None and config.minutes is not None:
             left = 60 * config.minutes - (time.perf_counter() - started)
-            held_out = held_out_batches(config, teacher) * config.batch_size
+            held_out = config.batch_size * batches_within_budget(teacher, config.agreement_steps, config.batch_size)
             lengths = lengths.within(config, left, partial(pace.whole, config, held_out=held_out))
         compression = cls(config, teacher, images, student, coverage, started, quantization, lengths, pace, mixed)
         if state is not None:
@@ -288,7 +286,8 @@ class Compression:
 
     @cached_property
     def _agreement_steps(self) -> int:
-        return held_out_batches(self.config, self.teacher)
+        """Return the number of held-out batches: as many as are asked for, or as a measurement may cost."""
+        return batches_within_budget(self.teacher, self.config.agreement_steps, self.config.batch_size)
 
     def layer_costs(self) -> tuple[LayerCost, ...] | None:
         """Return what each quantized layer costs, on a few of the held-out images; None if there is no graph."""
@@ -312,58 +311,3 @@ class Compression:
         if by_ranges <= trained:
             self.student.load_state_dict(last)
         return trained, by_ranges
-
-
-def held_out_batches(config: CompressConfig, teacher: Teacher) -> int:
-    """Return the number of batches on which agreement is measured: as asked for, or as a measurement may cost."""
-    count = images_within_budget(teacher, config.agreement_steps * config.batch_size, copies=COPIES)
-    return max(count // config.batch_size, 1)
-
-
-def compress(
-    compression: Compression,
-    data: EvaluationData | None,
-    *,
-    teacher_accuracy: float | None = None,
-    on_phase: Callable[[int], object] = lambda epoch: None,
-    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
-    on_step: OnStep = lambda: None,
-) -> CompressionResult:
-    """Run the epochs left of stage 2; measure on ``data`` before the student's training and after the last epoch.
-
-    ``on_phase`` is called with the number of each epoch before it begins.
-    ``teacher_accuracy`` is measured by the caller, and only goes into the result.
-    """
-    config = compression.config
-    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
-    for epoch in range(compression.epoch, len(compression.phases)):
-        on_phase(epoch)
-        compression.metrics = compression.run_epoch(epoch, on_step)
-        if epoch == last_ranges:
-            compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
-            compression.by_ranges = copy.deepcopy(compression.student.state_dict())
-        compression.epoch = epoch + 1
-        on_epoch(compression.metrics)
-    trained, by_ranges = compression.settle()
-    in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
-    accuracy = compression.teacher.accuracy(compression.student, data)
-    macs, parameters = compression.images.cost()
-    return CompressionResult(
-        bits=compression.bits,
-        protocol=config.protocol,
-        method=config.method,
-        generator=None if config.generator_spec is None else str(config.generator_spec),
-        agreement=trained if by_ranges is None else max(trained, by_ranges),
-        teacher_accuracy=teacher_accuracy,
-        ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
-        accuracy=accuracy,
-        loss=compression.loss,
-        generator_macs=macs,
-        generator_parameters=parameters,
-        seconds=time.perf_counter() - compression.started,
-        coverage=compression.coverage,
-        mixed_precision=compression.mixed,
-        layers=compression.layer_costs(),
-        ranges_only_agreement=by_ranges,
-        taken_back=by_ranges is not None and by_ranges > trained,
-    )

@@ -1,15 +1,19 @@
-"""A whole compression: what comes before its first epoch, and what is left in its folder after the last."""
+"""A whole compression: what comes before its first epoch, its epochs, and what is left in its folder after the last."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
-from ..config.compress import CompressConfig
+from ..accel.memory import in_usual_layout
+from ..config.compress import TRACKING, CompressConfig
+from ..data.images import EvaluationData
 from ..errors import InputError
 from ..export.check_images import save_images
 from ..export.description import require_same_structure
@@ -26,7 +30,7 @@ from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
 from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
-from .compression import LOSSES, Compression, EpochMetrics, compress
+from .compression import LOSSES, Compression, EpochMetrics
 from .images import OnStep, distillation_steps
 from .making import describe
 from .results import CompressionResult, evaluation_data, measured_accuracy
@@ -108,6 +112,55 @@ def run_compression(
             result = replace(result, onnx_bytes=written.file_bytes, latency=latency)
             run.write_result(result.to_dict())
     return result
+
+
+def compress(
+    compression: Compression,
+    data: EvaluationData | None,
+    *,
+    teacher_accuracy: float | None = None,
+    on_phase: Callable[[int], object] = lambda epoch: None,
+    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda: None,
+) -> CompressionResult:
+    """Run the epochs left of stage 2; measure on ``data`` before the student's training and after the last epoch.
+
+    ``on_phase`` is called with the number of each epoch before it begins.
+    ``teacher_accuracy`` is measured by the caller, and only goes into the result.
+    """
+    config = compression.config
+    last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
+    for epoch in range(compression.epoch, len(compression.phases)):
+        on_phase(epoch)
+        compression.metrics = compression.run_epoch(epoch, on_step)
+        if epoch == last_ranges:
+            compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
+            compression.by_ranges = copy.deepcopy(compression.student.state_dict())
+        compression.epoch = epoch + 1
+        on_epoch(compression.metrics)
+    trained, by_ranges = compression.settle()
+    in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
+    accuracy = compression.teacher.accuracy(compression.student, data)
+    macs, parameters = compression.images.cost()
+    return CompressionResult(
+        bits=compression.bits,
+        protocol=config.protocol,
+        method=config.method,
+        generator=None if config.generator_spec is None else str(config.generator_spec),
+        agreement=trained if by_ranges is None else max(trained, by_ranges),
+        teacher_accuracy=teacher_accuracy,
+        ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
+        accuracy=accuracy,
+        loss=compression.loss,
+        generator_macs=macs,
+        generator_parameters=parameters,
+        seconds=time.perf_counter() - compression.started,
+        coverage=compression.coverage,
+        mixed_precision=compression.mixed,
+        layers=compression.layer_costs(),
+        ranges_only_agreement=by_ranges,
+        taken_back=by_ranges is not None and by_ranges > trained,
+    )
 
 
 def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> OnnxNetwork | None:

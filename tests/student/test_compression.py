@@ -20,7 +20,8 @@ from nni_autorecon.quantization.ranges import RANGES
 from nni_autorecon.quantization.specification import PROTOCOLS
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import images as image_sources
-from nni_autorecon.student.compression import Compression, compress
+from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.compression_run import compress
 from nni_autorecon.student.features import feature_alignment_loss
 from nni_autorecon.student.generators import configured_generator
 from nni_autorecon.student.images import FixedImages, distillation_steps, low_pass

@@ -17,7 +17,8 @@ from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
 from nni_autorecon.quantization.quantizers import WeightQuantizer, in_floating_point, observe_ranges
 from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
-from nni_autorecon.student.compression import Compression, compress
+from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.compression_run import compress
 from nni_autorecon.student.reconstruction import Rates, Reconstruction
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, tied_teacher, toy_teacher
