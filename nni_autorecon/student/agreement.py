@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,45 @@ def batches_within_budget(teacher: Teacher, most: int, batch_size: int) -> int:
     return max(images_within_budget(teacher, most * batch_size, copies=COPIES) // batch_size, 1)
 
 
+class Decisions(NamedTuple):
+    """The classes that student and teacher decide for, both [n], on the same images."""
+
+    student: Tensor
+    teacher: Tensor
+
+    @property
+    def agreement(self) -> float:
+        """The fraction of the images on which both decide alike."""
+        return (self.student == self.teacher).double().mean().item()
+
+    @property
+    def kappa(self) -> float:
+        """The agreement beyond chance (Cohen, 1960): 1 if all decisions are alike, 0 if only chance makes some so.
+
+        The teacher's decisions for synthetic images are not of all classes alike. A ruined student that always decides
+        for the most frequent one agrees on many images, and has a kappa of 0.
+        """
+        classes = int(max(self.student.max(), self.teacher.max())) + 1
+        own, others = (each.bincount(minlength=classes).double() / len(each) for each in self)
+        by_chance = float(own @ others)
+        return (self.agreement - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+
+
 @torch.no_grad()
-def agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, disturbs: bool = True) -> float:
-    """Return the fraction of disturbed images on which both networks decide alike; they are the batches' own.
+def decisions(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, disturbs: bool = True) -> Decisions:
+    """Return what both networks decide on disturbed images; they are the batches' own.
 
     disturbs: False to take the images as they are.
     batches: [N, C, H, W], all of one N. On the images as they are, students agree that are ruined for all others:
     over good and bad students of five teachers, that has less to do with accuracy (docs/results/teachers.md).
     """
-    alike = [
-        student(images).argmax(1) == teacher(images).argmax(1)
+    pairs = [
+        (student(images).argmax(1), teacher(images).argmax(1))
         for batch in batches
         for copy in (disturbed(batch) if disturbs else (batch,))
         for images in copy.split(measured_at_once(copy.shape[1:]))
     ]
-    return torch.cat(alike).double().mean().item()
+    return Decisions(*(torch.cat(each) for each in zip(*pairs, strict=True)))
 
 
 def disturbed(images: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ..quantization.quantizers import observe_ranges
 from ..quantization.specification import Quantization
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
-from .agreement import agreement, batches_within_budget
+from .agreement import Decisions, batches_within_budget, decisions
 from .blockwise import Blockwise
 from .features import with_features
 from .generators import with_generator_chosen
@@ -46,6 +46,15 @@ LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
 
 Images = GeneratorImages | FixedImages | NoiseImages | NoiseToRefine
+
+
+class Settled(NamedTuple):
+    """The agreement of the student that was kept, and that by ranges alone, on the same images, if one was trained."""
+
+    agreement: float
+    ranges_only_agreement: float | None = None
+    taken_back: bool = False
+    """True if the one by ranges alone was kept."""
 
 
 @dataclass
@@ -276,7 +285,10 @@ class Compression:
 
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
-        return agreement(self.student, self.teacher.observed, self._aside(), disturbs=self.images.disturbs)
+        return self._decisions().agreement
+
+    def _decisions(self) -> Decisions:
+        return decisions(self.student, self.teacher.observed, self._aside(), disturbs=self.images.disturbs)
 
     def _aside(self) -> Iterable[Tensor]:
         """Return the batches [N, C, H, W] that train nothing."""
@@ -296,18 +308,15 @@ class Compression:
         few = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
         return layer_costs(self.student, in_usual_layout(counterpart), self.coverage, few)
 
-    def settle(self) -> tuple[float, float | None]:
-        """Keep the student with the higher agreement: the trained one, or that by ranges alone.
-
-        Returns the agreement of the trained one and that by ranges alone, on the same images; None if none was trained.
-        """
-        trained = self.metrics.get("agreement")
-        trained = self.agreement() if trained is None else trained
+    def settle(self) -> Settled:
+        """Keep the trained student, unless the one by ranges alone agrees more with the teacher beyond chance."""
+        trained = self._decisions()
         if self.by_ranges is None or not {TRAINING, BLOCK}.intersection(self.phases):
-            return trained, None
+            return Settled(trained.agreement)
         last = copy.deepcopy(self.student.state_dict())
         self.student.load_state_dict(self.by_ranges)
-        by_ranges = self.agreement()
-        if by_ranges <= trained:
-            self.student.load_state_dict(last)
-        return trained, by_ranges
+        by_ranges = self._decisions()
+        if by_ranges.kappa > trained.kappa:
+            return Settled(by_ranges.agreement, by_ranges.agreement, taken_back=True)
+        self.student.load_state_dict(last)
+        return Settled(trained.agreement, by_ranges.agreement)

@@ -138,7 +138,7 @@ def compress(
             compression.by_ranges = copy.deepcopy(compression.student.state_dict())
         compression.epoch = epoch + 1
         on_epoch(compression.metrics)
-    trained, by_ranges = compression.settle()
+    settled = compression.settle()
     in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
     accuracy = compression.teacher.accuracy(compression.student, data)
     macs, parameters = compression.images.cost()
@@ -147,7 +147,7 @@ def compress(
         protocol=config.protocol,
         method=config.method,
         generator=None if config.generator_spec is None else str(config.generator_spec),
-        agreement=trained if by_ranges is None else max(trained, by_ranges),
+        agreement=settled.agreement,
         teacher_accuracy=teacher_accuracy,
         ranges_only_accuracy=compression.ranges_only_accuracy if compression.phases else accuracy,
         accuracy=accuracy,
@@ -158,8 +158,8 @@ def compress(
         coverage=compression.coverage,
         mixed_precision=compression.mixed,
         layers=compression.layer_costs(),
-        ranges_only_agreement=by_ranges,
-        taken_back=by_ranges is not None and by_ranges > trained,
+        ranges_only_agreement=settled.ranges_only_agreement,
+        taken_back=settled.taken_back,
     )
 
 

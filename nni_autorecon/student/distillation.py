@@ -36,7 +36,7 @@ from ..runs.snapshots import State, random_state, set_random_state
 from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
-from .agreement import agreement
+from .agreement import decisions
 from .generators import configured_generator
 from .images import OnStep
 from .results import DistillationResult, evaluation_data, measured_accuracy
@@ -182,7 +182,8 @@ class Distillation:
     def agreement(self) -> float:
         """Return the fraction of held-out synthetic images, disturbed, on which student and teacher decide alike."""
         batches = self.source.batches("agreement", 0, self.config.agreement_steps)
-        return agreement(self.student, self.teacher.observed, (self.generator(z, labels) for z, labels in batches))
+        images = (self.generator(z, labels) for z, labels in batches)
+        return decisions(self.student, self.teacher.observed, images).agreement
 
 
 def student_for(teacher: Teacher, spec: str) -> nn.Module:

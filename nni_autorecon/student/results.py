@@ -56,7 +56,7 @@ class CompressionResult:
     ranges_only_agreement: float | None = None
     """The agreement with ranges set, on the same images; None if nothing was trained."""
     taken_back: bool = False
-    """True if training made the agreement worse, so that the student by ranges alone was kept."""
+    """True if training made the agreement beyond chance worse, so that the student by ranges alone was kept."""
     file_bytes: int | None = None
     """The size of the student's file, once it is written."""
     compression_ratio: float | None = None

@@ -10,7 +10,7 @@ import nni_autorecon as nar
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.shapes import ImageShape
-from nni_autorecon.student.agreement import BUDGET, LEAST, agreement, images_within_budget
+from nni_autorecon.student.agreement import BUDGET, LEAST, decisions, images_within_budget
 from nni_autorecon.student.noise import STEEPEST, smooth_noise
 from nni_autorecon.teacher.costs import macs
 from nni_autorecon.teacher.loading import Teacher
@@ -52,7 +52,7 @@ def test_noise_tells_good_students_from_ruined_ones(digits_teacher: Teacher) -> 
     found = []
     for bits in ("w8a8", "w4a4", "w2a2"):
         student, _ = dfq(digits_teacher.graph, digits_teacher.image, Quantization(bits))  # type: ignore[arg-type]
-        found.append(agreement(student, digits_teacher.network, [images], disturbs=False))
+        found.append(decisions(student, digits_teacher.network, [images], disturbs=False).agreement)
     assert found[0] > 0.97 > found[1] > 0.8 > found[2]
 
 

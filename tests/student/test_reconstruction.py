@@ -17,7 +17,8 @@ from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
 from nni_autorecon.quantization.quantizers import WeightQuantizer, in_floating_point, observe_ranges
 from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
-from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.agreement import Decisions
+from nni_autorecon.student.compression import Compression, Settled
 from nni_autorecon.student.compression_run import compress
 from nni_autorecon.student.reconstruction import Rates, Reconstruction
 from nni_autorecon.teacher.loading import Teacher
@@ -285,6 +286,15 @@ def test_a_student_that_training_ruined_is_taken_back() -> None:
     assert "training made it no better, so that the student by ranges alone was kept" in result.summary()
     state = compression.student.state_dict()
     assert all(torch.equal(state[name], value) for name, value in compression.by_ranges.items())
+
+
+def test_a_student_that_decides_for_the_frequent_class_alone_is_not_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    compression = start(CONFIG)
+    compression.by_ranges = copy.deepcopy(compression.student.state_dict())
+    teacher = torch.tensor([0, 0, 0, 2])
+    measured = iter([Decisions(torch.tensor([0, 1, 2, 2]), teacher), Decisions(torch.zeros(4).long(), teacher)])
+    monkeypatch.setattr(Compression, "_decisions", lambda self: next(measured))
+    assert compression.settle() == Settled(0.5, 0.75, taken_back=False)
 
 
 def test_a_student_that_is_better_is_kept() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from nni_autorecon.config.common import SCHEDULES
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.data.images import LabelledImages
-from nni_autorecon.student.agreement import agreement, disturbed
+from nni_autorecon.student.agreement import Decisions, decisions, disturbed
 from nni_autorecon.student.results import evaluation_data
 
 
@@ -36,13 +36,25 @@ def test_agreement_is_the_fraction_of_equal_decisions():
     teacher, student = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
     nn.init.eye_(student[1].weight)
     images = torch.randn(97, 3, 1, 1)
-    assert agreement(student, teacher, iter([images, 2 * images])) == 1
+    assert decisions(student, teacher, iter([images, 2 * images])).agreement == 1
     with torch.no_grad():
         student[1].weight[2] = -100 * student[1].weight[2]  # it now decides for class 2 where that logit is negative
     all_images = torch.cat(disturbed(images))
     expected = (student(all_images).argmax(1) == all_images.flatten(1).argmax(1)).float().mean().item()
     assert 0 < expected < 1
-    assert agreement(student, teacher, iter([images, images])) == pytest.approx(expected)
+    assert decisions(student, teacher, iter([images, images])).agreement == pytest.approx(expected)
+
+
+def test_agreement_beyond_chance():
+    teacher = torch.tensor([2, 2, 2, 2, 2, 2, 0, 1])
+    assert Decisions(teacher, teacher).kappa == 1
+    ruined = Decisions(torch.full_like(teacher, 2), teacher)
+    assert ruined.agreement == 0.75
+    assert ruined.kappa == 0
+    useful = Decisions(torch.tensor([2, 2, 2, 0, 1, 1, 0, 1]), teacher)
+    assert useful.agreement < ruined.agreement
+    assert useful.kappa == pytest.approx((5 / 8 - 23 / 64) / (1 - 23 / 64))
+    assert Decisions(teacher[:6], teacher[:6]).kappa == 1  # of one class alone
 
 
 def test_a_student_is_measured_on_what_was_given_or_on_the_digits_or_not(tmp_path, digits_teacher):
