@@ -12,6 +12,8 @@ protocol says which of them:
   merged if it only limits values, as ReLU does. What no layer reads, as the terms of a sum or the input of a SiLU, has
   8 bits, whatever others have. The output of a last linear layer, and all that follows it, stays in floating point, as
   does all that follows a last convolution.
+
+In both protocols divisors stay in floating point, as does what enters a root or a logarithm.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ..errors import InputError
 from ..shapes import ImageShape
 from .calls import QUANTIZED, called
 from .coverage import Coverage, Gap, Quantized
+from .divisors import dividing_users, divisors
 from .folding import fold_batchnorms
 from .operators import ACTIVATIONS, EXPECTED, ORIGINS, PRODUCT, SAME_VALUES, TRANSPARENT, is_product, source_of
 from .places import is_provided, layer_calls, overlooked, prepared_nodes, quantized_places, unquantized
@@ -118,17 +121,18 @@ def _quantize_biases(traced: fx.GraphModule) -> None:
 def _insert_quantizers(
     traced: fx.GraphModule, make: Callable[[int], nn.Module], places: Mapping[fx.Node, int]
 ) -> list[Quantized]:
-    """Put a quantizer after each of ``places``; the users of its result then use the quantizer's result."""
+    """Put a quantizer after each of ``places``; its users, unless they divide by it, use the quantizer's result."""
     found = []
-    prepared = prepared_nodes(traced)
+    prepared, dividing = prepared_nodes(traced), divisors(traced)
     for node, bits in places.items():
         kind = "placeholder" if node in prepared else called(traced, node)[1]
         name = f"activation_quantizers.{node.name}"
         traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
             quantized = traced.graph.call_module(name, (node,))
-        node.replace_all_uses_with(quantized)
-        quantized.args = (node,)
+        left = set() if node in prepared else dividing_users(traced, node, dividing)
+        for user in [user for user in node.users if user is not quantized and user not in left]:
+            user.replace_input_with(node, quantized)
         found.append(Quantized(node.name, ORIGINS.get(kind, kind), bits))
     traced.recompile()
     return found

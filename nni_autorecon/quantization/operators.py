@@ -73,6 +73,10 @@ ORIGINS = {
 """Reports give these operations another name; all others keep theirs."""
 
 
+DIVISOR = "divisor"
+"""Reports give this name to what is divided by, and to what enters a root or a logarithm."""
+
+
 FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
     "network input|addition|concatenation|linear bottleneck|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
     rf"|.*pad([123]d)?|{SCALING.pattern}|{MATRIX_PRODUCT.pattern}"

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from .calls import QUANTIZED, called
+from .divisors import divided_by, divisors, is_only_divisor
 from .operators import (
     ACTIVATION,
     ADDITION,
     CLAMP,
     CONCATENATION,
     CONSTANT,
+    DIVISOR,
     FLOAT_BY_PROTOCOL,
     NORMS,
     ORIGINS,
@@ -33,10 +35,12 @@ from .specification import INPUT_BITS, STORED_BITS, Quantization
 def quantized_places(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node, int]:
     """Return the nodes whose results get quantizers, with the bits of each."""
     nodes, bits = list(traced.graph.nodes), quantization.bits.activations
+    found = divisors(traced)
+    dividing = {node for node in found if is_only_divisor(traced, node, found)}
     if quantization.protocol == "activations":
-        return {node: bits for node in nodes if is_activation(traced, node)}
+        return {node: bits for node in nodes if is_activation(traced, node) and node not in dividing}
     prepared = prepared_nodes(traced)
-    left_out = _numbers(traced) | _logits(traced) | prepared
+    left_out = _numbers(traced) | _logits(traced) | prepared | dividing
     inputs = [source_of(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
     stored = {node: bits for node in nodes if node not in left_out and _is_stored(traced, node)}
     stored |= dict.fromkeys((node for node in stored if _is_no_factor(traced, node)), STORED_BITS)
@@ -70,15 +74,18 @@ def _is_picked(node: fx.Node) -> bool:
 def unquantized(traced: fx.GraphModule, protocol: str) -> Iterator[tuple[fx.Node, fx.Node, str]]:
     """Yield each layer and each product of activations whose input is not quantized, the input's source, and its kind.
 
-    Protocol ``integer`` also asks this of additions and concatenations.
+    Protocol ``integer`` also asks this of additions and concatenations. Divisors are yielded in both.
     """
-    left_out = _numbers(traced) | _logits(traced)
+    left_out, dividing = _numbers(traced) | _logits(traced), divisors(traced)
     prepared = prepared_nodes(traced)
     for node in traced.graph.nodes:
+        divisor = divided_by(traced, node)
+        if divisor is not None and divisor not in left_out | prepared:
+            yield node, source_of(traced, divisor), DIVISOR
         module, kind = called(traced, node)
         is_layer = isinstance(module, QUANTIZED)
-        joins = ADDITION.fullmatch(kind) or CONCATENATION.fullmatch(kind) if protocol == "integer" else None
-        is_asked = joins is not None or is_product(traced, node)
+        joins = CONCATENATION.fullmatch(kind) or (ADDITION.fullmatch(kind) and node not in dividing)
+        is_asked = is_product(traced, node) or (protocol == "integer" and joins)
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if is_asked else ():
             if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
                 continue
@@ -96,7 +103,7 @@ def unquantized(traced: fx.GraphModule, protocol: str) -> Iterator[tuple[fx.Node
 
 def is_provided(reason: str, protocol: str) -> bool:
     """Return True if the protocol leaves what comes from there in floating point."""
-    return protocol == "activations" and FLOAT_BY_PROTOCOL.fullmatch(reason) is not None
+    return reason == DIVISOR or (protocol == "activations" and FLOAT_BY_PROTOCOL.fullmatch(reason) is not None)
 
 
 def layer_calls(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
