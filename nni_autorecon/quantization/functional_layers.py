@@ -118,3 +118,17 @@ LAYERS: Mapping[Any, Callable[..., nn.Module | None]] = {
 
 All arguments but ``input`` are constants.
 """
+
+
+def takes_place(layer: nn.Module, module: nn.Module) -> bool:
+    """Return True if a layer that was made of a call within ``module`` computes what ``module`` is there for."""
+    alike = isinstance(module, type(layer)) or (isinstance(layer, nn.Conv2d) and isinstance(module, nn.Conv1d))
+    weights = [getattr(each, "weight", None) for each in (layer, module)]
+    return alike and len({each.numel() for each in weights if each is not None}) < 2
+
+
+def are_equal(one: nn.Module, other: nn.Module) -> bool:
+    """Return True if two layers of the same kind have the same settings and parameters."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    alike = str(one) == str(other) and ours.keys() == theirs.keys()
+    return alike and all(torch.equal(ours[key], theirs[key]) for key in ours)

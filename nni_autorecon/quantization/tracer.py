@@ -8,7 +8,6 @@ be written down, and ends in an error.
 from __future__ import annotations
 
 import inspect
-import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,88 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from .functional_layers import LAYERS, attention
+from .functional_layers import LAYERS, are_equal, attention, takes_place
 from .proxies import line_of_code, what_takes_no_proxies
+from .traced_values import UNKNOWN, Value, counterpart, is_plain, is_same, is_tensor, resolved, set_item, shares_memory
 
-UNKNOWN: Any = object()
-"""The value of a proxy about which nothing is known."""
 ELEMENTWISE = {torch.max: torch.maximum, torch.min: torch.minimum, "max": torch.maximum, "min": torch.minimum}
 """These functions of two tensors are called by other names, so that what is left takes values of one tensor."""
-TRANSPOSED: dict[str, tuple[str, tuple[int, ...]]] = {"T": ("t", ()), "mT": ("transpose", (-2, -1))}
-"""These attributes of a tensor are written down as calls of methods."""
-
-
-class Value(fx.Proxy):
-    """A value of the network while it is traced, with what it is for each of the two batches."""
-
-    known: Any
-    """A pair of values, or UNKNOWN."""
-    stale: Value | None
-    """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
-
-    def is_tensor(self) -> bool:
-        """Return True if it is known to be a tensor, rather than a number."""
-        return self.known is not UNKNOWN and isinstance(self.known[0], Tensor)
-
-    def __getattr__(self, name: str) -> Any:
-        if self.known is UNKNOWN or name.startswith("__"):
-            return super().__getattr__(name)
-        if name == "shape":
-            return self.size()
-        if name in TRANSPOSED and self.is_tensor():
-            method, dims = TRANSPOSED[name]
-            return self.tracer.create_proxy("call_method", method, (self, *dims), {})
-        found = getattr(self.known[0], name)
-        if callable(found) and not isinstance(found, Tensor):
-            return super().__getattr__(name)
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    def size(self, dim: int | None = None) -> Any:
-        """Return the sizes; those that depend on the number of images are calls."""
-        call: Callable[..., Any] = self.tracer.create_proxy
-        if dim is not None or self.known is UNKNOWN:
-            return call("call_method", "size", (self,) if dim is None else (self, dim), {})
-        sizes = tuple(call("call_method", "size", (self, index), {}) for index in range(self.known[0].ndim))
-        return torch.Size(sizes) if all(type(size) is int for size in sizes) else sizes
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.known is UNKNOWN:
-            return super().__iter__()
-        return iter([cast(Any, self)[index] for index in range(len(self))])
-
-    def __len__(self) -> int:
-        if self.known is UNKNOWN:
-            return super().__len__()
-        if len(self.known[0]) != len(self.known[1]):
-            raise TraceError("len() of a batch cannot be followed; write x.shape[0]")
-        return len(self.known[0])
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
-            self.stale = None
-        cast(Tracer, self.tracer).change(self, "call_function", set_item, (self, index, value), {}, name="setitem")
-
-
-def _in_place_operator(name: str) -> Callable[[Value, Any], Any]:
-    def apply(self: Value, other: Any) -> Any:
-        tracer = cast(Tracer, self.tracer)
-        if self.known is not UNKNOWN and not isinstance(self.known[0], Tensor):
-            return getattr(operator, name)(self, other)  # a number cannot be changed in place
-        label = f"i{name.strip('_')}"
-        return tracer.change(self, "call_function", getattr(operator, name), (self, other), {}, name=label)
-
-    return apply
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
-    setattr(Value, f"__i{_name.strip('_')}__", _in_place_operator(_name))
-
-
-def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
-    """Return ``x`` with other values at ``index``."""
-    changed = x.clone()
-    changed[index] = value
-    return changed
 
 
 class Tracer(fx.Tracer):
@@ -219,12 +142,12 @@ class Tracer(fx.Tracer):
             if target is not torch.conv1d:
                 return self._write("call_module", path, (x,), {}, None)
             return self._write("call_module", path, (x.unsqueeze(-2),), {}, None).squeeze(-2)  # [N, C, 1, L]
-        if target in ELEMENTWISE and _is_tensor(args[1] if len(args) > 1 else kwargs.get("other")):
+        if target in ELEMENTWISE and is_tensor(args[1] if len(args) > 1 else kwargs.get("other")):
             kind, target = "call_function", ELEMENTWISE[target]
         if target is F.scaled_dot_product_attention and (attended := attention(*args, **kwargs)) is not None:
             return attended
         known = self._compute(kind, target, args, kwargs)
-        if known is not UNKNOWN and _is_plain(known[0]) and known[0] == known[1]:
+        if known is not UNKNOWN and is_plain(known[0]) and known[0] == known[1]:
             return known[0]
         if known is not UNKNOWN and args and _passes_on(kind, target, args[0], known):
             return args[0]
@@ -254,9 +177,9 @@ class Tracer(fx.Tracer):
             for value in [value for reference in self._alive if (value := reference()) is not None]:
                 if value is changed or value is result or value.known is UNKNOWN:
                     continue
-                if _is_same(value.known[0], changed.known[0]):
+                if is_same(value.known[0], changed.known[0]):
                     same.append(value)
-                elif _shares_memory(value.known[0], changed.known[0]):
+                elif shares_memory(value.known[0], changed.known[0]):
                     value.stale = changed
         for value in same:
             value.node, value.known = result.node, result.known
@@ -275,7 +198,7 @@ class Tracer(fx.Tracer):
         if label == "copy_":
             return args[0], "call_function", set_item, (args[0], ..., args[1]), {}
         if label.endswith("_") and not label.endswith("__"):
-            return args[0], *_counterpart(kind, target, label[:-1]), args, kwargs
+            return args[0], *counterpart(kind, target, label[:-1]), args, kwargs
         if kind == "call_function" and inspect.isfunction(target):
             given = inspect.signature(target)
             if "inplace" in given.parameters:
@@ -298,8 +221,8 @@ class Tracer(fx.Tracer):
         if any(value is UNKNOWN for value in given.values()) or (layer := LAYERS[target](**given)) is None:
             return None
         path = self.scope.module_path
-        takes_place = path and _takes_place(layer, self.root.get_submodule(path))
-        if takes_place and _are_equal(layer, self.replacements.setdefault(path, layer)):
+        replaces = path and takes_place(layer, self.root.get_submodule(path))
+        if replaces and are_equal(layer, self.replacements.setdefault(path, layer)):
             return path, call["input"]
         path = self.get_fresh_qualname(f"functional_{getattr(target, '__name__', target)}_")
         self.root.add_module(path, layer)
@@ -325,7 +248,7 @@ class Tracer(fx.Tracer):
         if target in ("item", "tolist", "numpy") or any(getattr(each, "known", UNKNOWN) is UNKNOWN for each in proxies):
             return UNKNOWN
         with self._computing_values(), torch.no_grad():
-            return tuple(self._run(kind, target, *_resolved((args, kwargs), index)) for index in range(2))
+            return tuple(self._run(kind, target, *resolved((args, kwargs), index)) for index in range(2))
 
     @contextmanager
     def _computing_values(self) -> Iterator[None]:
@@ -354,18 +277,6 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
 
-def _takes_place(layer: nn.Module, module: nn.Module) -> bool:
-    """Return True if a layer that was made of a call within ``module`` computes what ``module`` is there for."""
-    alike = isinstance(module, type(layer)) or (isinstance(layer, nn.Conv2d) and isinstance(module, nn.Conv1d))
-    weights = [getattr(each, "weight", None) for each in (layer, module)]
-    return alike and len({each.numel() for each in weights if each is not None}) < 2
-
-
-def _is_tensor(value: Any) -> bool:
-    """Return True for a tensor, traced or not."""
-    return isinstance(value, (fx.Proxy, Tensor))
-
-
 def _passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
     """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
     if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):
@@ -377,50 +288,3 @@ def _attribute(root: nn.Module, path: str) -> Any:
     """Return the parameter, buffer or other attribute at ``path``."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
-
-
-def _resolved(arguments: Any, index: int) -> Any:
-    """Return arguments with the values of one of the batches in the place of proxies."""
-    return fx.node.map_aggregate(arguments, lambda a: a.known[index] if isinstance(a, Value) else a)
-
-
-def _is_plain(value: Any) -> bool:
-    """Return True for a number, a text and the like, and for tuples of them."""
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout))
-
-
-def _shares_memory(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Return True if two are the same tensor: the same memory, seen in the same way."""
-    if not _shares_memory(one, other):
-        return False
-    return bool((one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()))
-
-
-def _counterpart(kind: str, target: Any, name: str) -> tuple[str, Any]:
-    """Return the call of the function or method ``name`` that computes what ``target`` computes in place.
-
-    Raises TraceError if there is none.
-    """
-    special = {"zero": torch.zeros_like, "fill": torch.full_like}
-    if name in special:
-        return "call_function", special[name]
-    if kind == "call_method" and hasattr(Tensor, name):
-        return kind, name
-    for module in (torch, F):
-        if kind == "call_function" and hasattr(module, name):
-            return kind, getattr(module, name)
-    raise TraceError(f"{name}_ changes values in place in a way that cannot be written down")
-
-
-def _are_equal(one: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    alike = str(one) == str(other) and ours.keys() == theirs.keys()
-    return alike and all(torch.equal(ours[key], theirs[key]) for key in ours)

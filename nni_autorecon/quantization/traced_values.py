@@ -1,0 +1,136 @@
+"""The values that a tracer passes through a network's code, in place of tensors and numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.fx.proxy import TraceError
+
+UNKNOWN: Any = object()
+"""The value of a proxy about which nothing is known."""
+TRANSPOSED: dict[str, tuple[str, tuple[int, ...]]] = {"T": ("t", ()), "mT": ("transpose", (-2, -1))}
+"""These attributes of a tensor are written down as calls of methods."""
+
+
+class Value(fx.Proxy):
+    """A value of the network while it is traced, with what it is for each of the two batches."""
+
+    known: Any
+    """A pair of values, or UNKNOWN."""
+    stale: Value | None
+    """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
+
+    def is_tensor(self) -> bool:
+        """Return True if it is known to be a tensor, rather than a number."""
+        return self.known is not UNKNOWN and isinstance(self.known[0], Tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.known is UNKNOWN or name.startswith("__"):
+            return super().__getattr__(name)
+        if name == "shape":
+            return self.size()
+        if name in TRANSPOSED and self.is_tensor():
+            method, dims = TRANSPOSED[name]
+            return self.tracer.create_proxy("call_method", method, (self, *dims), {})
+        found = getattr(self.known[0], name)
+        if callable(found) and not isinstance(found, Tensor):
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the sizes; those that depend on the number of images are calls."""
+        call: Callable[..., Any] = self.tracer.create_proxy
+        if dim is not None or self.known is UNKNOWN:
+            return call("call_method", "size", (self,) if dim is None else (self, dim), {})
+        sizes = tuple(call("call_method", "size", (self, index), {}) for index in range(self.known[0].ndim))
+        return torch.Size(sizes) if all(type(size) is int for size in sizes) else sizes
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.known is UNKNOWN:
+            return super().__iter__()
+        return iter([cast(Any, self)[index] for index in range(len(self))])
+
+    def __len__(self) -> int:
+        if self.known is UNKNOWN:
+            return super().__len__()
+        if len(self.known[0]) != len(self.known[1]):
+            raise TraceError("len() of a batch cannot be followed; write x.shape[0]")
+        return len(self.known[0])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
+            self.stale = None
+        cast(Any, self.tracer).change(self, "call_function", set_item, (self, index, value), {}, name="setitem")
+
+
+def _in_place_operator(name: str) -> Callable[[Value, Any], Any]:
+    def apply(self: Value, other: Any) -> Any:
+        tracer = cast(Any, self.tracer)
+        if self.known is not UNKNOWN and not isinstance(self.known[0], Tensor):
+            return getattr(operator, name)(self, other)  # a number cannot be changed in place
+        label = f"i{name.strip('_')}"
+        return tracer.change(self, "call_function", getattr(operator, name), (self, other), {}, name=label)
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor"):
+    setattr(Value, f"__i{_name.strip('_')}__", _in_place_operator(_name))
+
+
+def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """Return ``x`` with other values at ``index``."""
+    changed = x.clone()
+    changed[index] = value
+    return changed
+
+
+def counterpart(kind: str, target: Any, name: str) -> tuple[str, Any]:
+    """Return the call of the function or method ``name`` that computes what ``target`` computes in place.
+
+    Raises TraceError if there is none.
+    """
+    special = {"zero": torch.zeros_like, "fill": torch.full_like}
+    if name in special:
+        return "call_function", special[name]
+    if kind == "call_method" and hasattr(Tensor, name):
+        return kind, name
+    for module in (torch, F):
+        if kind == "call_function" and hasattr(module, name):
+            return kind, getattr(module, name)
+    raise TraceError(f"{name}_ changes values in place in a way that cannot be written down")
+
+
+def is_tensor(value: Any) -> bool:
+    """Return True for a tensor, traced or not."""
+    return isinstance(value, (fx.Proxy, Tensor))
+
+
+def resolved(arguments: Any, index: int) -> Any:
+    """Return arguments with the values of one of the batches in the place of proxies."""
+    return fx.node.map_aggregate(arguments, lambda a: a.known[index] if isinstance(a, Value) else a)
+
+
+def is_plain(value: Any) -> bool:
+    """Return True for a number, a text and the like, and for tuples of them."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout))
+
+
+def shares_memory(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return True if two are the same tensor: the same memory, seen in the same way."""
+    if not shares_memory(one, other):
+        return False
+    return bool((one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()))
