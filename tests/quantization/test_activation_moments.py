@@ -212,6 +212,13 @@ def test_moments_behind_an_elementwise_function_are_its_integrals(name):
     torch.testing.assert_close(got.high[0, :, 2, 1], curve.amax(1), rtol=0.01, atol=0.02)
 
 
+def test_a_generalized_mean_stays_within_the_range_of_its_input():
+    """The range of the powers, to 1331, is of no account for their root."""
+    got = after(lambda x: F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(3), 1).pow(1 / 3).expand(-1, -1, 3, 5))
+    assert (got.low >= 0).all()
+    torch.testing.assert_close(got.high[0, :, 0, 0], full(*BETA) + DEVIATIONS * full(*GAMMA))
+
+
 def test_smooth_functions_are_followed_to_seven_digits():
     """E exp(X) = exp(beta + gamma² / 2), and the mean of a sine of X is exp(-gamma² / 2) sin(beta)."""
     beta, gamma = full(*BETA), full(0.3, 0.5, 0.7)
