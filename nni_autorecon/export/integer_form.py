@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,11 @@ def integer_form(saved: SavedNetwork) -> nn.Module:
         if layer.bias is not None and len(quantizers) == 1 and isinstance(quantizers[0], FixedQuantizer):
             bias = _Bias(layer.bias, bias_scale(quantizers[0].scale, weight.scale, weight.bits))
             parametrize.register_parametrization(layer, "bias", bias, unsafe=True)
-        if isinstance(layer, nn.Linear):
-            replaced[layer] = Rows(layer)
+        module = Rows(layer) if isinstance(layer, nn.Linear) else layer
+        if layer.bias is not None and len(quantizers) > 1:
+            module = _BiasApart(layer, module)
+        if module is not layer:
+            replaced[layer] = module
     replace_modules(form, replaced)
     return form.eval()
 
@@ -170,6 +173,22 @@ class _Weight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return dequantized(self.codes, self.scale, self.zero_point, attrs={"axis": 0})
+
+
+class _BiasApart(nn.Module):
+    """A layer that is called on inputs of several scales: its bias in floating point is added after it.
+
+    Within the layer runtimes round it to the scale of their sums of products, as PyTorch does not.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.ahead = module, isinstance(layer, nn.Conv2d)
+        self.bias, layer.bias = cast(nn.Parameter, layer.bias), None
+
+    def forward(self, activation: Tensor) -> Tensor:
+        result = self.module(activation)
+        return result + (self.bias.view(-1, 1, 1) if self.ahead else self.bias)
 
 
 class _Bias(nn.Module):
