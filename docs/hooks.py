@@ -23,7 +23,7 @@ from nni_autorecon.config.stages import STAGES  # noqa: E402
 
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
 """These pages lie outside docs/, at which GitHub shows them; the README is the site's first page."""
-OTHERS = ("LICENSE", "CITATION.cff", "experiment.yml")
+OTHERS = ("LICENSE", "CITATION.cff", "experiment.yml", "examples/your_network.ipynb")
 """Pages link to these files, which the site gets as they are."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
