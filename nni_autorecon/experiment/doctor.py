@@ -43,6 +43,7 @@ PACKAGES = {  # the dependencies in pyproject.toml
     "requests": ">=2.28",
     "tqdm": ">=4.64",
     "argcomplete": ">=3.0",
+    "jinja2": ">=3.1",
 }
 PORT = 8080
 GIB = 2**30

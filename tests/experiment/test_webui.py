@@ -92,7 +92,7 @@ def test_a_trials_folder_and_log_are_shown(page, jobs):
     page.wait_for(lambda: any(job["logPath"] in page.text for job in jobs), "the folder")
     with page.new_window():
         page.button("View trial log")
-    assert "genotype: " in page.text
+    assert "genotype.json: " in page.text
 
 
 def test_the_tensorboard_button_shows_our_metrics(page, port, jobs):
