@@ -164,7 +164,7 @@ def to_markdown(rows: pd.DataFrame, arguments: argparse.Namespace) -> str:
     lines = [
         "# What a search is worth for students",
         "",
-        f"By `python benchmarks/worth.py`: students of {arguments.bits}, {arguments.minutes:g} minutes of a CPU thread "
+        f"By `python benchmarks/worth.py`: students of {arguments.bits}, {arguments.minutes:g} min of a CPU thread "
         "for each generator (a searched one: half of it for the search, where it is included). L_r is the mean of the "
         "last tenth of the batches, then that of the images to which the student is fitted, after their pixels were "
         "refined. Students in percent of the test images, after the last block; mean ± standard deviation over seeds.",

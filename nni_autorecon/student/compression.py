@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ from .layer_costs import IMAGES, LayerCost, layer_costs
 from .lengths import Lengths
 from .making import make_counterpart, make_student
 from .noise import NoiseImages, NoiseToRefine
-from .pace import Pace
+from .pace import Pace, chosen_lengths
 from .training import StudentTraining
 
 _log = logging.getLogger(__name__)
@@ -122,17 +122,13 @@ class Compression:
         elif config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
-        pace = None
-        if config.method == "blockwise":
-            pace = Pace.measure(teacher, student, generator_macs=images.cost()[0] or 0)
+        macs = images.cost()[0] or 0
+        pace = Pace.measure(teacher, student, generator_macs=macs) if config.method == "blockwise" else None
         if state is not None:
             lengths = Lengths(**state["lengths"])
         else:
-            lengths = Lengths.of(config, macs=teacher.macs, generator_macs=images.cost()[0] or 0)
-        if state is None and pace is not None and config.minutes is not None:
-            left = 60 * config.minutes - (time.perf_counter() - started)
-            held_out = config.batch_size * batches_within_budget(teacher, config.agreement_steps, config.batch_size)
-            lengths = lengths.within(config, left, partial(pace.whole, config, held_out=held_out))
+            spent = time.perf_counter() - started
+            lengths = chosen_lengths(config, teacher, pace, generator_macs=macs, spent=spent)
         compression = cls(config, teacher, images, student, coverage, started, quantization, lengths, pace, mixed)
         if state is not None:
             compression._load(state)

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ..losses.batchnorm import record_bn_statistics
 from ..losses.reconstruction import bn_statistics_loss
 from ..quantization.quantizers import ActivationQuantizer
 from ..teacher.loading import Teacher
+from .agreement import batches_within_budget
 from .lengths import Lengths
 
 ENOUGH = 1.0
@@ -92,6 +94,20 @@ class Pace:
             + config.range_epochs * self.forward(lengths.block_images)
             + self.blocks(config, lengths)
         )
+
+
+def chosen_lengths(
+    config: CompressConfig, teacher: Teacher, pace: Pace | None, *, generator_macs: int, spent: float
+) -> Lengths:
+    """Return the lengths that suit the network, or those that fit into the person's ``minutes``.
+
+    pace: of method ``blockwise``, the only one that has ``minutes``. spent: the seconds of them that are over.
+    """
+    lengths = Lengths.of(config, macs=teacher.macs, generator_macs=generator_macs)
+    if config.minutes is None or pace is None:
+        return lengths
+    held_out = config.batch_size * batches_within_budget(teacher, config.agreement_steps, config.batch_size)
+    return lengths.within(config, 60 * config.minutes - spent, partial(pace.whole, config, held_out=held_out))
 
 
 def _seconds(update: Callable[[Tensor], object], teacher: Teacher) -> float:
