@@ -15,10 +15,11 @@ from ..quantization.calls import BATCHNORMS
 from ..quantization.quantizers import observe_ranges
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
+from .agreement import COPIES
 from .images import GeneratorImages, OnStep
 from .lengths import Lengths
 from .noise import NoiseToRefine
-from .pace import Pace
+from .pace import ROUNDING_PASSES, UPDATE, Pace
 from .reconstruction import BlockError, Rates, Reconstruction
 from .refined_images import BATCH, from_pixels, refined, to_pixels
 
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 MEASURED_BLOCKS = 20
 """Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
+MEASURED_SHARE = 1 / 4
+"""And it sees images at most this part as often as the blocks do; it is measured after the last one in any case."""
 FEATURE_SPACE = 2**33
 """The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""
 FEATURE_MEMORY = 1 / 4
@@ -119,7 +122,10 @@ class Blockwise:
 
     def is_measured_after(self, index: int) -> bool:
         """Return True if agreement is measured after block ``index``; it always is after the last one."""
-        return (self.count - 1 - index) % -(-self.count // MEASURED_BLOCKS) == 0
+        learning = UPDATE * self.lengths.block_steps * self.config.block_batch_size + ROUNDING_PASSES * self.image_count
+        measuring = 2 * COPIES * self.measured * self.config.batch_size  # two networks
+        most = min(MEASURED_BLOCKS, max(int(MEASURED_SHARE * learning / measuring), 1))
+        return (self.count - 1 - index) % -(-self.count // most) == 0
 
     def refining_steps(self) -> int:
         """Return how often ``on_step`` is called while images are refined."""

@@ -16,7 +16,7 @@ from ..losses.batchnorm import record_bn_statistics
 from ..losses.reconstruction import bn_statistics_loss
 from ..quantization.quantizers import ActivationQuantizer
 from ..teacher.loading import Teacher
-from .agreement import batches_within_budget
+from .agreement import COPIES, batches_within_budget
 from .lengths import Lengths
 
 ENOUGH = 1.0
@@ -25,6 +25,8 @@ COUNTS = (8, 32)
 """Images of the measurements; small networks take hardly longer for many images than for few."""
 UPDATE = 3
 """An update costs about so many forward passes."""
+MEASUREMENTS = 4
+"""Agreement is measured about so often: by ranges, after blocks, and of both students at the end."""
 ROUNDING_PASSES = 4
 """A block sees all images some so many times while its weights are rounded and its errors are measured."""
 
@@ -86,6 +88,10 @@ class Pace:
         learning = self.learning * lengths.block_steps * config.block_batch_size
         return learning + ROUNDING_PASSES * self.forward(lengths.block_images)
 
+    def measuring(self, images: int) -> float:
+        """Return the seconds of measuring the agreement on so many images, each disturbed in ``COPIES`` ways."""
+        return (self.learning + self.refining) / UPDATE * COPIES * images
+
     def whole(self, config: CompressConfig, lengths: Lengths, *, held_out: int) -> float:
         """Return the seconds of a run with so many images that are held out, without what measures it on test data."""
         return (
@@ -93,6 +99,7 @@ class Pace:
             + self.refining_all(lengths, images=lengths.block_images + held_out)
             + config.range_epochs * self.forward(lengths.block_images)
             + self.blocks(config, lengths)
+            + MEASUREMENTS * self.measuring(held_out)
         )
 
 

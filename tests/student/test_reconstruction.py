@@ -276,6 +276,18 @@ def test_a_student_is_saved_and_loaded(tmp_path) -> None:
     assert result.student.to_onnx(tmp_path / "student.onnx").holds()
 
 
+def measured_blocks(config: CompressConfig) -> list[int]:
+    blockwise = start(config).blockwise
+    return [index for index in range(blockwise.count) if blockwise.is_measured_after(index)]
+
+
+def test_measuring_takes_little_beside_what_it_measures() -> None:
+    last = start().blockwise.count - 1
+    assert last > 0
+    assert measured_blocks(CONFIG.override({"block_steps": 1000})) == list(range(last + 1))
+    assert measured_blocks(CONFIG.override({"block_steps": 0, "agreement_steps": 50})) == [last]
+
+
 def test_a_student_that_training_ruined_is_taken_back() -> None:
     config = CONFIG.override({"method": "gdfq", "epochs": 4, "warmup_epochs": 1, "student_lr": 100.0, "bits": "w8a8"})
     compression = start(config)
