@@ -73,7 +73,8 @@ def plot_report(report: Report) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if missing := ", ".join(comparison_info(table)[2]):
             notes.append(f"{section.heading}: {missing}" if section.heading else missing)
-    for axes in panels:  # the scale is known only now
+    for axes, table in zip(panels, tables, strict=True):  # the scale is known only now
+        _end_at_all(axes, table, upright=not lines)
         _draw_teacher(axes, report.teacher_accuracy, upright=not lines)
     keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # the teacher comes last
@@ -112,6 +113,7 @@ def plot_costs(report: Report) -> Figure | None:
         axes.grid(color=GRID, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
+        _end_at_all(axes, report.sections[0].tables[0], upright=False)
         _draw_teacher(axes, report.teacher_accuracy, upright=False)
     keys = {label: key for axes in panels for key, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(keys, key=lambda label: label.startswith("teacher"))  # the teacher comes last
@@ -173,6 +175,18 @@ def _draw_dots(axes: Axes, table: Table) -> None:
 def _style(index: int, *, caps: bool = True) -> dict[str, Any]:
     style = {"color": SERIES_COLOURS[index % 7], "marker": "osD^vPX"[index % 7], "ms": 5, "lw": 1.6}
     return {**style, "capsize": 3} if caps else style
+
+
+def _end_at_all(axes: Axes, table: Table, *, upright: bool) -> None:
+    """Let a scale in percent end at 100, with room for a marker there."""
+    if table.metric not in ("accuracy", "agreement"):
+        return
+    low, high = axes.get_xlim() if upright else axes.get_ylim()
+    high = min(high, 100 + 0.05 * (100 - low))
+    if upright:
+        axes.set_xlim(low, high)
+    else:
+        axes.set_ylim(low, high)
 
 
 def _draw_teacher(axes: Axes, accuracy: float | None, *, upright: bool) -> None:

@@ -120,6 +120,14 @@ def costly(accuracy, size, latency, **settings):
     return run(accuracy, metrics={"file_bytes": size, **({"latency": latency} if latency else {})}, **settings)
 
 
+@pytest.mark.parametrize("bits", [("w4a4",), ("w4a4", "w3a3")], ids=["dots", "lines"])
+def test_no_scale_goes_far_beyond_all(bits):
+    report = make_report([costly(100.0, 4000, None, bits=each) for each in bits])
+    (axes,), (costs,) = plot_report(report).axes, plot_costs(report).axes
+    for low, high in (axes.get_ylim() if len(bits) > 1 else axes.get_xlim(), costs.get_ylim()):
+        assert low < 100 < high < 101
+
+
 def test_accuracy_stands_over_size_and_over_latency():
     bits = {"w8a8": (90.0, 200_000, 1.0), "w4a4": (88.0, 100_000, 1.1)}
     runs = [costly(a + seed, size, time, bits=b, seed=seed) for b, (a, size, time) in bits.items() for seed in (0, 1)]
