@@ -26,7 +26,8 @@ from nni_autorecon.generator.searched import Generator, derived_generator
 from nni_autorecon.generator.topology import CROSS, Edge
 from nni_autorecon.generator.training import generator_step, weight_optimizer
 from nni_autorecon.losses.reconstruction import reconstruction_loss
-from nni_autorecon.nas.autorecon import AutoReConStrategy, MixedEdge
+from nni_autorecon.nas.autorecon import AutoReConStrategy
+from nni_autorecon.nas.mixed_edge import MixedEdge
 from nni_autorecon.nas.space import CrossChoice, GeneratorSpace
 from nni_autorecon.networks import digits_resnet, resnet20
 from nni_autorecon.quantization.quantizers import observe_ranges

@@ -33,7 +33,8 @@ from nni_autorecon.export.agreement import measure_agreement
 from nni_autorecon.export.description import Description
 from nni_autorecon.export.latency import in_turns
 from nni_autorecon.export.onnx import Exported, float_content
-from nni_autorecon.export.student_file import SavedNetwork, network_of_bytes, student_bytes
+from nni_autorecon.export.saved_network import SavedNetwork
+from nni_autorecon.export.student_file import network_of_bytes, student_bytes
 from nni_autorecon.files import require_absent, write_text
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges

@@ -29,6 +29,7 @@ import torch
 
 from nni_autorecon.api import search
 from nni_autorecon.cli.exits import report_errors
+from nni_autorecon.config.flags import add_flags, from_flags
 from nni_autorecon.config.search import FINAL_VALIDATION_STEPS, SearchConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.files import require_absent, write_json, write_text
@@ -37,7 +38,7 @@ from nni_autorecon.generator.genotype import Genotype
 from nni_autorecon.generator.latent import LatentSource
 from nni_autorecon.generator.training import measure_generator, objective_for, train_generator
 from nni_autorecon.runs.provenance import versions
-from nni_autorecon.teacher.loading import configured_teacher
+from nni_autorecon.teacher.configured import configured_teacher
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 RANDOM = 8
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one CPU thread each (default: 2)")
     parser.set_defaults(config=None)
-    SearchConfig.add_arguments(parser)
+    add_flags(parser, SearchConfig)
     arguments = parser.parse_args(argv)
     if {"seed", "threads"} & set(vars(arguments)):
         parser.error(f"seeds are {SEEDS}, and each run has one thread; leave out --seed and --threads")
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--trainings {arguments.trainings} is too few to tell by how much they differ; give 2 or more")
     for suffix in (".md", ".csv"):
         require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
-    config = SearchConfig.from_arguments(arguments).override({"threads": 1})
+    config = from_flags(SearchConfig, arguments).override({"threads": 1})
     chosen = [name for name in variants(config) if name == BASELINE or name in (arguments.variants or variants(config))]
     configured_teacher(config)  # the digits' is trained once, before the processes ask for it
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -9,23 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
-
 from .accel.memory import keep_freed_memory
 from .config.common import Config
 from .config.compress import CompressConfig
 from .config.distill import DistillConfig
 from .config.search import SearchConfig
 from .errors import AutoReConError, DivergenceError, InputError, MachineError
-from .export.distilled_file import load_distilled
-from .export.onnx_runtime import load_onnx
-from .export.student_file import SavedNetwork, load_network
+from .export.loading import load_student
+from .export.saved_network import SavedNetwork
 from .generator.genotype import Genotype
 from .quantization.specification import Bits
 from .runs.folder import Mode, NoFolder, RunFolder
 from .runs.progress import Show
 from .student.compression_run import run_compression
-from .student.distillation import run_distillation
+from .student.distillation_run import run_distillation
 from .student.results import CompressionResult, DistillationResult
 from .teacher.loading import Teacher, load_teacher
 
@@ -203,39 +200,6 @@ def distill(
         result = run_distillation(config, run, network, on_epoch=on_epoch, on_step=on_step, progress=progress)
         on_result(result)
     return result
-
-
-def load_student(path: str | Path, *, teacher: str | nn.Module | None = None) -> SavedNetwork:
-    """Load a student from its file: ``.safetensors`` and ``.onnx`` of a compression, ``.pt`` of a distillation.
-
-    Args:
-        path: The file.
-        teacher: The source of its structure, if it is not the one in the file: a name as ``load_teacher`` takes it, or
-            the network itself. A file may not run the person's own code, so that such code must be named.
-
-    Returns:
-        The network on the CPU in eval mode, and the description in its file.
-
-    Raises:
-        InputError: If the file is missing, damaged or of another kind, or does not fit the structure.
-
-    Example:
-        >>> import nni_autorecon as nar
-        >>> result = nar.compress("digits", method="dfq", bits="w8a8", progress=False)
-        >>> result.student.save("student.safetensors")
-        >>> nar.load_student("student.safetensors").description.num_classes
-        10
-    """
-    kind = Path(path).suffix
-    if kind == ".onnx":
-        if teacher is not None:
-            raise InputError("an ONNX file holds its own structure; leave out --teacher")
-        return load_onnx(path)
-    if kind in (".pt", ".pth"):
-        if isinstance(teacher, nn.Module):
-            raise InputError(f"{path} is of a distillation; name its student as module-or-file.py:factory")
-        return load_distilled(path, structure=teacher)
-    return load_network(path, teacher=teacher)
 
 
 def _configured(

@@ -17,7 +17,7 @@ from torch import nn
 import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
 from nni_autorecon.nas import search as search_stage
-from nni_autorecon.student import compression_run, distillation
+from nni_autorecon.student import compression_run, distillation_run
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
 SIZES = {"batch_size": 4, "latent_dim": 5, "width": 3}
@@ -35,7 +35,7 @@ RUNS = {
 def no_figures():
     """They take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (search_stage, compression_run, distillation):
+        for stage in (search_stage, compression_run, distillation_run):
             patch.setattr(stage, "_draw", lambda *arguments: None)
         yield
 

@@ -26,6 +26,7 @@ from torch import nn
 import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli.exits import CODES, INTERRUPTED, TERMINATED
+from nni_autorecon.config.flags import from_flags
 from nni_autorecon.config.stages import STAGES
 from nni_autorecon.networks import resnet20
 from nni_autorecon.runs.folder import EVENTS, LOCK, RESULTS
@@ -96,7 +97,7 @@ def check(words: list[str]) -> None:
     if program == "nni-autorecon":
         arguments = cli.build_parser().parse_args(rest)
         if rest[0] in STAGES:
-            STAGES[rest[0]].config.from_arguments(arguments).require_used()
+            from_flags(STAGES[rest[0]].config, arguments).require_used()
     elif program in ("python", "python3") and rest[0].endswith(".py"):
         source = (ROOT / rest[0]).read_text()
         own = rest[: rest.index("--")] if "--" in rest else rest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from ..config.common import Config
+from ..config.flags import add_flags
 from . import screen
 
 
@@ -56,7 +57,7 @@ def add_stage(parser: Parser, config: type[Config]) -> Parser:
     screen.add_arguments(group)
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all settings and exit")
     known = len(parser._action_groups)
-    config.add_arguments(parser)
+    add_flags(parser, config)
     parser.rare = parser._action_groups[known + 1 :]  # the first group is what most people set
     parser.epilog = "%(prog)s --help-all shows all settings."
     return parser

@@ -13,16 +13,17 @@ from .screen import command_line, conclude
 
 if TYPE_CHECKING:
     from ..export.latency import Latency
-    from ..export.student_file import SavedNetwork
+    from ..export.saved_network import SavedNetwork
     from ..generator.genotype import Genotype
 
 
 def new(arguments: argparse.Namespace) -> None:
     """Write the experiments for a network into a folder."""
     from ..config.compress import CompressConfig
+    from ..config.flags import from_flags
     from .new_folder import new_folder
 
-    new_folder(arguments.folder, CompressConfig.from_arguments(arguments), force=arguments.force)
+    new_folder(arguments.folder, from_flags(CompressConfig, arguments), force=arguments.force)
 
 
 def start(arguments: argparse.Namespace) -> None:

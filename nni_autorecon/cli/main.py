@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
+from ..config.flags import add_flags
 from ..config.search import SearchConfig
 from ..version import __version__
 from . import commands, screen
@@ -95,7 +96,7 @@ def _add_new(command: AddCommand) -> None:
     new.add_argument("folder", type=Path, metavar="FOLDER", help="it is made if it is not there")
     new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")
     screen.add_arguments(new)
-    CompressConfig.add_arguments(new, NETWORK)
+    add_flags(new, CompressConfig, NETWORK)
 
 
 def _add_experiments(command: AddCommand) -> None:

@@ -66,7 +66,7 @@ def checked_teacher(config: CompressConfig) -> Teacher:
     from ..export.description import require_same_structure
     from ..quantization.insertion import quantize_network
     from ..student.results import evaluation_data, measured_accuracy
-    from ..teacher.loading import configured_teacher
+    from ..teacher.configured import configured_teacher
 
     teacher = configured_teacher(config)
     require_same_structure(teacher)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..config.common import Config
 from ..config.compress import WARM_UP, CompressConfig
 from ..config.distill import DistillConfig
+from ..config.flags import from_flags
 from ..config.search import SearchConfig
 from ..config.stages import STAGES
 from ..errors import InputError
@@ -136,7 +137,7 @@ def run_as_trial(stage: str, argv: Sequence[str] | None = None) -> int:
 
 def _configure(kind: type[Any], arguments: argparse.Namespace, trial: Trial | None) -> Any:
     """Return the stage's settings: the tuner's override the flags', and these override the file's."""
-    config = kind.from_arguments(arguments)
+    config = from_flags(kind, arguments)
     return config.as_shared().override(trial.parameters, source="tuner") if trial else config
 
 

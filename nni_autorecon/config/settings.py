@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -158,55 +157,9 @@ class Settings:
     @classmethod
     def _as_meant(cls, name: Any, value: Any) -> Any:
         """Mend a misreading of YAML, which takes 1e-3 for text."""
-        if isinstance(value, str) and name in _fields(cls) and cls.field_type(name) is float:
-            return _parse(float, value)
+        if isinstance(value, str) and name in fields_of(cls) and cls.field_type(name) is float:
+            return read_number(float, value)
         return value
-
-    @classmethod
-    def add_arguments(
-        cls, parser: argparse.ArgumentParser, groups: Mapping[str, tuple[str, ...]] | None = None
-    ) -> None:
-        """Add one flag per setting. A flag that is not given leaves no trace; files and defaults show through.
-
-        groups: headings with the settings below each, for a command that takes these alone and has other defaults.
-        """
-        fields = _fields(cls)
-        tell_defaults = groups is None
-        if groups is None:
-            listed = {name for names in cls.GROUPS.values() for name in names}
-            rest = tuple(name for name in fields if name not in listed)
-            groups = {**cls.GROUPS, **({"other settings": rest} if rest else {})}
-        for heading, names in groups.items():
-            group = parser.add_argument_group(heading)
-            for name in names:
-                cls._add_argument(group, fields[name], tell_default=tell_defaults)
-
-    @classmethod
-    def _add_argument(cls, group: Any, field: dataclasses.Field[Any], *, tell_default: bool) -> None:
-        meta = field.metadata
-        flag = "--" + field.name.replace("_", "-")
-        default = f" (default: {field.default})" if tell_default and field.default is not None else ""
-        symbol = f" [{meta['symbol']}]" if meta["symbol"] else ""
-        help_text = f"{meta['help']}{symbol}{default}".replace("%", "%%")
-        if cls.field_type(field.name) is bool:
-            action: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        else:
-            action = {"metavar": "|".join(meta["choices"]) if meta["choices"] else _METAVARS.get(field.name, "N")}
-            if field.name in ("mean", "std"):
-                action["nargs"] = "+"  # people write 0.5 0.4 0.3 as well as 0.5,0.4,0.3
-        added = group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **action)
-        if meta["choices"] or cls.field_type(field.name) in (int, float):
-            added.completer = lambda **_: meta["choices"] or ()  # argcomplete asks for it; else it names files
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the defaults, overridden by the file in ``arguments.config`` and then by the flags that were given."""
-        flags = {name: value for name, value in vars(arguments).items() if name in _fields(cls)}
-        parsed = {
-            name: _parse(cls.field_type(name), value) if isinstance(value, str) else value
-            for name, value in flags.items()
-        }
-        return cls.load(getattr(arguments, "config", None)).override(parsed, source="command line")
 
     @classmethod
     def field_type(cls, name: str) -> type:
@@ -222,8 +175,8 @@ class Settings:
         if not isinstance(values, Mapping):
             raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
         for name in values:
-            if name not in _fields(cls):
-                hint = _suggestion(name, _fields(cls))
+            if name not in fields_of(cls):
+                hint = _suggestion(name, fields_of(cls))
                 raise InputError(f"{source}: unknown setting {shown(name)}{hint}")
         return {name: cls._checked(name, value, source) for name, value in values.items()}
 
@@ -234,7 +187,7 @@ class Settings:
             value = _as_text(value)
         if isinstance(value, str):
             value = cls.FORMER_VALUES.get(name, {}).get(value, value)
-        return _check(_fields(cls)[name], cls.field_type(name), value, source)
+        return _check(fields_of(cls)[name], cls.field_type(name), value, source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings, as JSON holds them."""
@@ -247,7 +200,7 @@ def _annotations(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+def fields_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the settings by name; ``__dataclass_fields__`` holds class variables, too."""
     return {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
 
@@ -307,25 +260,12 @@ def _can_be_a_name(text: str) -> bool:
 _ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def _parse(kind: type, text: str) -> Any:
-    """Return a flag's text as ``kind``; text that cannot be read stays text, and ``_check`` names it."""
-    if issubclass(kind, str):
-        return text
+def read_number(kind: type, text: str) -> Any:
+    """Return ``text`` as ``kind``, int or float; text that cannot be read stays text, and ``_check`` names it."""
     try:
         return int(text) if kind is int else float(text)
     except ValueError:
         return text
-
-
-_METAVARS = {
-    "checkpoint": "FILE",
-    "genotype": "FILE",
-    "labels": "FILE",
-    "bits": "wNaN",
-    "size": "SIZE",
-    "mean": "N,N,N",
-    "std": "N,N,N",
-} | dict.fromkeys(("teacher", "student", "generator", "test_data"), "SPEC")
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

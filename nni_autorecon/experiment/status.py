@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from ..config.common import Config
 from ..config.compress import WARM_UP, CompressConfig
 from ..config.distill import DistillConfig
+from ..config.flags import add_flags, from_flags
 from ..config.rules import MULTI_TRIAL
 from ..config.search import SearchConfig
 from ..config.stages import STAGES, Stage, stage_of_command
@@ -233,11 +234,11 @@ def _plan(trial: TrialRecord, command: str) -> Plan:
             return Plan(stage)
         parser = _Parser()
         parser.add_argument("--config")
-        stage.config.add_arguments(parser)
+        add_flags(parser, stage.config)
         arguments = parser.parse_known_args(shlex.split(command))[0]
         if arguments.config is not None:  # the file may be on another machine
             return Plan(stage)
-        config = stage.config.from_arguments(arguments)
+        config = from_flags(stage.config, arguments)
         return Plan(stage, config.override(plain_parameters(trial.parameters)))
     except (InputError, ValueError):  # the trial itself reports this in its trial.stderr
         return Plan(stage)

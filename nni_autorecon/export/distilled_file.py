@@ -15,7 +15,8 @@ from ..teacher.checkpoint import load_checkpoint
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture, names_code
 from .description import Description
-from .student_file import SavedNetwork, float_size
+from .saved_network import SavedNetwork
+from .student_file import float_size
 
 ABOUT = "nni-autorecon"
 """The key beside ``state_dict`` under which JSON says what the network is."""

@@ -22,7 +22,7 @@ from ..quantization.fake_quantize import per_channel
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
 from ..quantization.operators import CLAMP, moves_values, padding, source_of
 from ..quantization.quantizers import bias_scale, container_factor
-from .student_file import SavedNetwork
+from .saved_network import SavedNetwork
 from .symbolic import Rows, dequantized, onnx_operator, quantized
 
 LARGEST = torch.finfo(torch.float32).max

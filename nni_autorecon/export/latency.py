@@ -14,7 +14,7 @@ from torch import Tensor
 from ..shapes import ImageShape
 from .onnx import Exported
 from .onnx_runtime import OnnxNetwork
-from .student_file import SavedNetwork
+from .saved_network import SavedNetwork
 
 ROUNDS = 30
 WARM_UP = 3

@@ -25,7 +25,7 @@ from .agreement import Agreement, measure_agreement
 from .integer_form import integer_form
 from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .packed_form import PackedWeight, packed_form
-from .student_file import SavedNetwork
+from .saved_network import SavedNetwork
 
 NOISE_IMAGES = 256
 PURPOSES = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError, one_line
 from ..files import parse_json
 from .description import Description
-from .student_file import SavedNetwork
+from .saved_network import SavedNetwork
 
 INPUT, OUTPUT = "images", "logits"
 METADATA = "nni-autorecon"

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from ..quantization.folding import fold_norms
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
-from .student_file import SavedNetwork
+from .saved_network import SavedNetwork
 from .symbolic import Rows, dequantized, quantized
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..config.common import Config
-from ..teacher.loading import Teacher, configured_teacher, use_threads
+from ..teacher.configured import configured_teacher, use_threads
+from ..teacher.loading import Teacher
 from .folder import RunFolder
 from .snapshots import State
 

@@ -231,29 +231,6 @@ class Compression:
                 return metrics
         return {**metrics, "agreement": self.agreement()}
 
-    def steps_of(self, epoch: int) -> int:
-        """Return how often ``on_step`` is called in an epoch."""
-        phase = self.phases[epoch]
-        if self.blockwise and phase == REFINING:
-            return self.blockwise.refining_steps()
-        if self.blockwise and phase == TRACKING:
-            return self.blockwise.tracking_steps()
-        return self.blockwise.lengths.block_steps if self.blockwise and phase == BLOCK else self.lengths.steps
-
-    def epoch_costs(self) -> list[float]:
-        """Return about what each epoch costs: seconds for method ``blockwise``, multiply-accumulates for others.
-
-        A step that learns costs three forward passes.
-        """
-        if self.blockwise and self.pace:
-            phases, blocks = self.blockwise.seconds(self.pace)
-            return [*(phases[phase] for phase in self.config.phases), *blocks]
-        teacher = self.teacher.macs
-        images = 3 * teacher + (3 * (self.images.cost()[0] or 0) if self.config.generator_spec else 0)
-        one = {WARM_UP: images, TRACKING: images + teacher, TRAINING: images + 3 * teacher}
-        costs = {phase: self.lengths.steps * self.config.batch_size * cost for phase, cost in one.items()}
-        return [float(max(costs[phase], 1)) for phase in self.config.phases]
-
     @torch.no_grad()
     def to_show(self) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] for a person and for the check of an export, and labels [n]."""
@@ -261,15 +238,6 @@ class Compression:
             return self.images.to_show(8)
         batches = list(self._aside())
         return torch.cat(batches), torch.cat([self.teacher.observed(batch).argmax(1) for batch in batches])
-
-    def phase_name(self, epoch: int) -> str:
-        """Return what an epoch does, for a person."""
-        phase = self.phases[epoch]
-        if phase == BLOCK:
-            first = self.phases.index(BLOCK)
-            return f"block {epoch - first + 1} of {len(self.phases) - first}"
-        names = {WARM_UP: "the generator learns", REFINING: "images are refined", TRACKING: "ranges"}
-        return names.get(phase, "the student learns")
 
     def _generator_total(self, images: Tensor, labels: Tensor, loss: ReconstructionLoss) -> Tensor:
         """Return L_r, with a weight for its cross-entropy, plus AdaDFQ's game against the student; a scalar."""

@@ -31,6 +31,7 @@ from ..runs.folder import RunFolder
 from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .compression import LOSSES, Compression, EpochMetrics
+from .forecast import epoch_costs, phase_name, steps_of
 from .images import OnStep, distillation_steps
 from .making import describe
 from .results import CompressionResult, evaluation_data, measured_accuracy
@@ -70,7 +71,7 @@ def run_compression(
         bar.set_postfix_str("images are distilled" if before else "getting ready", refresh=False)
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
-        costs = compression.epoch_costs()
+        costs = epoch_costs(compression)
         if compression.pace is not None:
             _log.info("the student takes about %.1f minutes", sum(costs[compression.epoch :]) / 60)
         bar.total += sum(costs)
@@ -78,8 +79,8 @@ def run_compression(
 
         def on_phase(epoch: int) -> None:
             nonlocal step_cost
-            step_cost = costs[epoch] / max(compression.steps_of(epoch), 1)
-            bar.set_postfix_str(compression.phase_name(epoch), refresh=False)
+            step_cost = costs[epoch] / max(steps_of(compression, epoch), 1)
+            bar.set_postfix_str(phase_name(compression, epoch), refresh=False)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,34 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from ..accel.cuda_graphs import Recorded
-from ..accel.memory import in_usual_layout, memory_format
+from ..accel.memory import memory_format
 from ..accel.optimizers import clear_gradients, learning_rate, set_learning_rate, sgd
 from ..config.common import SCHEDULES
 from ..config.distill import DistillConfig
-from ..data.images import EvaluationData
 from ..errors import InputError
-from ..export.distilled_file import save_distilled
-from ..figures.canvas import save_figure
-from ..figures.curves import plot_loss_curves
-from ..figures.images import plot_images
 from ..generator.gdfq import GDFQGenerator
 from ..generator.latent import LatentSource
 from ..generator.searched import Generator
-from ..generator.training import Objective, images_per_class, objective_for, weight_optimizer
+from ..generator.training import Objective, objective_for, weight_optimizer
 from ..losses.reconstruction import MeanLoss, require_finite, require_finite_weights
 from ..losses.student import GeneratorLoss, generator_loss, l1_loss
-from ..networks import parameter_count
-from ..runs.beginning import taken_up
-from ..runs.folder import RunFolder
-from ..runs.progress import Show, progress_bar
 from ..runs.snapshots import State, random_state, set_random_state
 from ..teacher.examination import images_to_try
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture
 from .agreement import decisions
 from .generators import configured_generator
-from .images import OnStep
-from .results import DistillationResult, evaluation_data, measured_accuracy
 
 EpochMetrics = dict[str, Any]
 
@@ -218,92 +207,3 @@ def student_for(teacher: Teacher, spec: str) -> nn.Module:
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise InputError(f"student {spec} has no parameter to train; leave its weights unfrozen")
     return student.eval()
-
-
-def distill(
-    distillation: Distillation,
-    data: EvaluationData | None,
-    *,
-    teacher_accuracy: float | None = None,
-    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
-    on_step: Callable[[], object] = lambda: None,
-) -> DistillationResult:
-    """Run the epochs left and measure on ``data`` after the last; ``teacher_accuracy`` only goes into the result."""
-    config, teacher = distillation.config, distillation.teacher.network
-    for epoch in range(distillation.epoch, config.epochs):
-        distillation.metrics = distillation.run_epoch(epoch, on_step)
-        distillation.epoch = epoch + 1
-        on_epoch(distillation.metrics)
-    metrics = distillation.metrics
-    in_usual_layout(distillation.student)
-    return DistillationResult(
-        student=config.student,
-        generator=str(config.generator_spec),
-        agreement=metrics["agreement"],
-        teacher_accuracy=teacher_accuracy,
-        accuracy=distillation.teacher.accuracy(distillation.student, data),
-        teacher_parameters=parameter_count(teacher),
-        student_parameters=parameter_count(distillation.student),
-        loss={part: metrics[part] for part in LOSSES},
-        generator_macs=distillation.generator.macs(),
-        generator_parameters=parameter_count(distillation.generator),
-        seconds=time.perf_counter() - distillation.started,
-    )
-
-
-LOSSES = ("loss", "class_loss", "bns_loss", "adversarial_loss", "balance_loss", "student_loss")
-"""Columns of the metrics: L_r and its parts, the other terms of the generator's objective, the student's loss."""
-
-
-def run_distillation(
-    config: DistillConfig,
-    run: RunFolder,
-    teacher: Teacher | None = None,
-    *,
-    on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
-    on_step: OnStep = lambda: None,
-    progress: Show = False,
-) -> DistillationResult:
-    """Distil ``teacher``, or the configured one, into the configured student; leave all results in ``run``.
-
-    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. An
-    unfinished run goes on. Raises InputError for errors that the person can mend, and DivergenceError if a loss is no
-    longer finite.
-    """
-    config.require_consistent()
-    teacher, state = taken_up(run, "distill", config, teacher)
-    distillation = Distillation.start(config, teacher, state)
-    data = evaluation_data(config, teacher)
-    teacher_accuracy = measured_accuracy(config, teacher, data)
-    run.start("distill", config, device=teacher.device_name)
-    with progress_bar("distill", config.epochs * config.steps, progress) as bar:
-        bar.update(distillation.epoch * config.steps)
-
-        def step() -> None:
-            bar.update()
-            on_step()
-
-        def report(metrics: EpochMetrics) -> None:
-            run.log(metrics)
-            run.save("distill", config, distillation.state())
-            on_epoch(metrics)
-            bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}", refresh=False)
-
-        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
-    result = replace(result, network=distillation.student, device=run.device)
-    if run.keeps:
-        run.write_result(result.to_dict())
-        save_distilled(run / "student.pt", distillation.student, config.student, teacher)
-        _draw(run, distillation)
-    return result
-
-
-def _draw(run: RunFolder, distillation: Distillation) -> None:
-    positive = [name for name in LOSSES if name != "balance_loss"]
-    save_figure(plot_loss_curves(run.rows, series=positive, title="Distillation: losses", log=True), run / "loss.png")
-    save_figure(
-        plot_loss_curves(run.rows, series=("agreement",), title="Agreement on disturbed synthetic images"),
-        run / "agreement.png",
-    )
-    images, labels = images_per_class(distillation.generator, distillation.source, count=8)
-    save_figure(plot_images(images, labels, per_class=8), run / "images.png")

@@ -11,10 +11,11 @@ import torch
 from nni_autorecon import files, load_student
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli.main import FORMER_NAMES
+from nni_autorecon.config.flags import from_flags
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.experiment import database, launch
 from nni_autorecon.generator.genotype import Genotype, random_choices
-from nni_autorecon.student import distillation
+from nni_autorecon.student import distillation_run
 from nni_autorecon.teacher import loading, sources
 from tests.helpers.command_line import SEARCH
 
@@ -81,7 +82,7 @@ def test_help_knows_the_new_names_alone(capsys):
 def test_a_mean_below_0_reaches_the_settings(text):
     for words in (["--mean", text, "--seed", "3"], [f"--mean={text}", "--seed", "3"]):
         arguments = cli.build_parser().parse_args(["search", *words])
-        config = SearchConfig.from_arguments(arguments)
+        config = from_flags(SearchConfig, arguments)
         assert (config.mean, config.seed) == (text, 3)
 
 
@@ -164,14 +165,13 @@ def test_a_contradiction_is_refused_before_a_teacher_is_loaded(flags, message, t
     def load(*arguments, **settings):
         pytest.fail("a teacher is loaded")
 
-    monkeypatch.setattr(loading, "load_teacher", load)
     monkeypatch.setattr(loading, "find_network", load)
     assert message in refused(capsys, 2, "distill", *flags, "-o", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_distilled_student_is_measured_from_its_file(digits_teacher, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(distillation, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(distillation_run, "_draw", lambda *arguments: None)
     assert cli.main([*DISTILL, "-o", str(tmp_path)]) == 0
     accuracy = re.search(r"student (\d+\.\d+%)$", capsys.readouterr().out, re.MULTILINE)[1]
     for flags in ([], ["--device", "cpu"], ["--test-data", "digits"]):

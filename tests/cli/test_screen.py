@@ -17,6 +17,7 @@ import torch
 import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli import next_steps, screen, stages
+from nni_autorecon.config.flags import from_flags
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.config.stages import STAGES
 from nni_autorecon.errors import DivergenceError
@@ -72,7 +73,7 @@ def words_of(line: str) -> list[str]:
     words = shlex.split(command.removeprefix(program))
     arguments = cli.build_parser().parse_args(words)
     if words[0] in STAGES:
-        STAGES[words[0]].config.from_arguments(arguments).require_consistent()
+        from_flags(STAGES[words[0]].config, arguments).require_consistent()
     return words
 
 

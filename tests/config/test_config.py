@@ -9,6 +9,7 @@ import pytest
 from nni_autorecon.config.common import Config
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
+from nni_autorecon.config.flags import add_flags, from_flags
 from nni_autorecon.config.rules import STRATEGIES
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import InputError
@@ -214,11 +215,11 @@ def test_a_preset_may_stand_in_the_file_and_as_a_flag(tmp_path):
     (tmp_path / "c.yml").write_text("preset: paper\nepochs: 9\n")
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
-    CompressConfig.add_arguments(parser)
+    add_flags(parser, CompressConfig)
     arguments = ["--config", str(tmp_path / "c.yml"), "--steps", "5"]
-    config = CompressConfig.from_arguments(parser.parse_args(arguments))
+    config = from_flags(CompressConfig, parser.parse_args(arguments))
     assert (config.epochs, config.steps, config.batch_size) == (9, 5, 200)
-    over = CompressConfig.from_arguments(parser.parse_args([*arguments, "--preset", "gdfq"]))
+    over = from_flags(CompressConfig, parser.parse_args([*arguments, "--preset", "gdfq"]))
     assert (over.epochs, over.steps, over.generator) == (9, 5, "gdfq")
     tuned = over.override({"losses": "hast"}, source="tuner")
     assert (tuned.epochs, tuned.hard_step) == (9, 0.01)
@@ -253,8 +254,8 @@ def test_files_may_be_json_or_yaml(tmp_path, text):
 def _parse(kind, *argv):
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
-    kind.add_arguments(parser)
-    return kind.from_arguments(parser.parse_args(argv))
+    add_flags(parser, kind)
+    return from_flags(kind, parser.parse_args(argv))
 
 
 def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path):
@@ -289,7 +290,7 @@ def test_a_mean_of_channels_is_written_in_many_ways(given):
 
 def test_a_mean_of_channels_is_one_flag_with_several_numbers():
     parser = argparse.ArgumentParser()
-    CompressConfig.add_arguments(parser)
+    add_flags(parser, CompressConfig)
     arguments = parser.parse_args(["--mean", "0.5", "-0.25", "--std", "1,2", "--seed", "3"])
-    config = CompressConfig.from_arguments(arguments)
+    config = from_flags(CompressConfig, arguments)
     assert (config.mean, config.std, config.seed) == ("0.5,-0.25", "1,2", 3)

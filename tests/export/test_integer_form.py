@@ -20,7 +20,8 @@ from nni_autorecon.export.check_images import MOST, images_beside, save_images
 from nni_autorecon.export.latency import Latency, measure_latency
 from nni_autorecon.export.onnx import Exported, export_onnx, floating_point
 from nni_autorecon.export.onnx_runtime import load_onnx
-from nni_autorecon.export.student_file import SavedNetwork, load_network, save_network
+from nni_autorecon.export.saved_network import SavedNetwork
+from nni_autorecon.export.student_file import load_network, save_network
 from nni_autorecon.quantization.calls import called
 from nni_autorecon.quantization.integers import activation_quantizers
 from nni_autorecon.quantization.quantizers import bias_scale, container_factor

@@ -14,6 +14,7 @@ from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni.experiment.config import ExperimentConfig
 
 from nni_autorecon.cli.arguments import Parser, add_stage
+from nni_autorecon.config.flags import from_flags
 from nni_autorecon.config.stages import STAGES, stage_of_command
 from nni_autorecon.experiment.trial import plain_parameters
 
@@ -36,5 +37,5 @@ def configs(path: Path) -> list[Any]:
     assert stage
     flags = words[[word.startswith("--") for word in words].index(True) :]
     parser: argparse.ArgumentParser = add_stage(Parser(), STAGES[stage.name].config)
-    shared = stage.config.from_arguments(parser.parse_args(flags)).as_shared()
+    shared = from_flags(stage.config, parser.parse_args(flags)).as_shared()
     return [shared.override(trial) for trial in trials(path)]

@@ -18,8 +18,9 @@ from nni_autorecon.generator.searched import derived_generator
 from nni_autorecon.generator.topology import CANDIDATES, CROSS, EDGES, NONE
 from nni_autorecon.losses.reconstruction import ReconstructionLoss
 from nni_autorecon.nas import search
-from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy, GumbelSample
+from nni_autorecon.nas.autorecon import AutoReConModule, AutoReConStrategy
 from nni_autorecon.nas.gumbel import temperature_at
+from nni_autorecon.nas.mixed_edge import GumbelSample
 from nni_autorecon.nas.penalties import indecision
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule

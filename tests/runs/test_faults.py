@@ -28,7 +28,7 @@ from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import folder as runs
 from nni_autorecon.runs.folder import SNAPSHOT
 from nni_autorecon.runs.snapshots import load_snapshot
-from nni_autorecon.student import compression_run, distillation
+from nni_autorecon.student import compression_run, distillation, distillation_run
 from nni_autorecon.student import training as student_training
 from nni_autorecon.teacher.digits import load_digits_teacher
 from nni_autorecon.teacher.loading import Teacher
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(
 ) -> None:  # fmt: skip
     """Whichever call it is: what is kept is from before, and goes on from there to the end of an untroubled run."""
     argv = STAGES[stage]
-    for draw in (search, compression_run, distillation):
+    for draw in (search, compression_run, distillation_run):
         monkeypatch.setattr(draw, "_draw", lambda *arguments: None)
     assert cli.main([*argv, "-o", str(tmp_path / "whole")]) == 0
     original = getattr(module, name)

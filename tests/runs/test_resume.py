@@ -22,7 +22,7 @@ from nni_autorecon.runs import folder as runs
 from nni_autorecon.runs.folder import LOCK, SNAPSHOT, RunFolder
 from nni_autorecon.runs.snapshots import LAYOUT, load_snapshot, save_snapshot
 from nni_autorecon.shapes import ImageShape
-from nni_autorecon.student import compression_run, distillation
+from nni_autorecon.student import compression_run, distillation_run
 from nni_autorecon.student import images as image_sources
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.interrupted_runs import (
@@ -52,7 +52,7 @@ def make(num_classes):
 def no_figures():
     """They take most of the time and are drawn from what is compared. So do the architectures that ENAS draws."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (search, compression_run, distillation):
+        for stage in (search, compression_run, distillation_run):
             patch.setattr(stage, "_draw", lambda *arguments: None)
         patch.setattr(enas, "DRAWN", 3)
         yield

@@ -12,7 +12,8 @@ from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.losses.student import balance_loss
 from nni_autorecon.networks import digits_resnet, digits_student
 from nni_autorecon.shapes import ImageShape
-from nni_autorecon.student.distillation import LOSSES, Distillation, distill, student_for
+from nni_autorecon.student.distillation import Distillation, student_for
+from nni_autorecon.student.distillation_run import LOSSES, distill
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.checkpoints import equal_states
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher

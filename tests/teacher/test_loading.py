@@ -16,8 +16,9 @@ from nni_autorecon.losses.batchnorm import ObservedBatchNorm2d, record_bn_statis
 from nni_autorecon.networks import resnet20
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher import digits
+from nni_autorecon.teacher.configured import configured_teacher
 from nni_autorecon.teacher.device import resolve_device
-from nni_autorecon.teacher.loading import Teacher, configured_teacher, load_teacher
+from nni_autorecon.teacher.loading import Teacher, load_teacher
 from nni_autorecon.teacher.sources import IMAGENET_MEAN, IMAGENET_STD, architecture
 from tests.helpers.checkpoints import equal_states, refusal, save
 

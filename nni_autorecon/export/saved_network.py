@@ -1,0 +1,43 @@
+"""A network that has been read from a student's file, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..quantization.integers import IntegerWeight
+from .description import Description
+
+
+@dataclass(frozen=True, eq=False)  # eq=False, because comparing tensors does not give one bool
+class SavedNetwork:
+    """A quantized network for inference, its description and the size of its file.
+
+    In ``network`` a quantized weight is the plain tensor of its dequantized codes, and an activation quantizer is a
+    ``FixedQuantizer``. The network is in eval mode and takes no gradients.
+    """
+
+    network: nn.Module
+    description: Description
+    float_bytes: int
+    """Size of the teacher's floating-point parameters and buffers in float32."""
+    file_bytes: int
+    """Size of the whole file on disk."""
+    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    """Quantized weights by the name of the layer; empty for an ONNX file, whose runtime does not give them away."""
+
+    @property
+    def compression_ratio(self) -> float:
+        """Return the teacher's size in float32 divided by the size of the whole file on disk."""
+        return self.float_bytes / self.file_bytes
+
+    def size(self) -> str:
+        """Return the sizes and the compression ratio in one line for people."""
+        if self.description.quantization is None:
+            return f"{self.file_bytes / 1000:.1f} kB, in floating point"
+        return (
+            f"{self.file_bytes / 1000:.1f} kB, teacher in float32 {self.float_bytes / 1000:.1f} kB: "
+            f"compression ratio {self.compression_ratio:.2f}"
+        )
