@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -12,6 +13,7 @@ from .next_steps import after_experiment
 from .screen import command_line, conclude
 
 if TYPE_CHECKING:
+    from ..experiment.launch import Started
     from ..export.latency import Latency
     from ..export.saved_network import SavedNetwork
     from ..generator.genotype import Genotype
@@ -30,21 +32,43 @@ def start(arguments: argparse.Namespace) -> None:
     """Start an experiment."""
     from ..experiment.launch import start_experiment
 
-    start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere)
+    _conclude_start(start_experiment(arguments.file, arguments.port, listen_everywhere=arguments.listen_everywhere))
 
 
 def continue_experiment(arguments: argparse.Namespace) -> None:
     """Go on with a stopped experiment."""
     from ..experiment.launch import resume_experiment
 
-    resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
+    _conclude_start(
+        resume_experiment(arguments.experiment, arguments.port, listen_everywhere=arguments.listen_everywhere)
+    )
+
+
+def _conclude_start(started: Started) -> None:
+    """Print where an experiment is seen, and what to type while it runs and when it has ended."""
+    name = started.experiment
+    end = ["-o", f"{name}-report"] if started.makes_students else []
+    results = command_line("report" if started.makes_students else "best-genotype", "--experiment", name, *end)
+    conclude(
+        f"experiment {name} {'is running' if started.running else 'has no trials left to run'}: {started.address}",
+        [f"its results: {results}", f"end it: nnictl stop {name}"],
+        values=dataclasses.asdict(started),
+        then=command_line("status", "--experiment", name) if started.running else results,
+    )
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    """Check the machine and, if a file is given, its experiment."""
-    from ..experiment.doctor import doctor
+    """Print a line for each check of the machine and, if a file is given, of its experiment.
 
-    doctor(arguments.file)
+    Raises AutoReConError if something is wrong, after the summary.
+    """
+    from ..experiment.doctor import NOTE, WRONG, doctor, require_sound
+
+    findings = doctor(arguments.file, quiet=arguments.quiet)
+    count = Counter(finding.state for finding in findings)
+    values = {"wrong": count[WRONG], "findings": [dataclasses.asdict(finding) for finding in findings]}
+    conclude(f"{len(findings)} checks: {count[WRONG]} wrong, {count[NOTE]} worth a note", values=values)
+    require_sound(findings)
 
 
 def best_genotype(arguments: argparse.Namespace) -> None:
@@ -229,20 +253,24 @@ def show(arguments: argparse.Namespace) -> None:
 
         require_absent(arguments.output, force=arguments.force)
         save_figure(plot_genotype(genotype.choices, title=arguments.file), arguments.output)
-    print(f"{arguments.file}: {_summary(genotype)}\n{genotype.equations()}")
-    if arguments.output:
-        print(f"drawn: {arguments.output}")
+    lines = [*genotype.equations().splitlines(), *([f"drawn: {arguments.output}"] if arguments.output else [])]
+    values = {"file": arguments.file, "drawing": arguments.output, "genotype": json.loads(genotype.to_json())}
+    conclude(f"{arguments.file}: {_summary(genotype)}", lines, values=values)
 
 
 def diff(arguments: argparse.Namespace) -> None:
     """Print where two genotypes have different operations."""
     first, second = (_genotype(file) for file in arguments.files)
-    different = [label for label in first.choices if first.choices[label] != second.choices[label]]
-    for file, genotype in zip(arguments.files, (first, second), strict=True):
-        print(f"{file}: {_summary(genotype)}")
-    print(f"{len(different)} of {len(first.choices)} edges differ")
-    for label in different:
-        print(f"{label}: {first.choices[label]} | {second.choices[label]}")
+    pairs = {label: (first.choices[label], second.choices[label]) for label in first.choices}
+    different = {label: pair for label, pair in pairs.items() if len(set(pair)) == 2}
+    conclude(
+        f"{len(different)} of {len(pairs)} edges differ",
+        [
+            *(f"{file}: {_summary(each)}" for file, each in zip(arguments.files, (first, second), strict=True)),
+            *(f"{label}: {' | '.join(pair)}" for label, pair in different.items()),
+        ],
+        values={"files": arguments.files, "edges": len(pairs), "different": different},
+    )
 
 
 def _genotype(name: str) -> Genotype:

@@ -114,6 +114,7 @@ def _add_experiments(command: AddCommand) -> None:
         each.add_argument(
             "--listen-everywhere", action="store_true", help="let other machines reach NNI, as nnictl does"
         )
+        screen.add_arguments(each)
 
     status = command("status", "say how the trials of an NNI experiment stand", commands.status)
     status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
@@ -123,6 +124,7 @@ def _add_experiments(command: AddCommand) -> None:
     doctor.add_argument(
         "file", type=Path, nargs="?", metavar="FILE", help="an experiment, to check its GPU request too"
     )
+    screen.add_arguments(doctor)
 
     report = command("report", "write tables and a figure of an experiment or of folders of results", commands.report)
     report.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="runs, or folders that hold runs")
@@ -151,6 +153,8 @@ def _add_genotypes(command: AddCommand) -> None:
 
     diff = command("diff", "print where two genotypes differ", commands.diff)
     diff.add_argument("files", metavar="GENOTYPE", nargs=2, help="a file, or published:NAME")
+    for each in (show, diff):
+        screen.add_arguments(each)
 
 
 def _add_students(command: AddCommand) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from itertools import zip_longest
@@ -65,14 +65,20 @@ class Finding:
         return f"{self.state:<6}{self.name:<18} {self.found}{'; ' if self.remedy else ''}{self.remedy}"
 
 
-def doctor(file: Path | None = None) -> None:
-    """Print a line for each check. Raises AutoReConError if something is wrong."""
-    wrong = 0
+def doctor(file: Path | None = None, *, quiet: bool = False) -> list[Finding]:
+    """Print a line for each check, with ``quiet`` only where something is to be said; return all findings."""
+    findings = []
     for finding in examine(file):
-        print(finding, flush=True)
-        wrong += finding.state == WRONG
-    if wrong:
-        raise AutoReConError(f"{wrong} thing(s) wrong; each line above that begins with {WRONG} says what to do")
+        findings.append(finding)
+        if not quiet or finding.state != OK:
+            print(finding, flush=True)
+    return findings
+
+
+def require_sound(findings: Iterable[Finding]) -> None:
+    """Raise AutoReConError if something is wrong."""
+    if any(finding.state == WRONG for finding in findings):
+        raise AutoReConError(f"each line above that begins with {WRONG} says what to do")
 
 
 def examine(file: Path | None = None) -> Iterator[Finding]:
@@ -275,6 +281,6 @@ def _nni_home() -> Path:
 
 if __name__ == "__main__":  # for a Python too old for the command line
     try:
-        doctor(Path(sys.argv[1]) if sys.argv[1:] else None)
+        require_sound(doctor(Path(sys.argv[1]) if sys.argv[1:] else None))
     except AutoReConError as error:
         sys.exit(f"nni-autorecon: error: {error}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,22 @@ from .settings_file import check_experiment, read_experiment, training_services
 
 ORPHANS = 60.0  # the processes of a killed manager may take so many seconds to end; a tuner needs some 12
 ANEW = "its file and start a new experiment"
+_log = logging.getLogger(__name__)
 
 
-def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) -> None:
-    """Start the experiment, wait until a trial works, and print the next commands.
+@dataclass(frozen=True)
+class Started:
+    """A started experiment: its id, the address of its web UI, and whether trials run or all were over before."""
+
+    experiment: str
+    address: str
+    running: bool
+    makes_students: bool
+    """Whether its trials make students; others are searches."""
+
+
+def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) -> Started:
+    """Start the experiment, and return it once a trial works.
 
     The trials get this Python, also if its environment is not active. Unless ``listen_everywhere``, only this machine
     can reach NNI. Raises InputError, before anything starts, if something in the file cannot work or the port is taken.
@@ -36,10 +48,10 @@ def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) 
     settings = read_experiment(file)
     config = _checked(settings, file, file.parent)
     _require_reachable(config, port, listen_everywhere)
-    _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, config)
+    return _launch(Manager(Experiment(config), str(file)), port, listen_everywhere, config)
 
 
-def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> None:
+def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool = False) -> Started:
     """Go on with an experiment that was stopped, or whose manager was killed, in the way of :func:`start_experiment`.
 
     Interrupted trials start again, each with its id and in its folder. Raises InputError also if there is no such
@@ -61,7 +73,7 @@ def resume_experiment(experiment_id: str, port: int, *, listen_everywhere: bool 
     experiment = Experiment(config, id=experiment_id)
     experiment._action = "resume"
     before = {trial.id: trial.status for trial in read_trials(experiment_id)}
-    _launch(Manager(experiment, ANEW, before), port, listen_everywhere, config)
+    return _launch(Manager(experiment, ANEW, before), port, listen_everywhere, config)
 
 
 def _checked(settings: Mapping[str, Any], source: Path | str, folder: Path) -> ExperimentConfig:
@@ -91,7 +103,7 @@ def _wait_for_orphans(experiment_id: str) -> None:
     """Let a killed manager's tuner and trials end; they would talk to the next one. Raises InputError if any stays."""
     left = orphans(experiment_id)
     if left:
-        print(f"waiting for {len(left)} processes to end that the last manager has left behind", file=sys.stderr)
+        _log.info("waiting for %d processes to end that the last manager has left behind", len(left))
     if alive := psutil.wait_procs(left, timeout=ORPHANS)[1]:
         numbers = ", ".join(str(process.pid) for process in alive)
         raise InputError(
@@ -100,11 +112,11 @@ def _wait_for_orphans(experiment_id: str) -> None:
         )
 
 
-def _launch(manager: Manager, port: int, listen_everywhere: bool, config: ExperimentConfig) -> None:
-    """Start the manager, wait until a trial works, and print the next commands; stop the experiment if none works."""
+def _launch(manager: Manager, port: int, listen_everywhere: bool, config: ExperimentConfig) -> Started:
+    """Start the manager, and return the experiment once a trial works; stop it if none does."""
     try:
         manager.start(port, {"NODE_OPTIONS": node_options(TUNER_PATIENCE, *([] if listen_everywhere else [SHIELD]))})
-        print("waiting for the first trial to work; Ctrl-C stops the experiment", file=sys.stderr)
+        _log.info("waiting for the first trial to work; Ctrl-C stops the experiment")
         works = manager.wait()
     except KeyboardInterrupt:
         manager.stop()
@@ -114,12 +126,4 @@ def _launch(manager: Manager, port: int, listen_everywhere: bool, config: Experi
         raise
     stages = [stage_of_command(service.trial_command) for service in training_services(config)]
     makes_students = any(stage is not None and stage.makes_student for stage in stages)
-    results = (
-        f"report --experiment {manager.id} -o NAME" if makes_students else f"best-genotype --experiment {manager.id}"
-    )
-    print(
-        f"experiment {manager.id} {'is running' if works else 'has no trials left to run'}: http://127.0.0.1:{port}\n"
-        f"  nni-autorecon status --experiment {manager.id}\n"
-        f"  nni-autorecon {results}\n"
-        f"  nnictl stop {manager.id}"
-    )
+    return Started(manager.id, f"http://127.0.0.1:{port}", works, makes_students)

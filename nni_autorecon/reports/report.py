@@ -175,7 +175,7 @@ def _measured(entries: Sequence[Entry], metric: str) -> list[float]:
 
 
 def _headline(entries: Sequence[Entry], metric: str, column: str | None, *, gains: bool) -> str:
-    """Return teacher, metric, seeds, last epoch, and the settings that all tables share."""
+    """Return teacher, metric, when it was measured, seeds, and the settings that all tables share."""
     fixed = _fixed(entries)
     teacher = f"Teacher {_teacher(entries[0]) or 'unknown'}"
     percents = sorted({f"{100 * value:.2f} %" for value in _measured(entries, "teacher_accuracy")})
@@ -201,8 +201,7 @@ def _measurement(entries: Sequence[Entry], metric: str) -> str:
     """Return how ``metric`` was measured, as far as it is known."""
     fixed = _fixed(entries)
     if metric != "loss":
-        epoch = f"last of {fixed['epochs']} epochs" if fixed.get("epochs") else "last epoch"
-        return f"{DESCRIPTIONS[metric]}, in %, {epoch}"
+        return f"{DESCRIPTIONS[metric]}, in %, {_moment(entries)}"
     if not all(fixed.get(name) for name in ("final_steps", "batch_size")):
         return "L_r of the generator found"
     inherited = {entry.run.settings.get("inherit_weights", False) for entry in entries}
@@ -213,6 +212,15 @@ def _measurement(entries: Sequence[Entry], metric: str) -> str:
         f"{fixed['final_steps']} batches of {fixed['batch_size']} from {start}, measured on {FINAL_VALIDATION_STEPS} "
         "others"
     )
+
+
+def _moment(entries: Sequence[Entry]) -> str:
+    """Return when students were measured. Few methods train the whole student in epochs."""
+    methods = {entry.settings.get("method") for entry in entries}
+    if methods == {"blockwise"}:
+        return "after the last block"
+    epochs = None if methods & {"blockwise", "dfq", "zeroq"} else _fixed(entries).get("epochs")
+    return f"last of {epochs} epochs" if epochs else "at the end of each run"
 
 
 def _equal_cost(entries: Sequence[Entry]) -> list[str]:

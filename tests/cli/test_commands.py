@@ -1,5 +1,6 @@
 """Genotypes shown and compared."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,9 +49,18 @@ def test_show_draws(genotypes, tmp_path, capsys):
 def test_compare_names_the_edges_that_differ(genotypes, capsys):
     files, label = genotypes
     assert cli.main(["diff", *map(str, files)]) == 0
-    *_, count, line = capsys.readouterr().out.splitlines()
+    count, *_, line = capsys.readouterr().out.splitlines()
     assert count == "1 of 33 edges differ"
     assert line == f"{label}: conv_1x1 | dil_conv_5x5"
+
+
+def test_a_program_reads_genotypes_and_where_they_differ(genotypes, capsys):
+    files, label = genotypes
+    assert cli.main(["show", str(files[0]), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert Genotype.from_json(json.dumps(shown["genotype"])) == Genotype.load(files[0])
+    assert cli.main(["diff", *map(str, files), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["different"] == {label: ["conv_1x1", "dil_conv_5x5"]}
 
 
 def test_published_genotypes_are_compared(capsys):

@@ -55,7 +55,9 @@ def test_a_genotype_is_written_though_it_says_nothing_of_its_loss(trial, tmp_pat
 @pytest.mark.parametrize("former", FORMER_NAMES)
 def test_a_former_name_does_the_same_and_says_the_new_one_once(former, trial, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "resume_experiment", lambda *arguments, **named: print(arguments, named))
+    monkeypatch.setattr(
+        launch, "resume_experiment", lambda name, port, **_: launch.Started(name, str(port), True, False)
+    )
     (tmp_path / "s.onnx").write_text("")
     rest = {"export": ["--experiment", "e", "--force"], "export-model": ["s.onnx"], "compare": [FIRST, SECOND],
             "resume": ["e", "--port", "5"]}[former]  # fmt: skip

@@ -206,7 +206,9 @@ def _doctor(*arguments, python=(sys.executable,), **variables):
 def test_a_sound_machine_and_one_with_a_fault(tmp_path):
     done = _doctor(ROOT / "experiment.yml")
     assert (done.returncode, done.stderr) == (0, "")
-    names = [line[6:24].strip() for line in done.stdout.splitlines()]
+    *lines, summary = done.stdout.splitlines()
+    assert summary.startswith(f"{len(lines)} checks: 0 wrong, ")
+    names = [line[6:24].strip() for line in lines]
     for name in ("python", *doctor.PACKAGES, "GPU", "nnictl", "python on PATH", "cache", "experiment.yml"):
         assert names.count(name) == 1
     (tmp_path / "file").touch()
@@ -214,7 +216,11 @@ def test_a_sound_machine_and_one_with_a_fault(tmp_path):
     assert done.returncode == 1
     assert [line[6:24].strip() for line in done.stdout.splitlines() if line.startswith(WRONG)] == ["cache"]
     assert done.stderr.count("\n") == 1
-    assert "1 thing(s) wrong" in done.stderr
+    assert f"begins with {WRONG}" in done.stderr
+    done = _doctor("--quiet", "--json", **{CACHE_VARIABLE: str(tmp_path / "file")})
+    found = json.loads(done.stdout)
+    assert [finding["name"] for finding in found["findings"] if finding["state"] == WRONG] == ["cache"]
+    assert (done.returncode, found["wrong"], "GPU" in done.stderr) == (1, 1, False)
 
 
 def test_an_environment_with_next_to_nothing(monkeypatch, capsys):
@@ -231,6 +237,6 @@ def test_an_environment_with_next_to_nothing(monkeypatch, capsys):
     monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert printed.out.count("\n") == whole
+    assert printed.out.count("\n") == whole + 1
     assert printed.out.count(f"{WRONG} ") >= len(doctor.PACKAGES) + 4
     assert printed.err.count("\n") == 1

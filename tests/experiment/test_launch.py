@@ -17,6 +17,7 @@ import yaml
 from nni.experiment.config import ExperimentConfig
 
 from nni_autorecon.cli import main as cli
+from nni_autorecon.cli.screen import command_line
 from nni_autorecon.errors import InputError
 from nni_autorecon.experiment import launch as start
 from nni_autorecon.experiment import loopback
@@ -252,13 +253,24 @@ def environment(cache_folder, home):
 
 
 @pytest.mark.parametrize(
-    ("stage", "results"), [("search", "best-genotype --experiment e"), ("compress", "report --exp")]
-)
-def test_what_comes_next_is_named(stage, results, capsys):
-    manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: True)
+    ("stage", "running", "results"),
+    [
+        ("search", True, "best-genotype --experiment e"), ("compress", True, "report --experiment e -o e-report"),
+        ("search", False, "best-genotype --experiment e"),
+    ],
+)  # fmt: skip
+def test_what_comes_next_is_named(stage, running, results, monkeypatch, capsys):
+    manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: running)
     service = SimpleNamespace(trial_command=f"python trials/{stage}.py --teacher digits")
-    start._launch(manager, 81, False, SimpleNamespace(training_service=service))
-    assert f"\n  nni-autorecon {results}" in capsys.readouterr().out
+    started = start._launch(manager, 81, False, SimpleNamespace(training_service=service))
+    monkeypatch.setattr(start, "resume_experiment", lambda *arguments, **named: started)
+    assert cli.main(["continue", "e"]) == 0
+    printed = capsys.readouterr().out.replace(command_line(), "nni-autorecon")
+    assert f"\nits results: nni-autorecon {results}\nend it: nnictl stop e\n" in printed
+    assert printed.endswith(f"next: nni-autorecon {'status --experiment e' if running else results}\n")
+    assert cli.main(["continue", "e", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["experiment"], values["running"], values["address"]) == ("e", running, "http://127.0.0.1:81")
 
 
 @pytest.mark.slow
@@ -271,9 +283,9 @@ def test_only_this_machine_reaches_what_was_started(environment, home, tmp_path)
         identifier = get(port, "experiment")["id"]
         assert done.stdout.splitlines() == [
             f"experiment {identifier} is running: http://127.0.0.1:{port}",
-            f"  nni-autorecon status --experiment {identifier}",
-            f"  nni-autorecon best-genotype --experiment {identifier}",
-            f"  nnictl stop {identifier}",
+            f"its results: nni-autorecon best-genotype --experiment {identifier}",
+            f"end it: nnictl stop {identifier}",
+            f"next: nni-autorecon status --experiment {identifier}",
         ]
         assert done.stderr == "waiting for the first trial to work; Ctrl-C stops the experiment\n"
         assert_only_this_machine_reaches(str(home), port)

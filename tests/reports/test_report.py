@@ -31,7 +31,7 @@ def cells(runs):
 
 
 EXPECTED = """\
-Teacher digits, accuracy 99.10 %. Test accuracy, in %, last of 14 epochs: mean ± standard deviation over \
+Teacher digits, accuracy 99.10 %. Test accuracy, in %, after the last block: mean ± standard deviation over \
 seeds 0, 1, 2; in brackets the gain over GDFQ. Protocol activations.
 Settings other than the defaults: none. searched is `searched:a-{seed}.json`.
 Versions: nni-autorecon 0.1.0, torch 2.15.0.
@@ -47,6 +47,18 @@ Versions: nni-autorecon 0.1.0, torch 2.15.0.
 
 def test_a_report_is_exactly_this():
     assert make_report(TABLE_2).to_markdown() == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (["blockwise"], "after the last block"), (["gdfq", "dfc"], "last of 14 epochs"),
+        (["gdfq", "dfq"], "at the end of each run"),
+    ],
+)  # fmt: skip
+def test_the_caption_says_when_students_were_measured(methods, said):
+    report = make_report([run(90.0, method=method) for method in methods])
+    assert f"Test accuracy, in %, {said}: seed 0" in report.caption
 
 
 def of_losses(accuracy, losses, seed, **changes):
