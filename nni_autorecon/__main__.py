@@ -1,4 +1,4 @@
-"""``python -m nni_autorecon``: the command line."""
+"""``python -m nni_autorecon`` is the command line."""
 
 from .cli.main import console
 

@@ -30,10 +30,26 @@ if TYPE_CHECKING:
     from .nas.search import SearchResult
 
 __all__ = [
-    "AutoReConError", "Bits", "CompressConfig", "CompressionResult", "DistillConfig", "DistillationResult",
-    "DivergenceError", "Genotype", "InputError", "MachineError", "SavedNetwork", "SearchConfig", "SearchResult",
-    "Teacher", "compress", "distill", "load_student", "load_teacher", "search",
-]  # fmt: skip
+    "AutoReConError",
+    "Bits",
+    "CompressConfig",
+    "CompressionResult",
+    "DistillConfig",
+    "DistillationResult",
+    "DivergenceError",
+    "Genotype",
+    "InputError",
+    "MachineError",
+    "SavedNetwork",
+    "SearchConfig",
+    "SearchResult",
+    "Teacher",
+    "compress",
+    "distill",
+    "load_student",
+    "load_teacher",
+    "search",
+]
 
 Row = Mapping[str, Any]
 """The metrics of an epoch, by name."""

@@ -18,11 +18,8 @@ from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment.settings_file import (
-    check_experiment,
-    read_experiment,
-    training_services,
-)
+from nni_autorecon.experiment.reading import read_experiment
+from nni_autorecon.experiment.settings_file import check_experiment, training_services
 from nni_autorecon.files import LARGEST_TEXT, unsealed
 from nni_autorecon.generator.genotype import Genotype, uniform_choices
 from nni_autorecon.reports.artifacts import read_artifacts

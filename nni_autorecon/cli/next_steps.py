@@ -1,4 +1,4 @@
-"""What to type after a command, with the words that name the same network."""
+"""A command ends in the next one to type, with the words that name the same network."""
 
 from __future__ import annotations
 

@@ -23,7 +23,14 @@ WARM_UP, REFINING, TRACKING, TRAINING, BLOCK = "warm-up", "images", "ranges", "t
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig(StudentConfig):
-    """Settings of stage 2 of Algorithm 1, and of the methods of Table 5."""
+    """Settings of stage 2 of Algorithm 1, and of the methods of Table 5.
+
+    Raises InputError for a value of a wrong type or out of range.
+
+    Example:
+        >>> CompressConfig(bits="w8a4").bits.weights
+        8
+    """
 
     PRESETS: ClassVar[Presets] = {"preset": COMPRESS_PRESETS, "losses": LOSSES}
     RULES: ClassVar[tuple[Rule, ...]] = COMPRESS_RULES

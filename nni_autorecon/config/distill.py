@@ -14,7 +14,14 @@ from .student import StudentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StudentConfig):
-    """Settings of data-free distillation (Table 4) into another architecture, in floating point, as DFAD alternates."""
+    """Settings of data-free distillation (Table 4) into another architecture, in floating point, as DFAD alternates.
+
+    Raises InputError for a value of a wrong type or out of range.
+
+    Example:
+        >>> DistillConfig(teacher="nets.py:teacher", student="nets.py:student").files
+        {'teacher': 'nets.py', 'student': 'nets.py'}
+    """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "what most people set": (

@@ -18,7 +18,7 @@ GDFQ = {
     "bns_weight": 0.1, "batch_size": 200, "epochs": 400, "steps": 200, "student_lr": 1e-4, "student_schedule": "step",
     "weight_schedule": "step",
 }  # fmt: skip
-"""GDFQ's training for CIFAR (Xu et al., 2020), which the paper adopts."""
+"""The paper adopts GDFQ's training for CIFAR (Xu et al., 2020)."""
 BEST = {
     "method": "gdfq",
     "bns_form": "kl", "bns_weight": 100.0, "weight_lr": 3e-3, "batch_size": 64, "activation_ranges": "percentile",

@@ -40,7 +40,14 @@ FINAL_VALIDATION_STEPS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """Settings of stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute."""
+    """Settings of stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute.
+
+    Raises InputError for a value of a wrong type or out of range.
+
+    Example:
+        >>> SearchConfig(preset="best").epochs
+        37
+    """
 
     PRESETS: ClassVar[Presets] = {"preset": SEARCH_PRESETS}
     RULES: ClassVar[tuple[Rule, ...]] = SEARCH_RULES

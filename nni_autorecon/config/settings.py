@@ -74,8 +74,9 @@ class Settings:
         return made
 
     def __post_init__(self) -> None:
-        for name in self.given:
-            object.__setattr__(self, name, self._checked(name, getattr(self, name), "settings"))
+        for name in fields_of(type(self)):  # in their order, so that the same one of several errors is always shown
+            if name in self.given:
+                object.__setattr__(self, name, self._checked(name, getattr(self, name), "settings"))
         for name, value in self.preset_values.items():
             if name not in self.given:
                 object.__setattr__(self, name, value)

@@ -16,7 +16,7 @@ from .search import SearchConfig
 
 COSTS = ("generator_macs", "generator_parameters", "seconds")
 TAKEN_AWAY = ("file_bytes", "latency", "float_latency")
-"""What a student's file costs its user: bytes, and milliseconds of an image beside those of the float network."""
+"""A student's file costs its user bytes, and milliseconds for an image, beside those of the float network."""
 PROGRAMS = ("nni-autorecon", "nni_autorecon")
 """The command line has these names: its own, and that of the package, after ``python -m``."""
 _COMPRESS_FIGURES = ("loss.png", "agreement.png", "images.png", "layers.png", "frontier.png")

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits are read here as 16×16 images, split into training and test."""
+"""The handwritten digits of scikit-learn are read here as 16×16 images, split into training and test."""
 
 from __future__ import annotations
 

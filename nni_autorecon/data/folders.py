@@ -12,7 +12,7 @@ from ..errors import InputError, one_line
 
 FILE_COLUMNS = {"file", "filename", "image", "imageid", "imagepath", "img", "path", "name", "id"}
 LABEL_COLUMNS = {"label", "labels", "truelabel", "class", "classid", "target", "category", "y"}
-"""Headers of the two columns of a table, in lower case and without signs."""
+"""The two columns of a table have one of these headings, in lower case and without signs."""
 
 _log = logging.getLogger(__name__)
 

@@ -49,7 +49,6 @@ PORT = 8080
 GIB = 2**30
 LEAST_SPACE = 2 * GIB
 SECONDS = 120
-EXAMPLE = "nni-autorecon new FOLDER writes an example"
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,15 @@ def check_port() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_machine, check_gpu, check_pkg_resources, check_nnictl, check_manager, check_path, check_experiments,
+    check_machine,
+    check_gpu,
+    check_pkg_resources,
+    check_nnictl,
+    check_manager,
+    check_path,
+    check_experiments,
     check_port,
-)  # fmt: skip
+)
 
 
 def check_folder(name: str, folder: Path, remedy: str) -> Finding:
@@ -224,14 +229,13 @@ def check_folder(name: str, folder: Path, remedy: str) -> Finding:
 
 def check_experiment(file: Path) -> Finding:
     """Look whether NNI can give the experiment's trials the GPUs that they ask for."""
-    from ..config.reading import read_names_and_values  # it needs PyYAML, which may be missing
+    from .reading import read_experiment  # it needs PyYAML, which may be missing
 
     try:
-        settings = read_names_and_values(file, "experiment file", remedy=EXAMPLE)
-        refuse_unmeetable_request(settings, count_gpus())
+        refuse_unmeetable_request(read_experiment(file), count_gpus())
     except InputError as error:
         found, _, remedy = str(error).rpartition("; ")
-        return Finding(file.name, WRONG, found or str(error), remedy if found else EXAMPLE)
+        return Finding(file.name, WRONG, found, remedy)
     return Finding(file.name, OK, "asks for GPUs that NNI can give, or for none")
 
 

@@ -20,7 +20,8 @@ from .database import is_running, known_experiments, orphans, read_settings, rea
 from .gpus import count_gpus, refuse_unmeetable_request
 from .loopback import SHIELD, TUNER_PATIENCE, node_options, require_loopback_suffices
 from .manager import Manager
-from .settings_file import check_experiment, read_experiment, training_services
+from .reading import read_experiment
+from .settings_file import check_experiment, training_services
 
 ORPHANS = 60.0  # the processes of a killed manager may take so many seconds to end; a tuner needs some 12
 ANEW = "its file and start a new experiment"
@@ -35,7 +36,7 @@ class Started:
     address: str
     running: bool
     makes_students: bool
-    """Whether its trials make students; others are searches."""
+    """True if its trials make students; others are searches."""
 
 
 def start_experiment(file: Path, port: int, *, listen_everywhere: bool = False) -> Started:

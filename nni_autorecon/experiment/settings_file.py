@@ -1,4 +1,4 @@
-"""This module reads an experiment's YAML file, and checks what NNI would report late, at length, or never."""
+"""An experiment's settings are checked for what NNI would report late, at length, or never."""
 
 from __future__ import annotations
 
@@ -18,18 +18,10 @@ from nni.tools.package_utils import get_algo_meta, get_all_algo_meta
 
 from ..config.reading import read_names_and_values
 from ..errors import InputError, one_line
+from .reading import EXAMPLE
 
 BROKEN_TUNERS = {"GP", "Metis", "NetworkMorphism"}  # their code fails on today's numpy and scipy
-EXAMPLE = "nni-autorecon new FOLDER writes an example"
 REMEDY = "choose TPE, Random, Evolution or GridSearch"
-
-
-def read_experiment(file: Path) -> dict[str, Any]:
-    """Return the file's settings as they are written. Raises InputError if it is missing or holds no settings."""
-    content = read_names_and_values(file, "experiment file", remedy=EXAMPLE)
-    if not content:
-        raise InputError(f"experiment file {file} is empty; {EXAMPLE}")
-    return content
 
 
 def check_experiment(content: Mapping[str, Any], file: Path | str, folder: Path) -> ExperimentConfig:

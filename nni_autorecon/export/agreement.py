@@ -40,22 +40,22 @@ class Agreement:
 
     images: int
     decisions: float
-    """Fraction of the images on which both decide for the same class."""
+    """The fraction of the images on which both decide for the same class."""
     clear_decisions: float
-    """Fraction of equal decisions among the images whose two largest logits differ clearly."""
+    """The fraction of equal decisions among the images whose two largest logits differ clearly."""
     close: float
-    """Fraction of the images whose logits differ by at most 1e-4."""
+    """The fraction of the images whose logits differ by at most 1e-4."""
     alike: float
-    """Fraction of the images whose logits differ by at most ``tolerance``."""
+    """The fraction of the images whose logits differ by at most ``tolerance``."""
     tolerance: float
-    """4 times the change that other rounding makes in PyTorch on 85 % of the images, and at least 1e-4.
+    """The change that other rounding makes in PyTorch on 85 % of the images, times 4, and at least 1e-4.
 
     The other ways to round are quantizers that divide by their scale and a little more or less, so that what lies
     midway between two codes goes either way, and the same in float64.
     """
     largest_difference: float
     own_decisions: float
-    """Fraction of the images on which PyTorch decides alike, however it rounds."""
+    """The fraction of the images on which PyTorch decides alike, however it rounds."""
 
     def holds(self) -> bool:
         """Return True if the two agree well enough for an export."""

@@ -34,7 +34,7 @@ class Description:
     std: tuple[float, ...]
     """The standard deviation of each channel, of pixels from 0 to 1."""
     quantization: Quantization | None
-    """How the teacher was quantized to become the student; None for a network in floating point."""
+    """The settings by which the teacher became the student; None for a network in floating point."""
     folded: bool = False
     """True if BatchNorms were folded before quantization, as method dfq does."""
     resize: int = 0

@@ -1,4 +1,4 @@
-"""A student of protocol ``integer`` as a network of ONNX operators that runtimes execute in integers.
+"""A student of protocol ``integer`` becomes a network of ONNX operators that runtimes execute in integers.
 
 Weights are INT8 with zero point 0, biases INT32 in the scale of the sums that they are added to, activations UINT8;
 QuantizeLinear and DequantizeLinear stand around every operation, as runtimes expect it. Codes of fewer bits are spread

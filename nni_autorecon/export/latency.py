@@ -1,4 +1,4 @@
-"""How long an image takes in onnxruntime on the CPU, beside the network in floating point."""
+"""The time of an image in onnxruntime on the CPU is measured, beside that of the network in floating point."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ PURPOSES = {
     "speed": "weights in INT8, biases in INT32: runtimes compute in integers (protocol integer)",
     "size": "weights in 8, 4 or 2 bits: the smallest file, computed in floating point",
 }
-"""What a file is for."""
+"""A file serves one of these purposes."""
 
 
 def default_purpose(saved: SavedNetwork) -> str:

@@ -1,4 +1,4 @@
-"""A student as a network of ONNX operators for the smallest file: weights of 8, 4 or 2 bits, all else in float.
+"""A student becomes a network of ONNX operators for the smallest file: weights of 8, 4 or 2 bits, all else in float.
 
 The graph is made for onnxruntime and avoids four faults of version 1.32. First, onnxruntime rounds a bias between
 quantizers to int32 at the product of their scales, which is coarse at few bits; biases are Add nodes here. Second, it

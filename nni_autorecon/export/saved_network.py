@@ -22,9 +22,9 @@ class SavedNetwork:
     network: nn.Module
     description: Description
     float_bytes: int
-    """Size of the teacher's floating-point parameters and buffers in float32."""
+    """The size of the teacher's floating-point parameters and buffers in float32."""
     file_bytes: int
-    """Size of the whole file on disk."""
+    """The size of the whole file on disk."""
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     """Quantized weights by the name of the layer; empty for an ONNX file, whose runtime does not give them away."""
 

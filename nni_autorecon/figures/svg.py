@@ -12,9 +12,14 @@ from matplotlib.figure import Figure
 from .canvas import INK, MUTED, SHADE
 
 VARIABLES = {
-    INK: "ink", "#000000": "ink", MUTED: "muted", "#e3e3e3": "grid", "#ffffff": "paper", SHADE.lower(): "shade",
+    INK: "ink",
+    "#000000": "ink",
+    MUTED: "muted",
+    "#e3e3e3": "grid",
+    "#ffffff": "paper",
+    SHADE.lower(): "shade",
     "#2b2170": "indigo",
-}  # fmt: skip
+}
 """These colours of figures are CSS variables of the page; all others can be seen on light and on dark paper."""
 
 

@@ -26,6 +26,11 @@ class Genotype:
     """One operation name per edge label, with the sizes of the generator that it was found for.
 
     Raises InputError if an edge is unknown or missing, an operation is unknown, or a node is dead.
+
+    Example:
+        >>> found = Genotype(uniform_choices("dil_conv_5x5"), width=8)
+        >>> Genotype.from_json(found.to_json()) == found
+        True
     """
 
     choices: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Candidate operations of the search space (Table 1) and their mixture on an edge (eq. 8).
+"""The search space has these candidate operations (Table 1), and mixes them on an edge (eq. 8).
 
 Every operation maps the :class:`Features` of a node and labels [N] to a tensor [N, C, *size]. Batch normalization uses
 the statistics of the batch, in every mode.

@@ -47,5 +47,5 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda terms: terms.mean(),
     "batchmean": lambda terms: terms.sum(1).mean(),
 }
-"""How terms [N, K] of a divergence become a scalar: the mean over all, which divides by the class count K, too, as
-GDFQ's formula does in practice, or the mean over the batch of the sum over classes, as the divergence is defined."""
+"""Each makes a scalar of the terms [N, K] of a divergence: the mean over all, which divides by the class count K, too,
+as GDFQ's formula does in practice, or the mean over the batch of the sum over classes, as the divergence is defined."""

@@ -1,4 +1,4 @@
-"""What α minimizes beside L_r: the expected MACs of a generator, and how undecided its edges are."""
+"""Beside L_r, α minimizes the expected MACs of a generator, and the indecision of its edges."""
 
 from __future__ import annotations
 

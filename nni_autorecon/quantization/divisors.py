@@ -23,7 +23,7 @@ IN_PROPORTION = re.compile(
 )
 """Elementwise functions of these names make values near 0 of values near 0."""
 REDUCTION = re.compile("mean|sum|(adaptive)?(avg|max)pool[123]d|a?(max|min)|median|topk|sort")
-"""Of several values, these make one, which is near 0 only if most of them are."""
+"""These make one of several values, which is near 0 only if most of them are."""
 
 
 def divisors(traced: fx.GraphModule) -> set[fx.Node]:

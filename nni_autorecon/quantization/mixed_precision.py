@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     bits: tuple[int, ...]
     bytes: int
     harm: float
-    """In nats."""
+    """The divergence that the bits cause, in nats."""
 
 
 def pareto_frontier(

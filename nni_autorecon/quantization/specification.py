@@ -29,6 +29,10 @@ class Bits(str):
     """Bit widths of weights and activations, from 2 to 8 each, written as in ``w4a8``; a string in files and tables.
 
     Raises InputError for any other text.
+
+    Example:
+        >>> Bits("w4a8").activations
+        8
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""The values that a tracer passes through a network's code, in place of tensors and numbers."""
+"""A tracer passes these values through a network's code, in place of tensors and numbers."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """What of a student is quantized, counted and layer by layer, and what stays in floating point."""
+    """The parts of a student that are quantized, counted and layer by layer, and those that stay in floating point."""
 
     counts: tuple[str, ...]
     quantized: tuple[Layer, ...]
     left: tuple[Gap, ...]
     mixed_precision: Mapping[str, Any] | None
-    """How bits were chosen for a size, if they were."""
+    """The record of how bits were chosen for a size, if they were."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,18 @@ from .comparable import EQUAL_MACS, NOT_USED, SCALE, Entry, kind_of
 Row = tuple[Any, ...]
 
 IN_ORDER = (
-    "dfq", "zeroq", "zeroq-kd", "dfc", "gdfq", "gdfq-conditional", EQUAL_MACS, "random", "all", "published", "searched",
-)  # fmt: skip
+    "dfq",
+    "zeroq",
+    "zeroq-kd",
+    "dfc",
+    "gdfq",
+    "gdfq-conditional",
+    EQUAL_MACS,
+    "random",
+    "all",
+    "published",
+    "searched",
+)
 
 
 class Measure(NamedTuple):
@@ -54,7 +64,7 @@ MEASURES = {
 
 
 USER_COSTS = ("file_bytes", "latency")
-"""What the student's file costs its user; there are tables of those that were measured."""
+"""The student's file costs its user these; there are tables of those that were measured."""
 
 
 @dataclass(frozen=True)

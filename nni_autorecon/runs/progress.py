@@ -1,4 +1,4 @@
-"""How far a run is, and when it will be over: a bar in a terminal, plain lines elsewhere."""
+"""A run shows how far it is and when it will be over: by a bar in a terminal, by plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 Show = bool | Literal["lines"]
-"""True for a bar, ``lines`` for plain lines, as for a log file, False for nothing."""
+"""True shows a bar, ``lines`` plain lines, as for a log file, and False nothing."""
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 LINE = "{desc}: {percentage:.0f} % done after {elapsed}, {remaining} left{postfix}"
 FIRST, LATER = 5.0, 30.0
-"""Seconds before the first line, and between two later ones."""
+"""So many seconds pass before the first line, and between two later ones."""
 
 
 def progress_bar(what: str, total: float, show: Show) -> tqdm[Any]:

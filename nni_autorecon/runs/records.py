@@ -12,8 +12,13 @@ from ..errors import InputError, shown
 from ..files import parse_json, read_text, unsealed
 
 FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
-    "finished", "incomplete", "failed", "canceled", "running", "waiting",
-)  # fmt: skip
+    "finished",
+    "incomplete",
+    "failed",
+    "canceled",
+    "running",
+    "waiting",
+)
 LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
 """L_r depends on these settings beside the teacher and the generator."""
 

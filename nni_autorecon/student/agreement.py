@@ -12,7 +12,7 @@ from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
 
 BUDGET = 2e11
-"""Multiply-accumulates of one measurement: some ten seconds of a core."""
+"""One measurement costs so many multiply-accumulates: some ten seconds of a core."""
 LEAST = 32
 """Images are measured at least, whatever they cost."""
 COPIES = 4

@@ -28,11 +28,11 @@ _log = logging.getLogger(__name__)
 MEASURED_BLOCKS = 20
 """Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
 MEASURED_SHARE = 1 / 4
-"""And it sees images at most this part as often as the blocks do; it is measured after the last one in any case."""
+"""Agreement sees images at most this part as often as the blocks do; it is measured after the last one in any case."""
 FEATURE_SPACE = 2**33
 """The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""
 FEATURE_MEMORY = 1 / 4
-"""And at most this part of a GPU's memory."""
+"""They take at most this part of a GPU's memory."""
 
 
 class Blockwise:

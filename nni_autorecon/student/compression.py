@@ -77,7 +77,7 @@ class Compression:
     quantization: Quantization
     lengths: Lengths
     pace: Pace | None = None
-    """How fast this machine is with method ``blockwise``."""
+    """The pace of this machine with method ``blockwise``."""
     mixed: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were."""
     epoch: int = 0
@@ -173,9 +173,13 @@ class Compression:
         if self.config.method == "blockwise":
             assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
             self.blockwise = Blockwise(
-                self.config, self.teacher, self.student, self.images,
-                lengths=self.lengths, measured=self._agreement_steps,
-            )  # fmt: skip
+                self.config,
+                self.teacher,
+                self.student,
+                self.images,
+                lengths=self.lengths,
+                measured=self._agreement_steps,
+            )
             self.phases += (BLOCK,) * self.blockwise.count
         self.training = StudentTraining(self.config, self.teacher, self.student)
         self._train_student = Recorded(self.training.step, "the update of the student")

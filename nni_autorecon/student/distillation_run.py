@@ -56,7 +56,7 @@ def distill(
 
 
 LOSSES = ("loss", "class_loss", "bns_loss", "adversarial_loss", "balance_loss", "student_loss")
-"""Columns of the metrics: L_r and its parts, the other terms of the generator's objective, the student's loss."""
+"""The metrics have these columns: L_r, its parts, the other terms of the generator's objective, the student's loss."""
 
 
 def run_distillation(

@@ -41,7 +41,7 @@ SHOWN = 50
 """A result holds so many choices of the frontier."""
 
 Harms = Mapping[str, Mapping[int, float]]
-"""Nats, by the path of a layer and by the bits of its weights."""
+"""The harms in nats, by the path of a layer and by the bits of its weights."""
 
 
 @dataclass(frozen=True)

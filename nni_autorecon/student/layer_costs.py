@@ -1,4 +1,4 @@
-"""What each quantized layer costs: how far its output is from the teacher's, and how much of the file it takes."""
+"""Each quantized layer has two costs: the distance of its output from the teacher's, and its bytes of the file."""
 
 from __future__ import annotations
 

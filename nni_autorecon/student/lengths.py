@@ -1,4 +1,4 @@
-"""How long the parts of method blockwise are: as asked for, or as the network's cost or the person's time allow."""
+"""The parts of method blockwise are as long as asked for, or as the network's cost or the person's time allow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STEPS, REFINE_STEPS, BLOCK_IMAGES, LEAST_IMAGES = 50, 30, 1024, 96
 WARM_UP_BUDGET = 6e12
 IMAGES_BUDGET = 1e13
 BLOCKS_BUDGET = 1e13
-"""Multiply-accumulates of the generator's warm-up, of the images and of all blocks: some minutes of a core each. All of
-them suffice for the lengths that suit networks of 32×32 pixels."""
+"""The warm-up of the generator, the images and all blocks cost so many multiply-accumulates, each some minutes of a
+core. They suffice for the lengths that suit networks of 32×32 pixels."""
 FACTORS = 2.0**-10, 2.0**6
 """Lengths are multiplied by something between these to fit a person's time."""
 

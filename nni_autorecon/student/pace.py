@@ -1,4 +1,4 @@
-"""How fast this machine is with a network and its student: seconds that an image takes in each phase of blockwise."""
+"""The pace of this machine is measured: the seconds that an image takes in each phase of method blockwise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .agreement import COPIES, batches_within_budget
 from .lengths import Lengths
 
 ENOUGH = 1.0
-"""Seconds of a measurement, after which none of more images follows."""
+"""After a measurement of so many seconds, none of more images follows."""
 COUNTS = (8, 32)
 """Images of the measurements; small networks take hardly longer for many images than for few."""
 UPDATE = 3

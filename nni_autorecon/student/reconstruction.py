@@ -38,14 +38,14 @@ class Rates(NamedTuple):
     """Learning rates of Adam, each in a unit of the network's own, so that they hold for any network."""
 
     weights: float = 0.02
-    """Of a weight, in steps of its quantization."""
+    """The rate of a weight, in steps of its quantization."""
     outputs: float = 1e-3
-    """Of a bias and of a norm's parameters, in standard deviations of the layer's output, where nothing corrects them:
-    learned on synthetic images, they lose what the correction by the statistics of real ones has gained."""
+    """The rate of a bias and of a norm's parameters, in standard deviations of the layer's output, where nothing
+    corrects them: learned on synthetic images, they lose what the correction by statistics of real ones has gained."""
     weight_scales: float = 1e-3
-    """Of the logarithm of a weight's scale."""
+    """The rate of the logarithm of a weight's scale."""
     activation_scales: float = 3e-3
-    """Of the logarithm of an activation's scale."""
+    """The rate of the logarithm of an activation's scale."""
 
 
 class BlockError(NamedTuple):

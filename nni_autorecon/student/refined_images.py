@@ -20,7 +20,7 @@ from ..teacher.loading import Teacher
 BATCH = 32
 """Statistics are those of so many images together."""
 PIXEL_RATE = 0.1
-"""Adam's first learning rate, in standard deviations of pixels; it falls to 0 along a cosine."""
+"""Adam begins at this learning rate, in standard deviations of pixels; it falls to 0 along a cosine."""
 
 
 def refined(teacher: Teacher, images: Tensor, *, steps: int, on_step: Callable[[], object] = lambda: None) -> Tensor:

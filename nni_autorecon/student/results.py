@@ -52,7 +52,7 @@ class CompressionResult:
     mixed_precision: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were chosen for a size."""
     layers: tuple[LayerCost, ...] | None = None
-    """What each quantized layer costs, in the order of their calls; None for a network that cannot be traced."""
+    """The cost of each quantized layer, in the order of their calls; None for a network that cannot be traced."""
     ranges_only_agreement: float | None = None
     """The agreement with ranges set, on the same images; None if nothing was trained."""
     taken_back: bool = False

@@ -31,11 +31,11 @@ class StateDict(NamedTuple):
     """A state_dict within a checkpoint."""
 
     key: str
-    """Where it lies, as in ``model.state_dict``, with a prefix of its names; empty if it is the whole file."""
+    """The place in the file, as ``model.state_dict``, with a prefix of its names; empty if it is the whole file."""
     tensors: Mapping[str, Any]
     """The weights, under the names that the network gives them; an ``_extra_state`` may be no tensor."""
     fitting: int
-    """How many names the network knows."""
+    """The number of names that the network knows."""
     beside: Sequence[str] = ()
     """Names in the same mapping that are left out: of another prefix, of tools, or of what is no tensor."""
 

@@ -23,7 +23,7 @@ _OTHERS = (
     (rb"\x08.\x12.{0,30}(pytorch|onnx|keras|tf2onnx)|\x08.\x12\x00", f"is an ONNX model; {REMEDY}"),
     (rb"\s*[{\[]\s*[\"\]}\d\[{]", f"is JSON or another text; {REMEDY}"),
 )
-"""How files of other kinds begin, and what is said of them."""
+"""Files of other kinds begin so, and this is said of them."""
 
 
 def read_checkpoint(path: Path) -> object:

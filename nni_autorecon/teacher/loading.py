@@ -241,7 +241,7 @@ def load_teacher(
 
 
 class Given(NamedTuple):
-    """What the person says of the images; None stands for what is to be found out."""
+    """The person's word on the images; None stands for what is to be found out."""
 
     image: tuple[int, ...] | None
     """Channels, height and width, or height and width alone, in pixels."""

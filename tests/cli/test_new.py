@@ -21,7 +21,8 @@ from nni_autorecon import files
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli.new_folder import recipe
 from nni_autorecon.experiment import trial
-from nni_autorecon.experiment.settings_file import check_experiment, read_experiment
+from nni_autorecon.experiment.reading import read_experiment
+from nni_autorecon.experiment.settings_file import check_experiment
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.teacher.configured import configured_teacher
 from nni_autorecon.teacher.factories import network_of_factory

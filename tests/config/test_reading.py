@@ -7,7 +7,7 @@ import pytest
 from nni_autorecon.config.reading import LARGEST, read_names_and_values
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.experiment.settings_file import read_experiment
+from nni_autorecon.experiment.reading import read_experiment
 from nni_autorecon.files import DEEPEST
 
 READERS = {"settings": SearchConfig.load, "experiment": read_experiment}

@@ -23,6 +23,7 @@ CONFIGS = [stage.config for stage in STAGES.values()]
         (SearchConfig, {"epochs": -3}, "epochs = -3 is too small; the least is 1"),
         (SearchConfig, {"width": 0}, "width = 0 is too small; the least is 1"),
         (SearchConfig, {"weight_lr": "x"}, "weight_lr = 'x' is not a number; give a number"),
+        (SearchConfig, {"weight_lr": "x", "width": 0, "device": "tpu", "epochs": -3}, "device = 'tpu' is not one of"),
         (SearchConfig, {"device": "tpu"}, "device = 'tpu' is not one of auto, cpu, cuda; choose one of them"),
         (CompressConfig, {"bits": "w4"}, "bits: bits 'w4' are not understood; write them as w4a8"),
         (CompressConfig, {"bits": 4}, "bits = 4 is not text"),

@@ -181,6 +181,7 @@ def test_gpus(monkeypatch, tmp_path):
     [
         ("trainingService: {platform: local}", OK, "asks for GPUs that NNI can give, or for none", ""),
         ("trialGpuNumber: 1\ntrainingService: {platform: local}", WRONG, "NNI can see no GPU", "leave out it"),
+        ("", WRONG, "e.yml is empty", "nni-autorecon new"),
         ("- 1", WRONG, "expected names and values, got list", "nni-autorecon new"),
         ("a: [", WRONG, "is neither JSON nor YAML", "nni-autorecon new"),
         ("experimentName: 2021-13-45", WRONG, "is neither JSON nor YAML: month must be in 1..12", "nni-autorecon new"),
