@@ -29,9 +29,13 @@ class PlainGenerator(nn.Module):
             nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width, 0.8), nn.LeakyReLU(0.2, inplace=True)
         )
         self.end = nn.Sequential(
-            nn.Conv2d(width, narrow, 3, padding=1), nn.BatchNorm2d(narrow, 0.8), nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(narrow, image.channels, 3, padding=1), nn.Tanh(), nn.BatchNorm2d(image.channels, affine=False),
-        )  # fmt: skip
+            nn.Conv2d(width, narrow, 3, padding=1),
+            nn.BatchNorm2d(narrow, 0.8),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(narrow, image.channels, 3, padding=1),
+            nn.Tanh(),
+            nn.BatchNorm2d(image.channels, affine=False),
+        )
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         x = self.linear(self.embedding(labels) * z).view(-1, self.width, self.size, self.size)
@@ -86,8 +90,9 @@ def plain_student(network: nn.Module, bits: int) -> nn.Module:
     return student
 
 
-def plain_iteration(teacher: nn.Module, image: ImageShape, num_classes: int, *, batch_size: int, bits: int,
-                    width: int = 128) -> Callable[[], None]:  # fmt: skip
+def plain_iteration(
+    teacher: nn.Module, image: ImageShape, num_classes: int, *, batch_size: int, bits: int, width: int = 128
+) -> Callable[[], None]:
     """One iteration of GDFQ as released: generator step, student step. The teacher is in eval mode, but not frozen."""
     device = next(teacher.parameters()).device
     teacher = copy.deepcopy(teacher).eval().requires_grad_(True)

@@ -119,9 +119,16 @@ def plain_loss(teacher: nn.Module, images: Tensor, labels: Tensor, *, bns_weight
 
 
 def plain_search_step(
-    teacher: nn.Module, image: ImageShape, num_classes: int, *, width: int, latent_dim: int, batch_size: int,
-    bns_weight: float, of_alpha: bool,
-) -> Callable[[], None]:  # fmt: skip
+    teacher: nn.Module,
+    image: ImageShape,
+    num_classes: int,
+    *,
+    width: int,
+    latent_dim: int,
+    batch_size: int,
+    bns_weight: float,
+    of_alpha: bool,
+) -> Callable[[], None]:
     """One update of the weights, or of alpha, of NNI's supernet. As its strategies do, it takes all gradients for
     either, and clears those of what it updates."""
     device = next(teacher.parameters()).device

@@ -90,13 +90,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace it if it exists")
     parser.add_argument("--runs", type=Path, default=Path("runs/searches"), metavar="FOLDER", help="of the searches")
     parser.add_argument(
-        "--variants", nargs="+", choices=list(variants(SearchConfig())), metavar="NAME",
+        "--variants",
+        nargs="+",
+        choices=list(variants(SearchConfig())),
+        metavar="NAME",
         help=f"besides {BASELINE!r}, as the table calls them (default: all)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--trainings", type=int, default=4, metavar="N",
+        "--trainings",
+        type=int,
+        default=4,
+        metavar="N",
         help="of each generator, for one alone says more of its luck than of the generator (default: 4, at least 2)",
-    )  # fmt: skip
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one CPU thread each (default: 2)")
     parser.set_defaults(config=None)
     add_flags(parser, SearchConfig)
@@ -199,9 +205,13 @@ def train(spec: str, config: SearchConfig, genotype: str | None = None) -> tuple
     teacher = configured_teacher(config)
     torch.manual_seed(config.seed)
     generator = generator_from_spec(
-        spec, image=teacher.image, num_classes=teacher.num_classes, latent_dim=config.latent_dim, genotype=genotype,
+        spec,
+        image=teacher.image,
+        num_classes=teacher.num_classes,
+        latent_dim=config.latent_dim,
+        genotype=genotype,
         width=None if spec.startswith("gdfq") else config.width,
-    ).to(teacher.device)  # fmt: skip
+    ).to(teacher.device)
     objective = objective_for(teacher.observed, config)
     source = LatentSource(config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device)
     train_generator(generator, objective, source, config, stream="final", steps=config.final_steps)

@@ -137,15 +137,20 @@ def measure_startup(device: torch.device, rounds: int) -> list[dict[str, Any]]:
         "nni-autorecon --help": ["-m", "nni_autorecon", "--help"],
         "import torch, and torch._dynamo, which its optimizers import": ["-c", "import torch, torch._dynamo"],
         "the same, NNI, and Lightning, which NNI's search needs": [
-            "-c", "import torch, torch._dynamo, nni, pytorch_lightning"
+            "-c",
+            "import torch, torch._dynamo, nni, pytorch_lightning",
         ],
         "a compression trial until its first step": [
-            "-c", first_step("student.compression.Compression.run_epoch", "compress"), "--generator", "gdfq"
+            "-c",
+            first_step("student.compression.Compression.run_epoch", "compress"),
+            "--generator",
+            "gdfq",
         ],
         "a search trial until its first step": [
-            "-c", first_step("nas.autorecon.AutoReConModule.training_step", "search")
+            "-c",
+            first_step("nas.autorecon.AutoReConModule.training_step", "search"),
         ],
-    }  # fmt: skip
+    }
     times: dict[str, list[float]] = {name: [] for name in cases}
     for index in range(6):
         for name, arguments in cases.items():

@@ -23,11 +23,13 @@ from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 SIZES = {"batch_size": 4, "latent_dim": 5, "width": 3}
 GDFQ = {**SIZES, "generator": "gdfq", "steps": 2, "agreement_steps": 1}
 RUNS = {
-    "search": (nar.search, {**SIZES, "epochs": 3, "weight_steps": 2, "architecture_steps": 1, "validation_steps": 1,
-                            "final_steps": 2}),
+    "search": (
+        nar.search,
+        {**SIZES, "epochs": 3, "weight_steps": 2, "architecture_steps": 1, "validation_steps": 1, "final_steps": 2},
+    ),
     "compress": (nar.compress, {**GDFQ, "method": "gdfq", "epochs": 4, "warmup_epochs": 1}),
     "distill": (nar.distill, {**GDFQ, "epochs": 3, "student_steps": 2, "student": "tests.helpers.toys:toy_student"}),
-}  # fmt: skip
+}
 """Each stage and settings with which it is over at once."""
 
 
@@ -321,13 +323,19 @@ def test_the_command_line_goes_on_with_what_python_began(tmp_path, capsys):
     teacher = nar.load_teacher(
         spec, checkpoint=tmp_path / "weights.pt", image_size=9, mean=(0.5, -0.25), std=(0.5, 2.0)
     )
-    named = {"teacher": spec, "checkpoint": str(tmp_path / "weights.pt"), "image_size": 9, "mean": "0.5,-0.25",
-             "std": "0.5,2.0"}  # fmt: skip
+    named = {
+        "teacher": spec,
+        "checkpoint": str(tmp_path / "weights.pt"),
+        "image_size": 9,
+        "mean": "0.5,-0.25",
+        "std": "0.5,2.0",
+    }
     whole = run("compress", teacher, folder=tmp_path / "whole")
     layers = [{**each, "share": None} for each in whole.layers_and_shares()]
     assert found(run("compress", spec, **{name: value for name, value in named.items() if name != "teacher"})) == (
-        {**found(whole)[0], "file_bytes": None, "compression_ratio": None, "layers": layers}, *found(whole)[1:]
-    )  # fmt: skip
+        {**found(whole)[0], "file_bytes": None, "compression_ratio": None, "layers": layers},
+        *found(whole)[1:],
+    )
     with pytest.raises(KeyboardInterrupt):
         run("compress", teacher, folder=folder, on_epoch=stop_in_epoch_2)
     config = nar.CompressConfig(**RUNS["compress"][1], **named)

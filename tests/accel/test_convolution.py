@@ -139,10 +139,16 @@ def test_a_waiting_sum_can_be_added_and_multiplied(both_ways):
             return summed([form(edges.edge(0), edges.edge(1))])
 
     for form in (
-        lambda s, t: 0 + s, lambda s, t: s + tensor, lambda s, t: tensor + s, lambda s, t: weight * s,
-        lambda s, t: weight * (s + tensor) + t, lambda s, t: (tensor + s) + (t + tensor),
-        lambda s, t: weight * (weight * s + t), lambda s, t: sum([s, t, tensor, tensor]), lambda s, t: tensor,
-    ):  # fmt: skip
+        lambda s, t: 0 + s,
+        lambda s, t: s + tensor,
+        lambda s, t: tensor + s,
+        lambda s, t: weight * s,
+        lambda s, t: weight * (s + tensor) + t,
+        lambda s, t: (tensor + s) + (t + tensor),
+        lambda s, t: weight * (weight * s + t),
+        lambda s, t: sum([s, t, tensor, tensor]),
+        lambda s, t: tensor,
+    ):
         assert_close(*both_ways(lambda form=form: result(form)))
 
 

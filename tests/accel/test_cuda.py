@@ -178,14 +178,20 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"range_lr": 0.01, "activation_ranges": "percentile"}, {"losses": "hast"}, {"losses": "adadfq"},
-        {"losses": "ait"}, {"losses": "qimera"}, {"losses": "synq", "student_clip": 1.0},
-        {"weight_ranges": "mse"}, {"generator_updates": "warmup"},
+        {},
+        {"range_lr": 0.01, "activation_ranges": "percentile"},
+        {"losses": "hast"},
+        {"losses": "adadfq"},
+        {"losses": "ait"},
+        {"losses": "qimera"},
+        {"losses": "synq", "student_clip": 1.0},
+        {"weight_ranges": "mse"},
+        {"generator_updates": "warmup"},
         {"generator": "random:0", "width": 4},
         {"method": "zeroq-kd", "generator": None, "width": None, "image_count": 8, "image_steps": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_compression_recorded_and_called(monkeypatch, settings):
     values = {"method": "gdfq", "generator": "gdfq",
               "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,

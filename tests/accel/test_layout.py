@@ -59,10 +59,13 @@ def test_a_network_computes_the_same_in_either_layout():
 @pytest.mark.parametrize(
     ("network", "modes", "usual"),
     [
-        (Flattening(), (False,), True), (Flattening(), (True,), True), (Volume(), (False,), True),
-        (Flattening(True), (False,), False), (Flattening(True), (False, True), True),
+        (Flattening(), (False,), True),
+        (Flattening(), (True,), True),
+        (Volume(), (False,), True),
+        (Flattening(True), (False,), False),
+        (Flattening(True), (False, True), True),
     ],
-)  # fmt: skip
+)
 def test_a_network_that_depends_on_the_layout_is_told(network, modes, usual, caplog):
     with caplog.at_level("INFO"):
         found = memory_format(network, IMAGE, modes=modes)

@@ -159,14 +159,19 @@ def test_activations_on_a_grid(both_ways, learned):
     inputs = [values] if log_factor is None else [values, log_factor]
     _assert_same(
         both_ways(lambda: _with_gradients(fake_quantize(values, scale, zero_point, 15, log_factor), inputs)),
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
-@pytest.mark.parametrize("make", [
-    lambda w: adam(w, 0.1, betas=(0.5, 0.9), weight_decay=0.1),
-    lambda w: sgd(w, 0.1, momentum=0.9, weight_decay=0.1), lambda w: sgd(w, 0.1, momentum=0.0, weight_decay=0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: adam(w, 0.1, betas=(0.5, 0.9), weight_decay=0.1),
+        lambda w: sgd(w, 0.1, momentum=0.9, weight_decay=0.1),
+        lambda w: sgd(w, 0.1, momentum=0.0, weight_decay=0.0),
+    ],
+)
 def test_the_updates_of_optimizers(both_ways, make):
     def results():
         weights = [nn.Parameter(torch.randn(3, 2, dtype=torch.double)) for _ in range(2)]

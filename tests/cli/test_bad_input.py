@@ -345,9 +345,13 @@ DATA = [
     data("pictures", "test data pictures have no class folders", "give a CSV", {"pictures/a.png": picture}),
     data("pictures", "test data pictures have 1 classes", "list the names", {"pictures/a": None}),
     data("pictures", "pictures have 1 classes, the teacher 10", "measure on", {"pictures/a/a.png": picture}),
-    data("pictures", "cannot read picture pictures/7/a.png", "repair or remove it",
-         {**TEN, "pictures/7/a.png": b"\x89PNG\r\n\x1a\n and no more"}),
-]  # fmt: skip
+    data(
+        "pictures",
+        "cannot read picture pictures/7/a.png",
+        "repair or remove it",
+        {**TEN, "pictures/7/a.png": b"\x89PNG\r\n\x1a\n and no more"},
+    ),
+]
 
 # Command lines
 
@@ -382,8 +386,12 @@ MISUSE = [
     case(f"report {'x' * 300} -o t", "xxx", ""),
     case("report nowhere -o t", "no runs in nowhere", "a run's folder holds config.json"),
     case("report run -o t", "run/config.json is damaged", "run it again", {"run/config.json": "{"}),
-    case("report run -o t", "run/config.json: unknown setting 'epoch'", "did you mean",
-         {"run/config.json": json.dumps({"command": "compress", "config": {"epoch": 3}})}),
+    case(
+        "report run -o t",
+        "run/config.json: unknown setting 'epoch'",
+        "did you mean",
+        {"run/config.json": json.dumps({"command": "compress", "config": {"epoch": 3}})},
+    ),
     case("show published:cifar10-resnet20 -o g.jpg", "g.jpg", "give a name that ends in .png"),
     case("show published:cifar10-resnet20 -o g.png", "g.png already exists", "pass --force", {"g.png": "mine"}),
     case(f"search {TOY} -o run", "run already exists", "choose another place", {"run/mine": "mine"}),
@@ -391,7 +399,7 @@ MISUSE = [
     case(f"search {TOY} -o run --force", "run is a file", "name a folder", {"run": "mine"}),
     case(f"search {TOY} -o file/run", "cannot write file/run", "choose a writable place", {"file": "mine"}),
     case(f"compress {STUDENT_TOY} -o /proc/run", "cannot write /proc/run", "choose a writable place"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -567,7 +575,7 @@ def test_an_onnx_file_that_cannot_be_used(
         (CompressConfig, {"method": {"_name": "magic"}}, "tuner: method = 'magic' is not one of", "choose one of them"),
         (CompressConfig, {"method": {"_name": "dfq", "x": 1}}, "tuner: unknown setting 'x'", "known settings"),
     ],
-)  # fmt: skip
+)
 def test_a_tuners_parameters_that_cannot_be_used(
     stage: Any, parameters: Any, thing: str, remedy: str, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,9 +122,15 @@ def test_distill_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("distill", "--genotype", searched / "genotype.json", *DISTILL, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "log.txt", "student.pt", "loss.png", "agreement.png",
+        "config.json",
+        "metrics.csv",
+        "result.json",
+        "log.txt",
+        "student.pt",
+        "loss.png",
+        "agreement.png",
         "images.png",
-    }  # fmt: skip
+    }
     result = json.loads((folder / "result.json").read_text())
     assert result["teacher_accuracy"] >= 0.985
     assert result["student_parameters"] < 0.3 * result["teacher_parameters"]
@@ -319,8 +325,10 @@ def test_a_trial_script_runs_outside_an_experiment(script, digits_teacher, tmp_p
     flags = {"search": SEARCH, "compress": [*COMPRESS, *GDFQ], "distill": [*DISTILL, *GDFQ]}[script]
     done = subprocess.run(
         [sys.executable, f"trials/{script}.py", *flags, "-o", str(tmp_path / "run")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "metrics.csv").exists()
     assert "Warning" not in done.stderr

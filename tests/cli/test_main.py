@@ -59,8 +59,12 @@ def test_a_former_name_does_the_same_and_says_the_new_one_once(former, trial, tm
         launch, "resume_experiment", lambda name, port, **_: launch.Started(name, str(port), True, False)
     )
     (tmp_path / "s.onnx").write_text("")
-    rest = {"export": ["--experiment", "e", "--force"], "export-model": ["s.onnx"], "compare": [FIRST, SECOND],
-            "resume": ["e", "--port", "5"]}[former]  # fmt: skip
+    rest = {
+        "export": ["--experiment", "e", "--force"],
+        "export-model": ["s.onnx"],
+        "compare": [FIRST, SECOND],
+        "resume": ["e", "--port", "5"],
+    }[former]
     code = cli.main([FORMER_NAMES[former], *rest])
     now = capsys.readouterr()
     assert cli.main([former, *rest]) == code == (2 if former == "export-model" else 0)

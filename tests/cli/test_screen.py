@@ -191,8 +191,10 @@ def test_json_is_what_the_files_say(place: Path, capsys: Any) -> None:
         return {name: value for name, value in values.items() if name != SEAL}
 
     for words, file in (
-        (["search", *SEARCH], "genotype.json"), (DISTILL, "student.pt"), (DFQ, "student.safetensors"),
-    ):  # fmt: skip
+        (["search", *SEARCH], "genotype.json"),
+        (DISTILL, "student.pt"),
+        (DFQ, "student.safetensors"),
+    ):
         found = in_json(capsys, *words, "-o", words[0])
         assert found == {"file": f"{words[0]}/{file}", **result(words[0]), "next": found["next"]}
         assert found["next"]

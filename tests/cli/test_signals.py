@@ -57,9 +57,14 @@ SLOW = pytest.mark.slow
 def test_a_signal_during_the_imports(stage: str, module: str, number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, str(int(number)), *STAGES[stage], "-o", "run"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == f"{module}\n"  # it came as far as that
         _, error = process.communicate(timeout=4)
@@ -106,9 +111,14 @@ def _stopped(argv: list[str], number: int, code: int, capsys: Any) -> None:
     ],
 )
 def test_a_signal_while_something_is_written(
-    moment: str, stage: str, number: int, digits_teacher: Teacher, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: Any,
-) -> None:  # fmt: skip
+    moment: str,
+    stage: str,
+    number: int,
+    digits_teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
     """What is written is whole or absent, and the run goes on from its snapshot."""
     folder, argv = tmp_path / "run", [*STAGES[stage], "-o", str(tmp_path / "run")]
     with monkeypatch.context() as patch:

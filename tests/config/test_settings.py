@@ -34,7 +34,7 @@ CONFIGS = [stage.config for stage in STAGES.values()]
         (DistillConfig, {"student": None}, "student = None is not text"),
         (DistillConfig, {"test_data": "a\0b"}, "test_data = .* holds characters that no file name has"),
     ],
-)  # fmt: skip
+)
 def test_a_constructor_names_the_setting_that_is_wrong(kind, values, message):
     with pytest.raises(InputError, match=message) as caught:
         kind(**values)
@@ -89,9 +89,11 @@ def test_what_a_run_wrote_down_is_read_as_it_is():
 def test_values_of_earlier_versions_are_read(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"protocol": "gdfq"}))
     for config in (
-        CompressConfig(protocol="gdfq"), CompressConfig.load(tmp_path / "c.json"),
-        CompressConfig.from_record({"protocol": "gdfq"}, source="r"), CompressConfig().override({"protocol": "gdfq"}),
-    ):  # fmt: skip
+        CompressConfig(protocol="gdfq"),
+        CompressConfig.load(tmp_path / "c.json"),
+        CompressConfig.from_record({"protocol": "gdfq"}, source="r"),
+        CompressConfig().override({"protocol": "gdfq"}),
+    ):
         assert config.protocol == "activations"
     old = {"weight_bits": 3, "activation_bits": 5, "protocol": "gdfq", "input_bits": None}
     assert Quantization.from_dict(old) == Quantization("w3a5")

@@ -86,8 +86,9 @@ def test_the_last_status_counts(database):
     _add(database, "a", "FAILED")
     _add(database, "b", "RUNNING")
     assert [(trial.id, trial.status, trial.final) for trial in read_trials("e")] == [
-        ("a", "FAILED", None), ("b", "RUNNING", None),
-    ]  # fmt: skip
+        ("a", "FAILED", None),
+        ("b", "RUNNING", None),
+    ]
 
 
 def test_without_a_genotype_the_trials_are_counted(database):
@@ -110,9 +111,14 @@ def test_other_files_are_named(database, tmp_path):
 def _compressed(accuracy, *, config=True, **settings):
     """The final metric of a compression trial."""
     final = {
-        "default": 0.5, "accuracy": accuracy, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "loss": 1.0,
-        "generator_macs": 2_000_000, "generator_parameters": 3_000,
-    }  # fmt: skip
+        "default": 0.5,
+        "accuracy": accuracy,
+        "teacher_accuracy": 0.99,
+        "ranges_only_accuracy": 0.25,
+        "loss": 1.0,
+        "generator_macs": 2_000_000,
+        "generator_parameters": 3_000,
+    }
     return final | (
         {"config": json.dumps(CompressConfig(**{"generator": "gdfq", **settings}).to_dict())} if config else {}
     )
@@ -131,9 +137,13 @@ def test_the_settings_are_those_the_trial_reports_not_nnis(database):
     assert (run.source, run.command, run.status) == ("trial a", "compress", "finished")
     assert run.settings == CompressConfig(seed=1, generator="gdfq").to_dict()
     assert run.metrics == {
-        "accuracy": 0.9, "teacher_accuracy": 0.99, "ranges_only_accuracy": 0.25, "agreement": 0.5,
-        "generator_macs": 2_000_000, "generator_parameters": 3_000,
-    }  # fmt: skip
+        "accuracy": 0.9,
+        "teacher_accuracy": 0.99,
+        "ranges_only_accuracy": 0.25,
+        "agreement": 0.5,
+        "generator_macs": 2_000_000,
+        "generator_parameters": 3_000,
+    }
 
 
 def test_what_a_search_reports_is_what_its_report_shows(database):

@@ -255,10 +255,11 @@ def environment(cache_folder, home):
 @pytest.mark.parametrize(
     ("stage", "running", "results"),
     [
-        ("search", True, "best-genotype --experiment e"), ("compress", True, "report --experiment e -o e-report"),
+        ("search", True, "best-genotype --experiment e"),
+        ("compress", True, "report --experiment e -o e-report"),
         ("search", False, "best-genotype --experiment e"),
     ],
-)  # fmt: skip
+)
 def test_what_comes_next_is_named(stage, running, results, monkeypatch, capsys):
     manager = SimpleNamespace(id="e", start=lambda port, variables: None, wait=lambda: running)
     service = SimpleNamespace(trial_command=f"python trials/{stage}.py --teacher digits")
@@ -340,7 +341,7 @@ def test_other_machines_may_be_let_in(environment, home, tmp_path):
         ),
     ],
     ids=["trials", "arguments", "space", "machine"],
-)  # fmt: skip
+)
 def test_what_nni_keeps_to_itself_is_said_in_one_line_and_nothing_stays(changes, message, environment, home, tmp_path):
     (home / ".ssh").mkdir(exist_ok=True)
     (home / ".ssh" / "id_rsa").write_text("no key")
@@ -398,9 +399,12 @@ def test_a_signal_while_waiting_stops_the_experiment(number, code, said, environ
     file = _write(tmp_path, trialCommand="sleep 1000")
     command = [TOOLS / "nni-autorecon", "start", file, "--port", str(free_port())]
     with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True,
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stderr.readline().startswith("waiting")
         process.send_signal(number)
         error = process.communicate(timeout=120)[1]

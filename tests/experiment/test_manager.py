@@ -17,9 +17,10 @@ def wait(monkeypatch, tmp_path):
     (tmp_path / "e" / "log").mkdir(parents=True)
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(
-        manager, "time",
+        manager,
+        "time",
         SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)),
-    )  # fmt: skip
+    )
 
     def run(answers, before=None, during=lambda: None, said="hello\n{}\n"):
         def get(self, what):

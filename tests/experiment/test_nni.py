@@ -95,8 +95,14 @@ def test_export_and_compress_before_and_after_the_stop(experiment, environment, 
     assert again.returncode == 2
     assert "already exists" in again.stderr
     compressed = tool(
-        environment, "nni-autorecon", "compress", "--genotype", tmp_path / "stopped.json", "-o", tmp_path / "run",
+        environment,
+        "nni-autorecon",
+        "compress",
+        "--genotype",
+        tmp_path / "stopped.json",
+        "-o",
+        tmp_path / "run",
         *"--method gdfq --batch-size 4 --epochs 3 --steps 2 --warmup-epochs 1 --agreement-steps 1".split(),
-    )  # fmt: skip
+    )
     assert compressed.returncode == 0, compressed.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["bits"] == "w4a4"

@@ -121,14 +121,20 @@ def start(remote, environment, clone, tmp_path):
         settings = yaml.safe_load((clone / "experiments" / "remote.yml").read_text())
         del settings["searchSpaceFile"]
         settings |= {
-            "trialCommand": command, "searchSpace": space, "trialCodeDirectory": str(clone), "maxTrialNumber": 1,
+            "trialCommand": command,
+            "searchSpace": space,
+            "trialCodeDirectory": str(clone),
+            "maxTrialNumber": 1,
             "nniManagerIp": "127.0.0.1",
-        }  # fmt: skip
+        }
         (machine,) = settings["trainingService"]["machineList"]
         machine |= {
-            "host": "127.0.0.1", "port": remote.port, "user": remote.user, "sshKeyFile": str(remote.key),
+            "host": "127.0.0.1",
+            "port": remote.port,
+            "user": remote.user,
+            "sshKeyFile": str(remote.key),
             "pythonPath": str(TOOLS),
-        }  # fmt: skip
+        }
         (tmp_path / "remote.yml").write_text(yaml.safe_dump(settings))
         port = free_port()
         created = tool(environment, *starter, tmp_path / "remote.yml", "--port", port)

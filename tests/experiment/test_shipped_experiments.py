@@ -77,8 +77,13 @@ def test_the_gpu_experiment_without_one_line_needs_none(tmp_path):
 def test_table_5_crosses_generators_with_gdfqs_method_alone():
     trials = grids.trials(ROOT / "experiments" / "table5.yml")
     assert {(trial["method"], trial.get("generator")) for trial in trials} == {
-        ("dfq", None), ("zeroq", None), ("zeroq-kd", None), ("dfc", None), ("gdfq", "gdfq"), ("gdfq", "searched"),
-    }  # fmt: skip
+        ("dfq", None),
+        ("zeroq", None),
+        ("zeroq-kd", None),
+        ("dfc", None),
+        ("gdfq", "gdfq"),
+        ("gdfq", "searched"),
+    }
 
 
 def test_table_4_has_dfads_objective_l_r_in_its_place_and_all_terms():

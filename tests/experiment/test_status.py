@@ -118,10 +118,11 @@ def test_the_warm_up_of_a_compression_counts_though_nni_does_not_hear_of_it(data
 @pytest.mark.parametrize(
     ("command", "config"),
     [
-        ("search", SearchConfig(epochs=4)), ("distill", DistillConfig(epochs=4)),
+        ("search", SearchConfig(epochs=4)),
+        ("distill", DistillConfig(epochs=4)),
         ("compress", CompressConfig(method="gdfq", epochs=4, warmup_epochs=0)),
     ],
-)  # fmt: skip
+)
 def test_the_folder_knows_better(command, config, database, tmp_path):
     _profile(database, "python mine.py")
     folder = tmp_path / "a"

@@ -137,8 +137,11 @@ def test_the_file_holds_each_thing_once_and_counts_itself(saved):
     assert (tensors["3.weight.scale"].dtype, tensors["3.weight.zero_point"].dtype) == (torch.float32, torch.uint8)
     assert tensors["activation_quantizers._2.scale"].shape == ()
     assert {name.partition(".")[2] for name in tensors if name[0] == "4"} == {
-        "weight", "bias", "running_mean", "running_var",
-    }  # fmt: skip
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    }
     assert not any("original" in name or "averages" in name for name in tensors)
     with safe_open(saved, "pt") as file:
         header = json.loads(file.metadata()["nni-autorecon"])

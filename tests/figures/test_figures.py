@@ -168,9 +168,13 @@ def test_every_edge_of_a_genotype_is_drawn_once_between_its_nodes() -> None:
     assert [line.active for line in searched] == [operation != NONE for operation in choices.values()]
     fixed = {(line.source, line.target) for line in lines if line.operation == architecture.FIXED}
     assert fixed == {
-        ("z1", "B1-N1"), ("z2", "B2-N1"), ("z3", "B3-N1"),
-        ("B1-N5", "B2-N1"), ("B2-N5", "B3-N1"), ("B3-N5", "image"),
-    }  # fmt: skip
+        ("z1", "B1-N1"),
+        ("z2", "B2-N1"),
+        ("z3", "B3-N1"),
+        ("B1-N5", "B2-N1"),
+        ("B2-N5", "B3-N1"),
+        ("B3-N5", "image"),
+    }
     for line in lines:  # both ends lie on the border of their nodes
         for node, end in ((line.source, line.path[0]), (line.target, line.path[-1])):
             across, along = np.abs(np.subtract(end, positions[node])) / half_size(node)

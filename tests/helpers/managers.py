@@ -48,9 +48,14 @@ def environment(home: Path) -> dict[str, str]:
 def tool(variables: Environment, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run nnictl or nni-autorecon to its end."""
     return subprocess.run(
-        [TOOLS / name, *map(str, arguments)], env=variables, cwd=cwd, capture_output=True, text=True, check=False,
+        [TOOLS / name, *map(str, arguments)],
+        env=variables,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 @contextmanager

@@ -25,25 +25,38 @@ _number = itertools.count()
 
 
 def run(
-    accuracy: float | None = None, *, status: str | None = None, name: str | None = None,
-    metrics: Mapping[str, Any] = {}, command: str = "compress", versions: dict[str, str] = VERSIONS,
+    accuracy: float | None = None,
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    metrics: Mapping[str, Any] = {},
+    command: str = "compress",
+    versions: dict[str, str] = VERSIONS,
     **settings: Any,
-) -> Run:  # fmt: skip
+) -> Run:
     """A finished run if it has an accuracy in %; settings that CompressConfig lacks are taken as they are."""
     status = status or (INCOMPLETE if accuracy is None and not metrics else FINISHED)
     measured = {"teacher_accuracy": 0.991, "generator_macs": 28.7e6, "generator_parameters": 430_000, "seconds": 5.0}
     measured |= {} if accuracy is None else {"accuracy": accuracy / 100, "agreement": 0.9}
     settings = {**CompressConfig().to_dict(), "generator": "gdfq", **settings}
     return Run(
-        name or f"run-{next(_number)}", command, settings, status,
-        {**measured, **metrics} if status == FINISHED else {}, versions,
-    )  # fmt: skip
+        name or f"run-{next(_number)}",
+        command,
+        settings,
+        status,
+        {**measured, **metrics} if status == FINISHED else {},
+        versions,
+    )
 
 
 def found(
-    loss: float | None = None, *, status: str | None = None, name: str | None = None,
-    metrics: Mapping[str, Any] = {}, **settings: Any,
-) -> Run:  # fmt: skip
+    loss: float | None = None,
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    metrics: Mapping[str, Any] = {},
+    **settings: Any,
+) -> Run:
     """A search, finished if it has an L_r."""
     config, status = SearchConfig(**settings), status or (INCOMPLETE if loss is None else FINISHED)
     measured = {"loss": loss, "class_loss": 0.25, "bns_loss": 0.0035, "updates": config.updates, "seconds": 5.0}

@@ -26,23 +26,32 @@ CONFIG = SearchConfig(
 
 
 def run_search(
-    config: SearchConfig = CONFIG, *, seed: int = 0,
+    config: SearchConfig = CONFIG,
+    *,
+    seed: int = 0,
     on_epoch: Callable[[dict[str, Any]], object] = lambda metrics: None,
-    objective: Objective | None = None, kind: Callable[..., Any] = AutoReConStrategy,
-) -> Any:  # fmt: skip
+    objective: Objective | None = None,
+    kind: Callable[..., Any] = AutoReConStrategy,
+) -> Any:
     """The strategy after a whole search on NNI's sequential engine."""
     torch.manual_seed(seed)
     strategy = kind(config, on_epoch=on_epoch)
     trainer = Trainer(
-        max_epochs=config.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+        max_epochs=config.epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
     source = toy_source(seed)
     steps = config.weight_steps + config.architecture_steps
     evaluator = Lightning(
-        ReconstructionModule(config, objective or toy_objective()), trainer,
+        ReconstructionModule(config, objective or toy_objective()),
+        trainer,
         LatentLoader(source, "search", steps, lambda: trainer.current_epoch),
         LatentLoader(source, "validation", config.validation_steps, lambda: 0),
-    )  # fmt: skip
+    )
     strategy(RawFormatModelSpace(GeneratorSpace(**GENERATOR), evaluator), SequentialExecutionEngine())
     return strategy

@@ -17,9 +17,13 @@ from tests.helpers.toys import CLASSES, IMAGE
 
 
 def student_of(
-    spec: str, weight_bits: int, activation_bits: int, image: ImageShape = IMAGE, num_classes: int = CLASSES,
+    spec: str,
+    weight_bits: int,
+    activation_bits: int,
+    image: ImageShape = IMAGE,
+    num_classes: int = CLASSES,
     **more: Any,
-) -> tuple[nn.Module, Description]:  # fmt: skip
+) -> tuple[nn.Module, Description]:
     """A student with ranges from noise, its norms unlike their initial values, and its description."""
     torch.manual_seed(0)
     network = architecture(spec, num_classes)

@@ -50,9 +50,13 @@ def tied_teacher() -> nn.Module:
 def toy_student() -> nn.Module:
     """A smaller network for the same images and classes, freshly initialized."""
     return nn.Sequential(
-        nn.Conv2d(IMAGE.channels, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(),
+        nn.Conv2d(IMAGE.channels, 2, 3),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
         nn.Linear(18, CLASSES),
-    )  # fmt: skip
+    )
 
 
 def toy_objective(teacher: nn.Module | None = None) -> Objective:

@@ -29,9 +29,14 @@ from nni_autorecon.losses.student import balance_loss, compression_loss, distill
 def _teacher(channels=3, classes=5):
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(2, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.BatchNorm2d(channels),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes),
-    ).double()  # fmt: skip
+        nn.Conv2d(2, channels, 3),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.BatchNorm2d(channels),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, classes),
+    ).double()
     for bn in (network[1], network[3]):
         nn.init.normal_(bn.running_mean)
         nn.init.uniform_(bn.running_var, 0.5, 2.0)

@@ -162,9 +162,10 @@ def test_every_form_of_sampling_searches(sampling, relaxation):
     start = AutoReConStrategy(CONFIG)
     torch.manual_seed(0)
     start.mutate_model(GeneratorSpace(**GENERATOR))
-    assert any((a - b).abs().max() > 0.05 for a, b in zip(
-        start._arch_parameters.values(), strategy._arch_parameters.values(), strict=True
-    ))  # fmt: skip
+    assert any(
+        (a - b).abs().max() > 0.05
+        for a, b in zip(start._arch_parameters.values(), strategy._arch_parameters.values(), strict=True)
+    )
 
 
 def test_probabilities_are_softmax_alpha_and_the_argmax_is_derived():

@@ -18,9 +18,15 @@ from tests.helpers.searches import run_search
 from tests.helpers.toys import GENERATOR, IMAGE, toy_objective, toy_source
 
 CONFIG = SearchConfig(
-    strategy="enas", width=3, latent_dim=7, batch_size=6, epochs=2, weight_steps=3, architecture_steps=2,
+    strategy="enas",
+    width=3,
+    latent_dim=7,
+    batch_size=6,
+    epochs=2,
+    weight_steps=3,
+    architecture_steps=2,
     validation_steps=1,
-)  # fmt: skip
+)
 
 
 def _search(config=CONFIG, **rest):
@@ -115,8 +121,14 @@ def test_an_epoch_reports_what_was_drawn_for_validation(monkeypatch):
     assert [row["epoch"] for row in rows] == [1, 2]
     for row, seen in zip(rows, (drawn[5:7], drawn[12:14]), strict=True):
         assert set(row) == {
-            "epoch", "loss", "class_loss", "bns_loss", "train_loss", "confidence", "expected_macs",
-        }  # fmt: skip
+            "epoch",
+            "loss",
+            "class_loss",
+            "bns_loss",
+            "train_loss",
+            "confidence",
+            "expected_macs",
+        }
         macs = [generator_macs(each.choices, width=3, image=IMAGE, latent_dim=7) for each in seen]
         assert row["expected_macs"] == sum(macs) / 2
         assert 1 / 7 < row["confidence"] < 1

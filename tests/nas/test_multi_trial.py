@@ -160,9 +160,15 @@ def test_the_command_leaves_what_a_search_leaves(digits_teacher, tmp_path):
     assert cli.main(["search", *flags, "-o", str(tmp_path / "run")]) == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.json", "genotype.json", "result.json", "metrics.csv", "loss.png", "genotype.png", "images.png",
+        "config.json",
+        "genotype.json",
+        "result.json",
+        "metrics.csv",
+        "loss.png",
+        "genotype.png",
+        "images.png",
         "log.txt",
-    }  # fmt: skip
+    }
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     genotype = json.loads((tmp_path / "run" / "genotype.json").read_text())
     assert result["updates"] == 12

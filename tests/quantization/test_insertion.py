@@ -269,8 +269,14 @@ def test_small_resnet_at_8_bits(small: nn.Module) -> None:
     x = torch.randn(7, 3, 8, 8)
     output, coverage = quantized(small, x)
     assert [each.name for each in coverage.weights] == [
-        "stem.0", "blocks.0.conv1", "blocks.0.conv2", "blocks.2.conv1", "blocks.2.conv2", "blocks.2.shortcut", "fc",
-    ]  # fmt: skip
+        "stem.0",
+        "blocks.0.conv1",
+        "blocks.0.conv2",
+        "blocks.2.conv1",
+        "blocks.2.conv2",
+        "blocks.2.shortcut",
+        "fc",
+    ]
     assert (coverage.weights[5].kind, coverage.weights[5].shape, coverage.weights[5].bits) == (
         "Conv2d",
         (7, 5, 1, 1),
@@ -312,10 +318,9 @@ def test_where_float_inputs_come_from() -> None:
     ("name", "convolutions", "activations", "float_inputs"),
     [
         ("resnet18", 20, 17, {"network input": 1, "adaptiveavgpool2d": 1}),
-        ("mobilenet_v2", 52, 35,
-         {"network input": 1, "linear bottleneck": 7, "addition": 10, "adaptiveavgpool2d": 1}),
+        ("mobilenet_v2", 52, 35, {"network input": 1, "linear bottleneck": 7, "addition": 10, "adaptiveavgpool2d": 1}),
     ],
-)  # fmt: skip
+)
 def test_torchvision(name: str, convolutions: int, activations: int, float_inputs: dict[str, int]) -> None:
     network, x = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 64, 64)
     output, coverage = quantized(network, x)

@@ -145,9 +145,10 @@ def test_integer_stores_what_is_padded_with_another_constant_than_0(value: float
 
     kinds = [kind for kind, _ in _stored(Padded())]
     assert kinds == (
-        ["network input", "relu", "constantpad2d", "relu", "pad", "conv2d"] if value else
-        ["network input", "relu", "relu", "conv2d"]
-    )  # fmt: skip
+        ["network input", "relu", "constantpad2d", "relu", "pad", "conv2d"]
+        if value
+        else ["network input", "relu", "relu", "conv2d"]
+    )
     _, coverage = quantize_network(Padded(), Quantization("w4a4"))
     assert not coverage.gaps
 

@@ -85,8 +85,11 @@ def test_zero_and_tiny_ranges_have_a_finite_positive_scale(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_out_of_range(bits: int) -> None:
-    for use in (lambda: affine_qparams(torch.zeros(()), torch.ones(()), bits), lambda: WeightQuantizer(bits),
-                lambda: ActivationQuantizer(bits)):  # fmt: skip
+    for use in (
+        lambda: affine_qparams(torch.zeros(()), torch.ones(()), bits),
+        lambda: WeightQuantizer(bits),
+        lambda: ActivationQuantizer(bits),
+    ):
         with pytest.raises(ValueError, match="choose 1 to 8"):
             use()
 

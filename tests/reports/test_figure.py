@@ -103,12 +103,17 @@ def test_a_search_is_a_ring_for_each_seed_and_a_strategy_has_one_colour():
     figure = plot_report(make_report(REPORTS["searches"]))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "autorecon, relaxation=logits", "autorecon, relaxation=paper", "random", "tpe",
-    ]  # fmt: skip
+        "autorecon, relaxation=logits",
+        "autorecon, relaxation=paper",
+        "random",
+        "tpe",
+    ]
     rings = [line for line in axes.lines if line.get_label() == "one seed"]
     assert [(line.get_ydata()[0], sorted(line.get_xdata())) for line in rings] == [
-        (0, [0.5, 0.52, 0.55]), (1, [0.6, 1.6]), (3, [0.7, 0.74]),
-    ]  # fmt: skip
+        (0, [0.5, 0.52, 0.55]),
+        (1, [0.6, 1.6]),
+        (3, [0.7, 0.74]),
+    ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one seed"]
     logits, paper, _, tpe = (container.lines[0].get_color() for container in axes.containers)
     assert logits == paper != tpe

@@ -52,10 +52,11 @@ def test_a_report_is_exactly_this():
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        (["blockwise"], "after the last block"), (["gdfq", "dfc"], "last of 14 epochs"),
+        (["blockwise"], "after the last block"),
+        (["gdfq", "dfc"], "last of 14 epochs"),
         (["gdfq", "dfq"], "at the end of each run"),
     ],
-)  # fmt: skip
+)
 def test_the_caption_says_when_students_were_measured(methods, said):
     report = make_report([run(90.0, method=method) for method in methods])
     assert f"Test accuracy, in %, {said}: seed 0" in report.caption
@@ -71,17 +72,19 @@ def test_sets_of_losses_make_rows_and_speak_for_what_is_in_them():
     head, _, *rows = table(runs)
     assert head[:3] == ["losses", "generator", "w4a4"]
     assert [row[:3] for row in rows] == [
-        ["gdfq", "gdfq", "90.50 ± 0.71"], ["adadfq", "gdfq", "91.50 ± 0.71 (+1.00)"],
+        ["gdfq", "gdfq", "90.50 ± 0.71"],
+        ["adadfq", "gdfq", "91.50 ± 0.71 (+1.00)"],
         ["ait", "gdfq", "92.50 ± 0.71 (+2.00)"],
-    ]  # fmt: skip
+    ]
     assert "Settings other than the defaults: none." in make_report(runs).caption
 
 
 def test_a_run_with_the_values_of_a_set_counts_as_named_so():
     runs = [of_losses(90 + i, losses, j) for i, losses in enumerate((None, "ait")) for j in (0, 1)]
     assert [row[:3] for row in table(runs)[2:]] == [
-        ["gdfq", "gdfq", "90.00 ± 0.00"], ["ait", "gdfq", "91.00 ± 0.00 (+1.00)"],
-    ]  # fmt: skip
+        ["gdfq", "gdfq", "90.00 ± 0.00"],
+        ["ait", "gdfq", "91.00 ± 0.00 (+1.00)"],
+    ]
 
 
 def test_a_setting_that_is_not_its_sets_own_shows():
@@ -98,10 +101,14 @@ def test_mean_and_deviation_are_those_of_the_sample():
 @pytest.mark.parametrize(
     ("statuses", "expected"),
     [
-        ([FAILED], "failed"), ([RUNNING], "running"), ([WAITING, WAITING], "waiting"), ([CANCELED], "canceled"),
-        ([INCOMPLETE], "incomplete"), ([WAITING, FAILED, FAILED], "2 failed, 1 waiting"),
+        ([FAILED], "failed"),
+        ([RUNNING], "running"),
+        ([WAITING, WAITING], "waiting"),
+        ([CANCELED], "canceled"),
+        ([INCOMPLETE], "incomplete"),
+        ([WAITING, FAILED, FAILED], "2 failed, 1 waiting"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_result_is_shown_as_what_it_is(statuses, expected):
     lost = [run(status=status, bits="w3a3", seed=seed) for seed, status in enumerate(statuses)]
     assert cells([run(90.0), *lost])["gdfq"] == ["90.00, n=1", expected]
@@ -121,8 +128,12 @@ def test_columns_and_rows_stand_as_in_the_paper():
     head, _, *rows = table(runs)
     assert head == ["method", "generator", "w4a4", "w3a3", "w2a4", "MMACs", "parameters (k)"]
     assert [row[:2] for row in rows] == [
-        ["dfq", "–"], ["zeroq-kd", "–"], ["dfc", "–"], ["gdfq", "gdfq"], ["gdfq", "searched:a.json"],
-    ]  # fmt: skip
+        ["dfq", "–"],
+        ["zeroq-kd", "–"],
+        ["dfc", "–"],
+        ["gdfq", "gdfq"],
+        ["gdfq", "searched:a.json"],
+    ]
     assert [row[2] for row in rows] == ["90.00 (+0.00), n=1"] * 3 + ["90.00, n=1", "90.00 (+0.00), n=1"]
 
 
@@ -140,8 +151,9 @@ def test_students_within_sizes_have_columns_behind_those_of_bits():
 def test_scales_are_columns_and_each_has_its_costs():
     runs = [
         run(80.0 + s, generator_scale=s, seed=seed, metrics={"generator_macs": s * 1e7 + seed * 1e6})
-        for s in (4, 0.5, 1) for seed in (0, 1)
-    ]  # fmt: skip
+        for s in (4, 0.5, 1)
+        for seed in (0, 1)
+    ]
     head, _, row = table(runs)
     assert head[:4] == ["generator", "s = 0.5", "s = 1", "s = 4"]
     assert row[1:4] == ["80.50 ± 0.00", "81.00 ± 0.00", "84.00 ± 0.00"]
@@ -167,16 +179,19 @@ def test_a_gain_is_over_gdfq_with_the_same_objective():
     runs = [distilled(60.0, 0.0, "gdfq"), distilled(70.0, 1.0, "gdfq"), distilled(71.5, 1.0, "random:0")]
     assert table(runs)[0] == ["reconstruction_weight", "generator", "accuracy", "MMACs", "parameters (k)"]
     assert [row[:3] for row in table(runs)[2:]] == [
-        ["0", "gdfq", "60.00, n=1"], ["1", "gdfq", "70.00, n=1"], ["1", "random", "71.50 (+1.50), n=1"],
-    ]  # fmt: skip
+        ["0", "gdfq", "60.00, n=1"],
+        ["1", "gdfq", "70.00, n=1"],
+        ["1", "random", "71.50 (+1.50), n=1"],
+    ]
 
 
 def test_protocols_are_never_in_one_table():
     runs = [run(a, protocol=p) for p, a in (("integer", 80.0), ("gdfq", 90.0))]
     report = make_report([*runs, run(95.0, generator="all:identity", protocol="integer")])
     assert [(section.heading, section.tables[0].rows) for section in report.sections] == [
-        ("protocol gdfq", (("gdfq",),)), ("protocol integer", (("gdfq",), ("all:identity",))),
-    ]  # fmt: skip
+        ("protocol gdfq", (("gdfq",),)),
+        ("protocol integer", (("gdfq",), ("all:identity",))),
+    ]
     assert "## protocol integer" in report.to_markdown()
     assert "95.00 (+15.00), n=1" in report.to_markdown()
 
@@ -188,13 +203,15 @@ def test_protocols_are_never_in_one_table():
         (["random:0", "random:0"], ["random:0"]),
         (["searched:x-0/a-0.json", "searched:x-0/a-1.json"], ["searched"]),
         (["searched:x.json", "searched:x.json"], ["searched:x.json"]),
-        (["searched:p-0.json", "searched:p-1.json", "searched:l-0.json", "searched:l-1.json"],
-         ["searched:l-{seed}.json", "searched:p-{seed}.json"]),
+        (
+            ["searched:p-0.json", "searched:p-1.json", "searched:l-0.json", "searched:l-1.json"],
+            ["searched:l-{seed}.json", "searched:p-{seed}.json"],
+        ),
         (["random:5", "random:6"], ["random:5", "random:6"]),
         (["random:{seed}", "random:{seed}"], ["random"]),
         (["published:net-0", "published:net-1"], ["published:net-0", "published:net-1"]),
     ],
-)  # fmt: skip
+)
 def test_generators_are_one_row_where_only_the_seed_differs(generators, names):
     runs = [run(90.0, seed=i % 2, generator=generator) for i, generator in enumerate(generators)]
     assert [row for (row,) in make_report(runs).sections[0].tables[0].rows] == names
@@ -210,8 +227,9 @@ def test_a_genotype_beside_the_generator_is_part_of_its_name():
 def test_random_generators_as_wide_as_different_genotypes_are_different_rows():
     runs = [
         run(90.0, seed=s, generator=f"random:{s}", genotype=f"{folder}/seed-{s}.json", width=width)
-        for s in (0, 1) for folder, width in (("wide", None), ("narrow", None), ("any", 8))
-    ]  # fmt: skip
+        for s in (0, 1)
+        for folder, width in (("wide", None), ("narrow", None), ("any", 8))
+    ]
     table = make_report([*runs, run(91.0, generator="gdfq", genotype="wide/seed-0.json")]).sections[0].tables[0]
     assert {row[-1] for row in table.rows} == {"gdfq", "random"}
     assert len(table.rows) == 4
@@ -241,8 +259,10 @@ def test_a_setting_that_a_run_lacked_is_not_taken_from_another():
     del lacking.settings["protocol"]
     report = make_report([lacking, run(80.0, protocol="gdfq"), run(80.0, protocol="integer")])
     assert [section.heading for section in report.sections] == [
-        "protocol default", "protocol gdfq", "protocol integer",
-    ]  # fmt: skip
+        "protocol default",
+        "protocol gdfq",
+        "protocol integer",
+    ]
 
 
 def test_how_images_are_distilled_makes_no_row_of_methods_that_distil_none():
@@ -330,14 +350,20 @@ def test_whatever_varies_makes_a_row_but_not_what_a_strategy_has_no_use_for():
     runs = [found(0.5, relaxation="paper"), found(0.6), found(0.7, strategy="random"), found(0.8, strategy="tpe")]
     one_size = [*runs, found(0.9, strategy="evolution", candidate_steps=8)]
     assert [row[:3] for row in table(one_size)] == [
-        ["strategy", "relaxation", "L_r"], ["---"] * 3, ["autorecon", "logits", "0.600, n=1"],
-        ["autorecon", "paper", "0.500, n=1"], ["random", "–", "0.700, n=1"], ["evolution", "–", "0.900, n=1"],
+        ["strategy", "relaxation", "L_r"],
+        ["---"] * 3,
+        ["autorecon", "logits", "0.600, n=1"],
+        ["autorecon", "paper", "0.500, n=1"],
+        ["random", "–", "0.700, n=1"],
+        ["evolution", "–", "0.900, n=1"],
         ["tpe", "–", "0.800, n=1"],
-    ]  # fmt: skip
+    ]
     sizes = [found(0.9, strategy="tpe", candidate_steps=steps) for steps in (12, 4)]
     assert make_report([found(0.5), *sizes]).sections[0].tables[0].rows == (
-        ("autorecon", "–"), ("tpe", 4), ("tpe", 12),
-    )  # fmt: skip
+        ("autorecon", "–"),
+        ("tpe", 4),
+        ("tpe", 12),
+    )
     assert "candidate_steps = 4." in make_report([found(0.5), sizes[1]]).caption
 
 
@@ -494,7 +520,7 @@ def test_reports_are_replaced_by_force_alone(folders, tmp_path, capsys):
         (lambda runs: write(runs / "x", unheard_of=1), "x/config.json: unknown setting 'unheard_of'"),
         (lambda runs: [path.unlink() for path in runs.rglob("config.json")], "a run's folder holds config.json"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_folder_is_one_line_and_leaves_nothing(damage, message, folders, tmp_path, capsys):
     damage(folders)
     assert report(folders, "-o", tmp_path / "t") == 2

@@ -219,9 +219,14 @@ LOSSES = [
 
 @pytest.mark.parametrize(("stage", "module", "name"), LOSSES)
 def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(
-    stage: str, module: Any, name: str, digits_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    module: Any,
+    name: str,
+    digits_teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Whichever call it is: what is kept is from before, and goes on from there to the end of an untroubled run."""
     argv = STAGES[stage]
     for draw in (search, compression_run, distillation_run):

@@ -317,18 +317,24 @@ def test_distillation_is_counted_in_advance(method):
 def test_settings_of_quantization_reach_the_student():
     config = CONFIG.override(
         {
-            "bits": "w3a2", "protocol": "integer", "input_bits": 5, "first_bits": 8, "last_bits": 7,
-            "weight_ranges": "mse", "activation_ranges": "percentile",
+            "bits": "w3a2",
+            "protocol": "integer",
+            "input_bits": 5,
+            "first_bits": 8,
+            "last_bits": 7,
+            "weight_ranges": "mse",
+            "activation_ranges": "percentile",
         }
-    )  # fmt: skip
+    )
     compression = _start(config)
     assert [weight.bits for weight in compression.coverage.weights] == [8, 3, 7]
     assert [each.bits for each in compression.coverage.activations] == [5, 2, 2, 7]
     assert compression.coverage.activations[0].kind == "network input"
     quantizers = [m for m in compression.student.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
     assert {type(q).__name__: q.estimate for q in quantizers} == {
-        "ActivationQuantizer": RANGES["percentile"], "WeightQuantizer": RANGES["mse"],
-    }  # fmt: skip
+        "ActivationQuantizer": RANGES["percentile"],
+        "WeightQuantizer": RANGES["mse"],
+    }
 
 
 def test_names_in_the_settings_are_those_of_the_quantizers():

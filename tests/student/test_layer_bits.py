@@ -116,9 +116,14 @@ def test_the_counterpart_computes_what_the_teacher_does(digits_teacher: Teacher,
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_is_within_its_size_and_loads_bit_for_bit(digits_teacher, protocol, method, tmp_path) -> None:
     result = nar.compress(
-        digits_teacher, bits="w8a8", size="40kB", protocol=protocol, folder=tmp_path / "run", progress=False,
+        digits_teacher,
+        bits="w8a8",
+        size="40kB",
+        protocol=protocol,
+        folder=tmp_path / "run",
+        progress=False,
         **METHODS[method],
-    )  # fmt: skip
+    )
     mixed, path = result.mixed_precision, tmp_path / "run" / "student.safetensors"
     assert path.stat().st_size == result.file_bytes <= 40_000
     assert mixed.chosen.bytes - 100 < result.file_bytes <= mixed.chosen.bytes
@@ -137,9 +142,14 @@ def test_a_student_is_within_its_size_and_loads_bit_for_bit(digits_teacher, prot
 def test_a_student_with_bits_by_layer_is_exported(purpose: str, tmp_path) -> None:
     pytest.importorskip("onnxruntime")
     student, description = student_of(
-        "digits", 8, 4, ImageShape(1, 16, 16), 10, protocol="integer",
+        "digits",
+        8,
+        4,
+        ImageShape(1, 16, 16),
+        10,
+        protocol="integer",
         layer_bits={"conv1": 2, "layer1.0.conv1": 3, "layer1.0.conv2": 5, "linear": 4, "layer3.0.conv2": 2},
-    )  # fmt: skip
+    )
     save_network(tmp_path / "student.safetensors", student, description)
     saved = load_network(tmp_path / "student.safetensors")
     assert export_onnx(saved, tmp_path / "student.onnx", purpose=purpose, noise_images=32).holds()
@@ -151,8 +161,10 @@ def test_a_student_with_bits_by_layer_is_exported(purpose: str, tmp_path) -> Non
         narrowest = {"UINT2", "UINT4"}  # onnxruntime 1.23 lacks UINT2
         assert types["conv1.weight.codes"] in narrowest
         assert [types[f"{name}.weight.codes"] for name in ("layer1.0.conv1", "layer1.0.conv2", "linear")] == [
-            "UINT4", "UINT8", "UINT4",
-        ]  # fmt: skip
+            "UINT4",
+            "UINT8",
+            "UINT4",
+        ]
 
 
 def _toy() -> Teacher:

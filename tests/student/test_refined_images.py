@@ -108,9 +108,15 @@ def large_teacher() -> nar.Teacher:
 
 
 SHORT = {
-    "batch_size": 4, "epochs": 3, "warmup_epochs": 1, "steps": 1, "agreement_steps": 1, "block_images": 8,
-    "refine_steps": 1, "block_steps": 1,
-}  # fmt: skip
+    "batch_size": 4,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "steps": 1,
+    "agreement_steps": 1,
+    "block_images": 8,
+    "refine_steps": 1,
+    "block_steps": 1,
+}
 
 
 def test_large_images_begin_as_noise(caplog: pytest.LogCaptureFixture) -> None:

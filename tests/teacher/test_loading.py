@@ -313,8 +313,10 @@ class Idle(nn.Sequential):
 
 def test_a_network_that_changes_its_images_is_refused(file: Path, checkpoint: Path) -> None:
     message = refusal(f"{file}:in_place", checkpoint=checkpoint, image_size=9)
-    assert message.endswith("in_place changes its images in place, and others use them, too; change a copy, as in "
-                            "x = (x - mean) / std, or leave out inplace=True")  # fmt: skip
+    assert message.endswith(
+        "in_place changes its images in place, and others use them, too; change a copy, as in "
+        "x = (x - mean) / std, or leave out inplace=True"
+    )
 
 
 def test_a_synchronized_batchnorm_is_one_like_others(file: Path, checkpoint: Path, toy: nn.Module) -> None:
