@@ -1,4 +1,4 @@
-"""What the speed benchmark times: steps of searches, and iterations of compression."""
+"""The speed benchmark times these: steps of searches, and iterations of compression."""
 
 from __future__ import annotations
 

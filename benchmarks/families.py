@@ -1,4 +1,4 @@
-"""Which networks of timm and torchvision are searched, compressed and exported: the table docs/results/families.md.
+"""Networks of timm and torchvision are searched, compressed and exported: the table docs/results/families.md.
 
     python benchmarks/families.py --output docs/results/families
 
@@ -60,7 +60,7 @@ COMPRESSIONS = {
     "gdfq, integer": {"bits": "w4a8", "protocol": "integer", **GDFQ},
     "dfq": {"bits": "w8a8", **DFQ},
 }
-"""What is tried, as it is named in the table."""
+"""These are tried, under their names in the table."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How fast files for speed run beside the float network and onnxruntime's own quantization: docs/results/latency.md.
+"""Files for speed are timed beside the float network and onnxruntime's own quantization: docs/results/latency.md.
 
     python benchmarks/latency.py --output docs/results/latency
 

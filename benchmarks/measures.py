@@ -1,4 +1,4 @@
-"""Which data-free measures tell good students from ruined ones: the table docs/results/measures.md.
+"""Data-free measures are tried on good students and on ruined ones: the table docs/results/measures.md.
 
     python benchmarks/measures.py --output docs/results/measures
 

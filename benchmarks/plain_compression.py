@@ -1,4 +1,4 @@
-"""What the library is measured against: GDFQ's recipe written down plainly."""
+"""The library is measured against this: GDFQ's recipe written down plainly."""
 
 from __future__ import annotations
 

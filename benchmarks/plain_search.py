@@ -1,4 +1,4 @@
-"""What the search is measured against: its space as NNI's differentiable strategies take it, every candidate whole."""
+"""The search is measured against this: its space as NNI's differentiable strategies take it, every candidate whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a search pay: variants of it, and generators that were not searched, each trained and measured alike.
+"""Variants of the search, and generators that were not searched, are each trained and measured alike.
 
     python benchmarks/searches.py --output docs/results/searches
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find(config: SearchConfig, name: str, seed: int, runs: Path) -> Candidate:
-    """What one variant finds at one seed."""
+    """Return what one variant finds at one seed."""
     folder = runs / f"{slug(name)}-{seed}"
     config = config.override({**variants(config)[name], "seed": seed})
     if not (folder / "result.json").exists():
@@ -157,7 +157,7 @@ def find(config: SearchConfig, name: str, seed: int, runs: Path) -> Candidate:
 
 
 def best_of_searches(config: SearchConfig, seed: int, runs: Path) -> Candidate:
-    """What the search with the least L_r found; the first has been made. No other seed has theirs."""
+    """Return what the search with the least L_r found; the first has been made. No other seed has theirs."""
     best = min((find(config, BASELINE, seed + 100 * n, runs) for n in range(SEARCHES)), key=lambda found: found.loss)
     return best._replace(updates=SEARCHES * (config.updates + config.final_steps))
 
@@ -189,7 +189,7 @@ def measure(config: SearchConfig, name: str, seed: int, candidate: Candidate, ru
 
 
 def once(file: Path, config: SearchConfig, what: Any, make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, kept in ``file``. InputError if that is of other settings, or not of ``what``."""
+    """Return what ``make`` gives, kept in ``file``. Raises InputError if that has other settings or not ``what``."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"config": config.to_dict(), "what": what, "made": make()})

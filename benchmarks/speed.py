@@ -1,4 +1,4 @@
-"""How fast a search step, an iteration of compression and whole runs are: the tables in docs/results/speed.md.
+"""A search step, an iteration of compression and whole runs are timed: the tables in docs/results/speed.md.
 
     python benchmarks/speed.py --output docs/results/speed
 
@@ -177,7 +177,7 @@ def _command(*arguments: str) -> float:
 
 
 def _seconds(arguments: Sequence[str]) -> float:
-    """That Python takes for them."""
+    """Return the seconds that Python takes for them."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -209,7 +209,7 @@ def as_rows(sizes: str, timings: Mapping[str, Timing], references: Mapping[str, 
 
 
 def spread(quartiles: Sequence[float], digits: int) -> str:
-    """As in 2.5 (2.4 to 2.7)."""
+    """Write median and quartiles, as in 2.5 (2.4 to 2.7)."""
     first, median, third = (f"{value:.{digits}f}" for value in quartiles)
     return f"{median} ({first} to {third})"
 

@@ -25,7 +25,7 @@ AT_ONCE = {"cpu": 1, "cuda": 3}
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call."""
+    """The timing of one call."""
 
     seconds: tuple[float, ...]
     """By round."""
@@ -34,7 +34,7 @@ class Timing:
     convolution_share: float
     """The time of its convolutions, run by themselves, over its own."""
     convolution_gflops: float
-    """10^9 operations a second in them."""
+    """The operations a second in them, in units of 10^9."""
 
     @property
     def milliseconds(self) -> list[float]:
@@ -95,7 +95,7 @@ class Convolutions(TorchDispatchMode):
 
 
 def peak_megabytes(run: Case, device: torch.device) -> float:
-    """What ``run`` holds at most, beyond what is held when it begins."""
+    """Return what ``run`` holds at most, beyond what is held when it begins."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

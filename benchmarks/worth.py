@@ -1,4 +1,4 @@
-"""What a search is worth for students, at equal time: the table docs/results/worth.md.
+"""A search is weighed against other uses of the same time, by its students: the table docs/results/worth.md.
 
     python benchmarks/worth.py --output docs/results/worth
 

@@ -1,4 +1,4 @@
-"""What Python users call: examples that run, a light import, live networks, and runs that are interrupted."""
+"""Python users have this: examples that run, a light import, live networks, and runs that are interrupted."""
 
 import copy
 import doctest
@@ -67,7 +67,7 @@ def found(result):
 
 
 def refusal(call, *arguments, **settings):
-    """The one line with which it is refused."""
+    """Return the line with which it is refused."""
     with pytest.raises(nar.InputError) as caught:
         call(*arguments, **settings)
     assert "\n" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_every_public_function_and_class_to_make_has_an_example():
 
 
 def test_the_import_is_light():
-    """What else the machine does takes time, too; the least of five counts."""
+    """The machine may be busy, so that the least of five counts."""
     code = "import nni_autorecon, sys; print(*sys.modules)"
     command = [sys.executable, "-X", "importtime", "-c", code]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""What holds across the package: one order of sub-packages, optional imports; and of tests, what they share."""
+"""The whole package keeps one order of sub-packages and optional imports, and its tests share helpers alone."""
 
 import ast
 import subprocess

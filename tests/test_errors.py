@@ -1,4 +1,4 @@
-"""What a person reads of an error."""
+"""A person reads one line of an error."""
 
 from nni_autorecon.errors import one_line
 

@@ -28,7 +28,7 @@ from nni_autorecon.runs.snapshots import load_snapshot, save_snapshot
 
 EXAMPLES = [25, pytest.param(200, marks=pytest.mark.slow)]
 MANY = [25, pytest.param(600, marks=pytest.mark.slow)]
-"""Of each kind of each reader: some 200 a reader, and over 10,000 in all."""
+"""So many examples are drawn of each kind of each reader: some 200 a reader, and over 10,000 in all."""
 
 GENOTYPE = unsealed(
     json.loads(Genotype(uniform_choices("conv_3x3"), 5, 7, {"teacher": "digits", "loss": {"loss": 1.5}}).to_json())

@@ -141,7 +141,7 @@ def _add_genotypes(command: AddCommand) -> None:
     """Add the commands around genotypes."""
     best = command("best-genotype", "write the best genotype of an NNI experiment", commands.best_genotype)
     best.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
-    best.add_argument("--trial", metavar="ID", help="that trial's (default: the one with the least L_r)")
+    best.add_argument("--trial", metavar="ID", help="take that trial's (default: the one with the least L_r)")
     _add_output(best, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s")
     _add_force(best)
     screen.add_arguments(best)
@@ -181,7 +181,7 @@ def _add_students(command: AddCommand) -> None:
     evaluate = command("evaluate", "measure a saved student, .safetensors, .onnx or .pt", commands.evaluate)
     evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
     evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
-    evaluate.add_argument("--labels", metavar="FILE", help="for a test folder, as for compress")
+    evaluate.add_argument("--labels", metavar="FILE", help="labels of a test folder, as for compress")
     evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
     evaluate.add_argument("--device", metavar="auto|cpu|cuda", default="cpu", help="where to compute (default: cpu)")
     evaluate.add_argument(
@@ -189,7 +189,7 @@ def _add_students(command: AddCommand) -> None:
         action="store_true",
         help="measure how long an image takes in onnxruntime, beside the network in floating point",
     )
-    evaluate.add_argument("--threads", type=int, default=1, metavar="N", help="of --latency (default: 1)")
+    evaluate.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads for --latency (default: 1)")
     for each in (onnx, evaluate):
         each.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
         screen.add_arguments(each)

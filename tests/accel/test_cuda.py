@@ -65,7 +65,7 @@ def _teacher(device=DEVICE):
 
 
 def _recorded(monkeypatch, recorded):
-    """Whether steps are recorded from here on."""
+    """Say if steps are recorded from here on."""
     monkeypatch.setattr("nni_autorecon.accel.cuda_graphs.WARM_UP", 2 if recorded else 10**9)
 
 

@@ -45,7 +45,7 @@ def _with_gradients(y, inputs):
 
 
 def _randomized(network):
-    """In float64, with affine maps of classes that do something."""
+    """Return it in float64, with affine maps of classes that do something."""
     torch.manual_seed(1)
     for name, parameter in network.named_parameters():
         if name.endswith("table.weight"):

@@ -37,7 +37,7 @@ from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.teacher.loading import Teacher
 
 Content = str | bytes | Callable[[Path], object] | None
-"""Of a file; None makes a folder."""
+"""A file holds this; None makes a folder."""
 
 TOY = (
     "--width 2 --latent-dim 5 --batch-size 4 --epochs 2 --weight-steps 2 --architecture-steps 1 "

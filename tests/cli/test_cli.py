@@ -1,4 +1,4 @@
-"""What a person types: whole runs on a toy, and one line for everything that is wrong."""
+"""A person's commands make whole runs on a toy, and say everything that is wrong in one line."""
 
 import csv
 import json

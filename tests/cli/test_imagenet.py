@@ -1,4 +1,4 @@
-"""224×224: both stages end to end on networks of ImageNet's size, with random weights; shapes, memory and files."""
+"""Both stages run end to end on networks of 224×224 pixels with random weights: shapes, memory and files."""
 
 import json
 import os

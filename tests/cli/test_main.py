@@ -24,7 +24,7 @@ DISTILL = "distill --generator gdfq --batch-size 4 --epochs 1 --steps 2 --studen
 
 
 def refused(capsys, code, *argv):
-    """The one line with which a command ends with this code."""
+    """Return the line with which a command ends with this code."""
     assert cli.main([str(argument) for argument in argv]) == code
     error = capsys.readouterr().err
     assert re.fullmatch(r"nni-autorecon: error: .*\n", error), error
@@ -148,7 +148,7 @@ def test_what_the_person_can_mend_is_2(command, capsys):
 
 
 def test_a_command_runs_in_any_thread(digits_teacher, tmp_path, capsys):
-    """Where Python allows no handlers of signals; errors are one line there, too."""
+    """Python allows no handlers of signals there; errors are one line all the same."""
     codes = []
     for argv in (["search", *SEARCH, "-o", str(tmp_path / "run")], ["show", "no.json"], ["diff", FIRST, SECOND]):
         thread = threading.Thread(target=lambda argv=argv: codes.append(cli.main(argv)))

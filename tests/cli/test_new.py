@@ -1,4 +1,4 @@
-"""nni-autorecon new: what is written, what is refused, and that it works without a clone of the repository."""
+"""``nni-autorecon new`` writes what runs and refuses what cannot, and needs no clone of the repository."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def _new(*arguments):
 
 
 def _refused(capsys, *arguments):
-    """The one line with which it is refused; nothing is written."""
+    """Return the line with which it is refused; nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*") if "__pycache__" not in path.parts}
     capsys.readouterr()
     assert _new(*arguments) == 2
@@ -259,7 +259,7 @@ def test_the_trials_run(here, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_wheel_is_enough(digits_teacher, tmp_path):
-    """In an empty folder, without the clone: what ``new`` writes is searched and compressed."""
+    """What ``new`` writes into an empty folder is searched and compressed without the clone."""
     source, target, work = (tmp_path / name for name in ("source", "target", "work"))
     work.mkdir()
     for name in ("nni_autorecon", "search_spaces"):

@@ -1,4 +1,4 @@
-"""What a person or a program sees: one summary at the end, a next command that can be pasted, JSON, colours."""
+"""A person or a program sees one summary at the end, a next command that can be pasted, JSON, colours."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: Any, *words: str) -> tuple[str, list[str], list[str]]:
-    """What a command made, the lines that follow, and the words of the next command, without the program's."""
+    """Return what a command made, the lines that follow, and the words of the next command, without the program's."""
     assert cli.main([*words]) == 0, capsys.readouterr().err
     made, *lines = capsys.readouterr().out.splitlines()
     assert not any(line.startswith("next: ") for line in lines[:-1])

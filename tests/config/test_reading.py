@@ -15,7 +15,7 @@ READERS = {"settings": SearchConfig.load, "experiment": read_experiment}
 
 @pytest.fixture(params=READERS)
 def read(request, tmp_path):
-    """What a reader makes of a text."""
+    """Return what a reader makes of a text."""
 
     def reading(text):
         (tmp_path / "file.yml").write_text(text)

@@ -1,4 +1,4 @@
-"""nni-autorecon start: what it refuses, who can reach what it starts, what it says when nothing works."""
+"""``nni-autorecon start`` refuses what cannot run, shields what it starts, and says why nothing works."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def _write(folder, **changes):
 
 
 def _refused(file, capsys, *arguments):
-    """The one line with which it is refused before anything is started."""
+    """Return the line with which it is refused before anything is started."""
     assert cli.main(["start", str(file), *map(str, arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -1,4 +1,4 @@
-"""When a started or resumed experiment counts as working, as over, or as failed, by what its manager answers."""
+"""A started or resumed experiment counts as working, as over, or as failed, by what its manager answers."""
 
 import os
 import signal

@@ -21,7 +21,7 @@ def environment(digits_teacher, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(environment, tmp_path_factory):
-    """(id, port) of a finished experiment of experiment.yml's kind: one trial good, one with a bad setting."""
+    """The id and the port of a finished experiment of experiment.yml's kind: one trial good, one with a bad setting."""
     command = f"python trials/search.py --teacher digits --threads 1 {FLAGS}"
     space = {"width": {"_type": "choice", "_value": [2, 0]}}
     changes = {"trialCommand": command, "searchSpace": space, "maxTrialNumber": 2}
@@ -31,7 +31,7 @@ def experiment(environment, tmp_path_factory):
 
 
 def _trials(port):
-    """{width: trial} of the experiment."""
+    """Return the trials of the experiment by width."""
     return {json.loads(job["hyperParameters"][0])["parameters"]["width"]: job for job in get(port, "trial-jobs")}
 
 

@@ -98,7 +98,7 @@ def environment(digits_teacher, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """What a trial needs of a clone, and what NNI would refuse to copy: a virtual environment of over 2,000 files."""
+    """It holds what a trial needs of a clone, and what NNI would refuse to copy: an environment of over 2,000 files."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("trials", "search_spaces", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
@@ -152,7 +152,7 @@ def _search_command():
 
 
 def _finished_trial(port):
-    """The one trial, once the experiment is done."""
+    """Return the only trial, once the experiment is done."""
     managers.wait_until_done(port)
     (trial,) = get(port, "trial-jobs")
     assert trial["status"] == "SUCCEEDED", _said(port, trial, "stderr")
@@ -213,7 +213,7 @@ def test_a_student_is_reported_here_and_fetched_with_scp(remote, environment, st
 
 
 def _processes(remote):
-    """What runs on the other machine: NNI's trial keeper and trials, known by their home."""
+    """Return the processes on the other machine: NNI's trial keeper and trials, known by their home."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

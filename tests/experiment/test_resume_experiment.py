@@ -1,4 +1,4 @@
-"""nni-autorecon continue: what it refuses, and that a killed experiment goes on, for this machine alone, to its end."""
+"""``nni-autorecon continue`` refuses what cannot go on; a killed experiment goes on, for this machine alone."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def started(monkeypatch):
 
 
 def _refused(started, capsys, *arguments):
-    """The one line with which it is refused before anything is started."""
+    """Return the line with which it is refused before anything is started."""
     assert cli.main(["resume", *map(str, arguments)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("nni-autorecon: error: ")
@@ -165,7 +165,7 @@ EPOCHS = 120  # that do not end before the test has looked
 
 @pytest.fixture
 def environment(digits_teacher, tmp_path):
-    """For a home of its own, in which nothing is left to run."""
+    """Yield variables for a home of its own, in which nothing is left to run."""
     variables = managers.environment(tmp_path / "home")
     yield variables
     tool(variables, "nnictl", "stop", "--all")

@@ -1,4 +1,4 @@
-"""How an experiment stands, by NNI's database alone or with the trials' folders, and when its manager is dead."""
+"""An experiment's status is read from NNI's database, or with the trials' folders, also if its manager is dead."""
 
 import json
 import os

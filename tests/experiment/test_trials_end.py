@@ -26,7 +26,7 @@ def environment(digits_teacher, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(environment, tmp_path_factory):
-    """(id, port) of an experiment of experiment.yml's kind, whose trials have so many epochs that none ends soon."""
+    """Id and port of an experiment of experiment.yml's kind, whose trials have so many epochs that none ends soon."""
     folder = tmp_path_factory.mktemp("experiment")
     settings = yaml.safe_load((ROOT / "experiment.yml").read_text())
     del settings["searchSpaceFile"]

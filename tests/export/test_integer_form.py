@@ -243,7 +243,7 @@ def test_after_the_time_for_it_nothing_more_is_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("network", "high"), [("Inverted", 9.0), ("Residual", 2.0)])
 def test_a_range_wider_than_its_activation_is_clipped_in_codes(network: str, high: float, tmp_path: Path) -> None:
-    """As after training, when ranges have moved: ReLU6 ends at code 170 of 255 then."""
+    """Training moves ranges: ReLU6 then ends at code 170 of 255."""
     case = f"tests.export.test_integer_form:{network}"
     student, description = student_of(case, 8, 8, protocol="integer")
     for _, quantizer in activation_quantizers(student):

@@ -254,7 +254,7 @@ def test_protocol_and_bits_of_first_and_last_layer_come_back(tmp_path, digits_te
 
 
 def test_a_quantizer_that_is_never_called_is_saved_all_the_same(tmp_path):
-    """Where tracing fails, every activation module is wrapped, used or not."""
+    """Every activation module of what cannot be traced is wrapped, used or not."""
     student, description = student_of(TOY, 4, 4)
     unused = ActivationQuantizer(4)
     student.add_module("unused", unused)

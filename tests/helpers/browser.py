@@ -26,7 +26,7 @@ SECONDS = 60
 
 
 class Page:
-    """What a person does on a page of the web UI of the manager at ``port``, and what they see."""
+    """A page of the web UI of the manager at ``port``, as a person uses and sees it."""
 
     def __init__(self, driver: WebDriver, port: int) -> None:
         self.driver, self.address = driver, f"http://127.0.0.1:{port}"
@@ -61,7 +61,7 @@ class Page:
         return [element.text for element in self.find(what)]
 
     def options(self, dropdown: str) -> list[str]:
-        """What a dropdown, given by its XPath, offers."""
+        """Return what a dropdown, given by its XPath, offers."""
         self.click(dropdown)
         self.wait_for(lambda: self.find("//*[@role='option']"), "options")
         return self.texts("//*[@role='option']")
@@ -72,7 +72,7 @@ class Page:
         wait.until(lambda driver: condition(), f"{what} did not appear; the page says: {self.text[:2000]}")
 
     def choose(self, kept: Sequence[str]) -> None:
-        """In the open dialog of columns or axes, leave those alone that are in ``kept``."""
+        """Leave those alone of the open dialog of columns or axes that are in ``kept``."""
         boxes = "//*[contains(@class, 'columns-height')]//*[contains(@class, 'ms-Checkbox-text')]/ancestor::*[input][1]"
         self.wait_for(lambda: self.find(boxes), "the dialog")
         for box in self.find(boxes):

@@ -1,4 +1,4 @@
-"""Which of PyTorch's operators a piece of code calls."""
+"""A piece of code is watched for the operators of PyTorch that it calls."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def save(content: object, folder: Path) -> Path:
 
 
 def refusal(*arguments: Any, **settings: Any) -> str:
-    """The one line with which load_teacher refuses."""
+    """Return the line with which load_teacher refuses."""
     with pytest.raises((InputError, MachineError)) as caught:
         load_teacher(*arguments, **settings)
     assert "\n" not in str(caught.value)
@@ -28,6 +28,6 @@ def refusal(*arguments: Any, **settings: Any) -> str:
 
 
 def equal_states(one: nn.Module, other: nn.Module) -> bool:
-    """Whether every entry of one's state is in the other's, bit for bit."""
+    """Return True if every entry of one's state is in the other's, bit for bit."""
     state = other.state_dict()
     return all(torch.equal(tensor, state[key]) for key, tensor in one.state_dict().items())

@@ -1,4 +1,4 @@
-"""What runs of the command line begin with: flags, and a child that hears Ctrl-C."""
+"""Runs of the command line begin with these flags, and a child hears Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trials of an experiment file are, by NNI's own tuner."""
+"""NNI's own tuner says what the trials of an experiment file are."""
 
 from __future__ import annotations
 

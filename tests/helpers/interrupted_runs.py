@@ -50,7 +50,7 @@ STAGES = {
 
 
 class KilledError(BaseException):
-    """As sudden as a signal."""
+    """An end as sudden as a signal's."""
 
 
 def run_until_killed(*arguments: str) -> None:

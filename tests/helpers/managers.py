@@ -27,7 +27,7 @@ FLAGS = " ".join(SEARCH)
 STUDENT = (
     "--method gdfq --width 2 --latent-dim 5 --batch-size 4 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
 )
-"""Of a compression that is over at once."""
+"""These flags make a compression that is over at once."""
 SECONDS = 240
 
 Environment = Mapping[str, str]
@@ -60,7 +60,7 @@ def tool(variables: Environment, name: str, *arguments: object, cwd: Path = ROOT
 
 @contextmanager
 def experiment(variables: Environment, folder: Path, **changes: Any) -> Iterator[tuple[str, int]]:
-    """(id, port) of an experiment of experiment.yml's kind with other settings, under way until the block ends."""
+    """Id and port of an experiment of experiment.yml's kind with other settings, under way until the block ends."""
     settings = yaml.safe_load((ROOT / "experiment.yml").read_text()) | {"trialCodeDirectory": str(ROOT)} | changes
     if "searchSpace" in changes:
         del settings["searchSpaceFile"]

@@ -1,4 +1,4 @@
-"""What stands for a CUDA graph on the CPU."""
+"""A CUDA graph has a stand-in on the CPU."""
 
 from __future__ import annotations
 

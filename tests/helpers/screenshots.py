@@ -34,7 +34,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "tuner": {"name": "GridSearch", "classArgs": {"optimize_mode": "maximize"}},
     },
 }
-"""What experiment.yml and experiments/compress.yml run."""
+"""The experiments of experiment.yml and experiments/compress.yml."""
 
 
 def show_search(page: Page) -> None:

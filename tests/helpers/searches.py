@@ -22,7 +22,7 @@ CONFIG = SearchConfig(
     width=3, latent_dim=7, batch_size=6, epochs=3, weight_steps=3, architecture_steps=2, validation_steps=1,
     architecture_lr=0.1, temperature_start=4.0, temperature_end=1.0,
 )  # fmt: skip
-"""Of a search with the toys that is over at once."""
+"""A search with the toys that is over at once has these settings."""
 
 
 def run_search(

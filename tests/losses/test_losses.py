@@ -110,7 +110,7 @@ def test_other_forms_of_the_gap_against_their_formulas():
         teacher(images)
 
     def means(gap):
-        """Of a gap between (μ, σ) of a batch and those that are remembered, over channels, then over layers."""
+        """Return the mean of a gap between (μ, σ) of a batch and those remembered, over channels, then over layers."""
         of_layers = []
         for s in statistics:
             batch, running = (s.mean, (s.var + 1e-6).sqrt()), (s.running_mean, (s.running_var + 1e-6).sqrt())

@@ -42,7 +42,7 @@ def _module(config=CONFIG):
 
 @pytest.fixture
 def phases(monkeypatch):
-    """(parameters of the phase: "W" or "alpha", names that changed) for every training step."""
+    """Return for every training step the parameters of the phase, "W" or "alpha", and the names that changed."""
     steps = []
     step = AutoReConModule.training_step
 
@@ -250,7 +250,7 @@ def test_the_mixed_edge_is_eq_8():
 
 
 def test_an_update_that_fails_leaves_every_parameter_learning(monkeypatch):
-    """As where it cannot be recorded, and is then called."""
+    """This is so where it cannot be recorded, and is then called."""
     failures = iter([False, False, True, False])
     backward, step = AutoReConModule.manual_backward, AutoReConModule._update
 

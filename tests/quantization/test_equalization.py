@@ -31,7 +31,7 @@ NETWORKS = {
 
 
 def random_network(name: str) -> tuple[nn.Module, Tensor]:
-    """With random BatchNorm parameters and statistics, in float64, and images for it."""
+    """Return a network with random BatchNorm parameters and statistics, in float64, and images for it."""
     torch.manual_seed(0)
     make, channels, _ = NETWORKS[name]
     network = make()

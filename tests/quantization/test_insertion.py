@@ -1,4 +1,4 @@
-"""Where quantizers stand in a network, what they cover and what they leave out."""
+"""Quantizers stand in certain places of a network, cover some values and leave out others."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ BITS = range(1, 9)
 
 
 def reference(x: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(clamp(round(x / s) + z, 0, n) - z) * s and its clip mask, in float64."""
+    """Return (clamp(round(x / s) + z, 0, n) - z) * s and its clip mask, in float64."""
     x, n = x.double(), 2**bits - 1
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     s = (high - low) / n

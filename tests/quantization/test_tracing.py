@@ -72,7 +72,7 @@ def kinds(traced: fx.GraphModule) -> list[str]:
 
 
 def entering(network: nn.Module, protocol: str) -> tuple[dict[str, int], Coverage]:
-    """How many different values enter each layer of a student with 2 bits, and 3 at its input."""
+    """Return how many different values enter each layer of a student with 2 bits, and 3 at its input."""
     bits = {"input_bits": 3} if protocol == "integer" else {}
     quantization = Quantization("w8a2", protocol=protocol, **bits)
     student, coverage = quantize_network(network.eval(), quantization, image=IMAGE)
@@ -523,7 +523,7 @@ def test_a_convolution_over_channels_is_a_convolution(settings: dict[str, Any], 
 
 
 class Prepared(Net):
-    """What happens to the images before the first layer."""
+    """The images are changed before the first layer."""
 
     def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

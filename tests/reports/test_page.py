@@ -61,7 +61,7 @@ def parts(runs):
 
 
 def follows(words, *expected):
-    """Whether ``expected`` stand in ``words``, one right behind the other."""
+    """Return True if ``expected`` stand in ``words``, one right behind the other."""
     return any(tuple(words[i : i + len(expected)]) == expected for i in range(len(words)))
 
 

@@ -330,7 +330,7 @@ def test_another_error_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> 
 def test_flipped_bits_of_the_cache_are_noticed(
     digits_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where bits matter it is trained again, with a line in the log; it never has other weights."""
+    """It is trained again where bits matter, with a line in the log; it never has other weights."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr("nni_autorecon.teacher.digits.train_digits_teacher", lambda: digits_teacher.network)
     load_digits_teacher()

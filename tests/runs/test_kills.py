@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again: the run ends as if nothing had been."""
+"""A run that is killed at random moments, again and again, ends as if nothing had been."""
 
 import json
 import subprocess

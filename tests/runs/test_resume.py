@@ -60,7 +60,7 @@ def no_figures():
 
 @pytest.fixture(scope="module", params=RUNS)
 def undisturbed(request, digits_teacher, tmp_path_factory):
-    """(arguments, folder) of a run to its end."""
+    """Return arguments and folder of a run to its end."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "small.py").write_text(DROPOUT)
     arguments = [part.format(student=f"{folder}/small.py:make") for part in RUNS[request.param]]
@@ -158,7 +158,7 @@ def test_a_run_of_another_version_is_not_resumed(unfinished, monkeypatch, capsys
 
 
 def test_the_layout_is_counted_up_with_the_names_of_weights():
-    """Where this fails, count snapshots.LAYOUT up."""
+    """Count snapshots.LAYOUT up where this fails."""
     shape = {"image": ImageShape(1, 8, 8), "num_classes": 2, "width": 2, "latent_dim": 3}
     networks = GeneratorSpace(**shape), GDFQGenerator(**shape)
     state = [item for network in networks for item in sorted(network.state_dict().items())]

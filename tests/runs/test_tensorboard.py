@@ -24,7 +24,7 @@ def no_figures(monkeypatch):
 
 
 def _scalars(run):
-    """{name: {step: value}} of the one event file of a run; no step is there twice."""
+    """Return the values by name and step in the only event file of a run; no step is there twice."""
     (file,) = (run / "tensorboard").iterdir()
     events = EventAccumulator(str(file)).Reload()
     curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}

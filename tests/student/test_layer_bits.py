@@ -73,7 +73,7 @@ def test_harms_are_those_of_a_direct_computation(small: nn.Module, traced: bool)
 
 
 def test_a_mean_error_does_no_harm() -> None:
-    """Of a layer whose input is the same for all images, all of its output's error is that of a bias."""
+    """A layer whose input is the same for all images has an error in its output that is all of a bias."""
     student, _ = quantize_network(toy_teacher(), Quantization("w8a8"), image=IMAGE)
     assert layer_harms(student, torch.ones(1, *IMAGE), {"0": (2,), "3": (2,), "8": (2,)})["0"][2] < 1e-12
 

@@ -1,4 +1,4 @@
-"""What each layer costs: errors by hand, behind its norm, and nothing where there is no graph."""
+"""The cost of each layer is an error by hand, behind its norm, and nothing where there is no graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the parts of method blockwise are, and how fast a machine is with them."""
+"""The parts of method blockwise have lengths, and a machine has a pace with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was proposed after GDFQ: closed forms, references, and what each does to a student or its images."""
+"""Papers after GDFQ proposed these: closed forms, references, and what each does to a student or its images."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the students of both stages share: schedules, agreement, and the data they are measured on."""
+"""The students of both stages share schedules, agreement, and the data they are measured on."""
 
 import numpy as np
 import pytest

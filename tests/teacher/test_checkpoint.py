@@ -38,7 +38,7 @@ def has(network: nn.Module, state: State) -> bool:
 
 
 def refusal(content: object, folder: Path) -> str:
-    """The one line with which the toy refuses ``content``."""
+    """Return the line with which the toy refuses ``content``."""
     with pytest.raises(InputError) as caught:
         load_checkpoint(blank(), save(content, folder), "toy")
     assert "\n" not in str(caught.value)

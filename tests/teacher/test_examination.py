@@ -1,4 +1,4 @@
-"""What is examined before anything is trained: weights, images, answers and gradients; each fault is one line."""
+"""Weights, images, answers and gradients are examined before anything is trained; each fault is one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 
 def line(network: nn.Module, image: Sequence[int] | None = IMAGE, **arguments: object) -> str:
-    """The one line with which Teacher.of refuses."""
+    """Return the line with which Teacher.of refuses."""
     with pytest.raises(InputError) as caught:
         Teacher.of(network, image, **arguments)
     assert "\n" not in str(caught.value)

@@ -87,7 +87,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def toy(file: Path) -> nn.Module:
-    """What the file's ``net`` makes, with weights of its own."""
+    """Return what the file's ``net`` makes, with weights of its own."""
     network: nn.Module = runpy.run_path(str(file))["net"]()
     network(torch.randn(5, 2, 3, 7))  # running statistics other than the initial ones
     return network

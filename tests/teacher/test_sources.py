@@ -32,7 +32,7 @@ def net(num_classes: int, **attributes: Any) -> nn.Module:
 
 
 class FakeLibrary:
-    """What was asked of the library, and whether its downloads fail."""
+    """A library that notes what is asked of it; its downloads may fail."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, bool, int]] = []
@@ -98,7 +98,7 @@ def lite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of a network of five classes."""
+    """Write the checkpoint of a network of five classes."""
     torch.save(net(5).state_dict(), tmp_path / "weights.pt")
     return tmp_path / "weights.pt"
 
