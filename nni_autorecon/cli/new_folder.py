@@ -70,7 +70,7 @@ def checked_teacher(config: CompressConfig) -> Teacher:
 
     teacher = configured_teacher(config)
     require_same_structure(teacher)
-    quantize_network(teacher.graph, config.quantization)
+    quantize_network(teacher.graph, config.quantization, image=teacher.image)
     if (data := evaluation_data(config, teacher)) is not None:
         count = len(data)  # type: ignore[arg-type] # every data set here has a length
         evenly = Subset(data, range(0, count, -(-count // MEASURED)))  # folders are in the order of their classes

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +54,7 @@ class Agreement:
     """The change that other rounding makes in PyTorch on 85 % of the images, times 4, and at least 1e-4.
 
     The other ways to round are quantizers that divide by their scale and a little more or less, so that what lies
-    midway between two codes goes either way, and the same in float64.
+    midway between two codes goes either way, and the same in float64, if the network does not insist on float32.
     """
     largest_difference: float
     own_decisions: float
@@ -82,11 +85,11 @@ def measure_agreement(
     After ``seconds`` no other batch is begun, so that fewer images may be compared, but at least ``BATCH``.
     """
     started = time.perf_counter()
-    upwards, downwards = (_dividing(network, 1 + nudge) for nudge in (-MIDWAY, MIDWAY))
-    precise = _dividing(network, 1.0).double()
+    ways: list[Callable[[Tensor], Tensor]] = [_dividing(network, 1 + nudge) for nudge in (-MIDWAY, MIDWAY)]
+    ways += _in_float64(network, images[:1])
     found = []
     for batch in images.split(BATCH):
-        found.append([network(batch), onnx(batch), upwards(batch), downwards(batch), precise(batch.double())])
+        found.append([network(batch), onnx(batch), *(way(batch) for way in ways)])
         if seconds is not None and time.perf_counter() - started > seconds:
             break
     logits, onnx_logits, *others = (torch.cat(each) for each in zip(*found, strict=True))  # [N, K]
@@ -108,6 +111,17 @@ def measure_agreement(
         largest_difference=difference.max().item(),
         own_decisions=own_decisions.double().mean().item(),
     )
+
+
+def _in_float64(network: nn.Module, image: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    """Return ``network`` in float64 as the only element; none if its code insists on float32. image: [1, C, H, W]."""
+    precise = _dividing(network, 1.0).double()
+    try:
+        with redirect_stderr(io.StringIO()):  # a graph prints where it fails
+            precise(image.double())
+    except RuntimeError:
+        return []
+    return [lambda batch: precise(batch.double())]
 
 
 def _dividing(network: nn.Module, factor: float) -> nn.Module:

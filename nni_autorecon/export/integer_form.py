@@ -28,7 +28,7 @@ from .symbolic import Rows, dequantized, onnx_operator, quantized
 LARGEST = torch.finfo(torch.float32).max
 NOTHING_MOVED = re.compile(
     r"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor|[hvd])?split"
-    "|splitwithsizes|unbind|max|min|median|topk|sort"
+    "|splitwithsizes|unbind|max|min|median|topk|sort|(adaptive)?maxpool[123]dwithindices"
 )
 """These operations leave nothing in a graph of ONNX, or return a tuple, of whose elements one is taken next."""
 
@@ -110,8 +110,9 @@ def _limits(clamp: fx.Node, module: nn.Module | None, kind: str) -> tuple[float,
 def _store_what_is_moved(form: fx.GraphModule) -> None:
     """Quantize values again, to the same codes, after each operation that only moves them, so that it moves codes."""
     for node in list(form.graph.nodes):
-        kind = called(form, node)[1]
-        if not moves_values(form, node) or NOTHING_MOVED.fullmatch(kind) or _pads_for_convolutions(form, node):
+        module, kind = called(form, node)
+        returns_tuple = NOTHING_MOVED.fullmatch(kind) or getattr(module, "return_indices", False)
+        if not moves_values(form, node) or returns_tuple or _pads_for_convolutions(form, node):
             continue
         source = called(form, source_of(form, node))[0]
         if isinstance(source, FixedQuantizer):

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .packed_form import PackedWeight, packed_form
 from .saved_network import SavedNetwork
 
+ADAPTIVE_MAX = torch.ops.aten.adaptive_max_pool2d.default
 NOISE_IMAGES = 256
 PURPOSES = {
     "speed": "weights in INT8, biases in INT32: runtimes compute in integers (protocol integer)",
@@ -168,6 +169,8 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
     try:
         with _silent():
             program = torch.export.export(form, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            if any(node.target is ADAPTIVE_MAX for node in program.graph.nodes):
+                program = program.run_decompositions({ADAPTIVE_MAX: _adaptive_max_pool})
             return torch.onnx.export(
                 program,
                 dynamo=True,
@@ -184,6 +187,20 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
         found = re.search(r"translating node %(\w+)", " ".join(map(str, causes)))
         where = f"{_layer(program, found[1])}: " if found else ""
         raise InputError(f"cannot export to ONNX: {where}{reason}; use the .safetensors file") from error
+
+
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> Any:
+    """Return the largest value in each cell of a grid of ``size`` over maps [..., H, W], whose cells may overlap.
+
+    ONNX lacks this where ``size`` does not divide H and W. Positions, which a classifier has no use for, are all 0.
+    """
+    if not any(length % count for length, count in zip(x.shape[-2:], size, strict=True)):
+        return NotImplemented  # ONNX has it
+    for dim, count in zip((-2, -1), size, strict=True):
+        length = x.shape[dim]
+        cells = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+        x = torch.stack([x.narrow(dim, start, stop - start).amax(dim) for start, stop in cells], dim)
+    return x, torch.zeros_like(x, dtype=torch.int64)
 
 
 @contextmanager

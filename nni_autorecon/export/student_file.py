@@ -157,6 +157,10 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError comes from shapes that do not fit
         raise _other_version(path, header, error) from error
     targets = _tensors(network)
+    others = tensors.keys() ^ targets.keys()
+    if others and all(name.startswith("activation_quantizers.") for name in others):
+        place = min(others).split(".")[1]
+        raise _other_version(path, header, ValueError(f"it quantizes other activations, as at {place}"))
     _require_equal(f"{path} does not fit {spec}: shape", _shapes(tensors), _shapes(targets))
     for name, target in targets.items():
         target.data.copy_(tensors[name])

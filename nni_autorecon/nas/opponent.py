@@ -33,7 +33,8 @@ class Opponent:
 
     def __init__(self, config: SearchConfig, teacher: Teacher) -> None:
         self.first_epoch = max(1, config.epochs // 4)
-        student, coverage = quantize_network(teacher.graph, Quantization(config.student_bits, allow_partial=True))
+        quantization = Quantization(config.student_bits, allow_partial=True)
+        student, coverage = quantize_network(teacher.graph, quantization, image=teacher.image)
         for gap in coverage.gaps:
             log.warning("the opposing student is not quantized in %s: %s", gap.name, gap.reason)
         self.student = student.requires_grad_(False).to(teacher.device).to(memory_format=teacher.memory_format)

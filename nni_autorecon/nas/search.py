@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,8 @@ from .supernet import SupernetStrategy
 
 DIVERGED = 1e30
 """The L_r of a candidate whose training went to NaN or infinity; strategies and files take finite values alone."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def run_search(
     if config.strategy == "enas":
         _enas_strategy()  # it is refused before a teacher is loaded
     teacher, state = taken_up(run, "search", config, teacher)
+    if teacher.untraceable is not None:
+        log.warning("teacher %s: %s", teacher.name, teacher.untraceable)
     objective = objective_for(teacher.observed, config)
     source = LatentSource(
         config.batch_size, config.latent_dim, teacher.num_classes, config.seed, teacher.device, on_batch=on_step

@@ -14,7 +14,7 @@ from ..shapes import ImageShape
 from .calls import BATCHNORMS, called
 from .fake_quantize import per_channel
 from .integers import IntegerWeight
-from .tracing import trace
+from .tracing import WITHOUT_GRAPH, trace
 
 
 def fold_norms(network: nn.Module, weights: dict[str, IntegerWeight]) -> None:
@@ -56,7 +56,7 @@ def folded(network: nn.Module, *, image: ImageShape | None = None) -> tuple[fx.G
 
     image: the shape of one image, as :func:`~.tracing.trace` takes it.  Raises InputError if it cannot be traced.
     """
-    traced = trace(network, remedy="choose a method that uses images", image=image)
+    traced = trace(network, remedy=WITHOUT_GRAPH, image=image)
     outputs = fold_batchnorms(traced)
     return traced, outputs
 

@@ -25,7 +25,7 @@ from functools import partial
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..shapes import ImageShape
 from .calls import QUANTIZED, called
 from .coverage import Coverage, Gap, Quantized
@@ -35,9 +35,7 @@ from .operators import ACTIVATIONS, EXPECTED, ORIGINS, PRODUCT, SAME_VALUES, TRA
 from .places import is_provided, layer_calls, overlooked, prepared_nodes, quantized_places, unquantized
 from .quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 from .specification import Quantization
-from .tracing import name_of, trace
-
-INTEGER = "protocol integer needs that; use protocol activations"
+from .tracing import WITHOUT_GRAPH, name_of, trace
 
 
 def quantize_network(
@@ -53,21 +51,21 @@ def quantize_network(
     last. With ``allow_partial``, parts that cannot be quantized stay in floating point, and ``Coverage.gaps`` lists
     them; in a network that cannot be traced, each activation module then gets one quantizer for all its calls.
 
-    Raises InputError if a part cannot be quantized and ``allow_partial`` is False, if a layer's weight is not a
-    parameter of its own, if ``layer_bits`` names no layer, or if the network cannot be traced and protocol ``integer``
-    needs that.
+    Raises InputError if a part cannot be quantized or the network cannot be traced, and ``allow_partial`` is False or,
+    for the latter, the protocol is ``integer``; if a layer's weight is not a parameter of its own; or if ``layer_bits``
+    names no layer.
     """
     protocol = quantization.protocol
     name = name_of(network)
     make = partial(ActivationQuantizer, ranges=quantization.activation_ranges)
-    float_inputs, untraceable = None, None
+    float_inputs = None
     try:
-        student: nn.Module = (traced := trace(network, remedy=INTEGER, image=image))
+        student: nn.Module = (traced := trace(network, remedy=WITHOUT_GRAPH, image=image))
     except InputError as error:
-        if protocol == "integer" or error.__cause__ is None:
+        if protocol == "integer" or not quantization.allow_partial or error.__cause__ is None:
             raise
-        student, untraceable = copy.deepcopy(network).eval(), error.__cause__
-        gaps = [Gap("forward", f"untraceable: {' '.join(str(untraceable).split())}")]
+        student = copy.deepcopy(network).eval()
+        gaps = [Gap("forward", f"untraceable: {one_line(error.__cause__)}")]
         activations = _wrap_activations(student, make, quantization.bits.activations)
         calls = [(path, module) for path, module in student.named_modules() if isinstance(module, QUANTIZED)]
     else:
@@ -85,7 +83,7 @@ def quantize_network(
         gaps.append(Gap("the network", "no Conv2d or Linear, or no activation function, was found"))
     if gaps and not quantization.allow_partial:
         first = f"{gaps[0].name} ({gaps[0].reason})" + (f" and {len(gaps) - 1} more parts" if len(gaps) > 1 else "")
-        raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it") from untraceable
+        raise InputError(f"{name}: cannot quantize {first}; allow_partial (--allow-partial) skips it")
 
     own = quantization.layer_bits or {}
     if unknown := own.keys() - layers.values():

@@ -46,7 +46,7 @@ SAME_VALUES = re.compile(  # the result has the values of the first input, possi
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|ravel|reshape(as)?|view(as)?|permute|t|transpose"
     r"|swap(axes|dims)|move(dim|axis)|(un)?squeeze|expand(as)?|broadcastto|repeat(interleave)?|tile|contiguous|clone|detach"
     r"|to|float|type|typeas|chunk|(tensor|[hvd])?split|splitwithsizes|unbind|getitem|narrow|select|indexselect|take|gather"
-    r"|flip|flip(lr|ud)|roll|rot90|unfold|(adaptive)?maxpool[123]d|a?(max|min)|median|topk|sort|channelshuffle"
+    r"|flip|flip(lr|ud)|roll|rot90|unfold|(adaptive)?maxpool[123]d(withindices)?|a?(max|min)|median|topk|sort|channelshuffle"
     r"|pixel(un)?shuffle|\w*pad([123]d)?"
 )
 

@@ -19,12 +19,15 @@ MISSING: Any = object()
 def what_takes_no_proxies() -> Iterator[None]:
     """Let proxies go within the block where PyTorch refuses them.
 
-    A traced number may come first in ``zeros(n, 4)`` and ``x.expand(n, -1)``. A traced tensor is one to ``isinstance``,
-    except in PyTorch's own code. A TorchScript function is followed as the function of Python that it was made of.
+    A traced number may come first in ``zeros(n, 4)`` and ``x.expand(n, -1)``, and may stand in ``tensor([n, 4])``. A
+    traced tensor is one to ``isinstance``, except in PyTorch's own code. A TorchScript function is followed as the
+    function of Python that it was made of.
     """
     with ExitStack() as stack:
         for name in ("zeros", "ones", "empty", "rand", "randn"):
             stack.enter_context(_replaced(torch, name, _with_tuple_of_sizes))
+        for name in ("tensor", "as_tensor"):
+            stack.enter_context(_replaced(torch, name, _written_down))
         stack.enter_context(_replaced(Tensor, "expand", _with_tuple_of_sizes))
         stack.enter_context(_replaced(builtins, "isinstance", _that_knows_tensors))
         stack.enter_context(_replaced(torch.autograd.Variable, "__new__", _passing_proxies_on))
@@ -53,6 +56,19 @@ def _with_tuple_of_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
         tensors = [each for each in args[:1] if isinstance(each, Tensor)]
         sizes = args[len(tensors) :]
         return function(*tensors, sizes, **named) if _has_proxy(sizes) else function(*args, **named)
+
+    return call
+
+
+def _written_down(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that becomes a call of the graph if a proxy is within its first argument."""
+
+    def call(data: Any, **named: Any) -> Any:
+        proxies: list[Any] = []
+        fx.node.map_aggregate(data, lambda a: proxies.append(a) if issubclass(type(a), fx.Proxy) else None)
+        if not proxies:
+            return function(data, **named)
+        return proxies[0].tracer.create_proxy("call_function", function, (data,), named)
 
     return call
 
@@ -94,8 +110,9 @@ def _has_proxy(values: tuple[Any, ...]) -> bool:
     return any(issubclass(type(each), fx.Proxy) for each in values)
 
 
-def line_of_code() -> str:
-    """Return the file and line of the code that is traced just now, `` in FILE:LINE``; empty if there is none."""
+def line_of_code(error: BaseException) -> str:
+    """Return file and line of the network's code from which an error came, `` in FILE:LINE``; empty if from none."""
     ours = ("/torch/", "/nni_autorecon/quantization/")
-    frames = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in ours)]
+    raised = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in raised if not any(part in frame.filename for part in ours)]
     return f" in {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""

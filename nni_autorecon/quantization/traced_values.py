@@ -20,9 +20,9 @@ TRANSPOSED: dict[str, tuple[str, tuple[int, ...]]] = {"T": ("t", ()), "mT": ("tr
 class Value(fx.Proxy):
     """A value of the network while it is traced, with what it is for each of the two batches."""
 
-    known: Any
+    known: Any = UNKNOWN
     """A pair of values, or UNKNOWN."""
-    stale: Value | None
+    stale: Value | None = None
     """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
 
     def is_tensor(self) -> bool:
@@ -30,7 +30,9 @@ class Value(fx.Proxy):
         return self.known is not UNKNOWN and isinstance(self.known[0], Tensor)
 
     def __getattr__(self, name: str) -> Any:
-        if self.known is UNKNOWN or name.startswith("__"):
+        if name.startswith("__"):
+            raise AttributeError(name)  # NumPy asks for some of these
+        if self.known is UNKNOWN:
             return super().__getattr__(name)
         if name == "shape":
             return self.size()
@@ -59,7 +61,7 @@ class Value(fx.Proxy):
         if self.known is UNKNOWN:
             return super().__len__()
         if len(self.known[0]) != len(self.known[1]):
-            raise TraceError("len() of a batch cannot be followed; write x.shape[0]")
+            raise TraceError("a loop over images, or their len() in place of x.shape[0],")
         return len(self.known[0])
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -106,9 +108,21 @@ def counterpart(kind: str, target: Any, name: str) -> tuple[str, Any]:
     raise TraceError(f"{name}_ changes values in place in a way that cannot be written down")
 
 
+def is_known(value: fx.Proxy) -> bool:
+    """Return True if it is known what a proxy is for each of the batches."""
+    return isinstance(value, Value) and value.known is not UNKNOWN
+
+
 def is_tensor(value: Any) -> bool:
     """Return True for a tensor, traced or not."""
     return isinstance(value, (fx.Proxy, Tensor))
+
+
+def passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
+    """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
+    if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):
+        return False
+    return isinstance(argument, Value) and is_known(argument) and known[0] is argument.known[0]
 
 
 def resolved(arguments: Any, index: int) -> Any:

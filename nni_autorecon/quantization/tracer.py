@@ -13,14 +13,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from .functional_layers import LAYERS, are_equal, attention, takes_place
-from .proxies import line_of_code, what_takes_no_proxies
-from .traced_values import UNKNOWN, Value, counterpart, is_plain, is_same, is_tensor, resolved, set_item, shares_memory
+from .proxies import what_takes_no_proxies
+from .traced_values import (
+    UNKNOWN,
+    Value,
+    counterpart,
+    is_known,
+    is_plain,
+    is_same,
+    is_tensor,
+    passes_on,
+    resolved,
+    set_item,
+    shares_memory,
+)
 
 ELEMENTWISE = {torch.max: torch.maximum, torch.min: torch.minimum, "max": torch.maximum, "min": torch.minimum}
 """These functions of two tensors are called by other names, so that what is left takes values of one tensor."""
@@ -83,8 +96,8 @@ class Tracer(fx.Tracer):
             ) from error
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Raise TraceError, which names the line of code that decides by a value that is not known."""
-        raise TraceError(f"control flow by values or by the number of images{line_of_code()}")
+        """Raise TraceError, for code decides by a value that is not known."""
+        raise TraceError("control flow by values or by the number of images")
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Follow the call of a module; the call of a layer is written down between its hooks."""
@@ -102,12 +115,13 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> Value:
         """Return a new value for ``node``."""
         value = Value(node, self)
-        value.known, value.stale = UNKNOWN, None
         self._alive.append(weakref.ref(value))
         return value
 
     def create_arg(self, a: Any) -> Any:
         """Return an argument as a graph holds it. Raises TraceError for a value a view of which has been changed."""
+        if isinstance(a, np.generic):
+            return a.item()
         if isinstance(a, Value):
             if a.stale is not None:
                 raise TraceError(f"{a.node.name} is used after a part of it was changed in place")
@@ -149,7 +163,7 @@ class Tracer(fx.Tracer):
         known = self._compute(kind, target, args, kwargs)
         if known is not UNKNOWN and is_plain(known[0]) and known[0] == known[1]:
             return known[0]
-        if known is not UNKNOWN and args and _passes_on(kind, target, args[0], known):
+        if known is not UNKNOWN and args and passes_on(kind, target, args[0], known):
             return args[0]
         result = cast(Value, super().create_proxy(kind, target, args, kwargs, name))
         result.known = known
@@ -245,7 +259,7 @@ class Tracer(fx.Tracer):
         """Return the results of a call for both batches; UNKNOWN if an argument is, or if they are data of images."""
         proxies: list[Any] = []
         fx.node.map_aggregate((args, kwargs), lambda a: proxies.append(a) if isinstance(a, fx.Proxy) else None)
-        if target in ("item", "tolist", "numpy") or any(getattr(each, "known", UNKNOWN) is UNKNOWN for each in proxies):
+        if target in ("item", "tolist", "numpy") or not all(map(is_known, proxies)):
             return UNKNOWN
         with self._computing_values(), torch.no_grad():
             return tuple(self._run(kind, target, *resolved((args, kwargs), index)) for index in range(2))
@@ -275,13 +289,6 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
-
-
-def _passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
-    """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
-    if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):
-        return False
-    return isinstance(argument, Value) and argument.known is not UNKNOWN and known[0] is argument.known[0]
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -15,6 +15,7 @@ from ..errors import InputError, one_line
 from ..shapes import ImageShape
 from .calls import QUANTIZED, called
 from .pointwise import join_pointwise
+from .proxies import line_of_code
 from .tracer import Tracer
 
 TOLERANCE = 1e-3
@@ -27,6 +28,10 @@ WEIGHT_HOOKS: Mapping[type, tuple[str, Callable[[nn.Module, str], nn.Module]]] =
     prune.BasePruningMethod: ("_tensor_name", prune.remove),
 }
 """Hooks of PyTorch that compute a weight: the attribute that has its name, and what makes it a parameter."""
+
+
+WITHOUT_GRAPH = "change that code, or take --method gdfq --protocol activations --allow-partial"
+"""What helps a network that cannot be traced."""
 
 
 class DifferentGraphError(InputError):
@@ -58,7 +63,7 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(twin)
     except Exception as error:  # tracing runs the network's own code on proxies, so any exception may come
-        raise InputError(f"{name} cannot be traced ({one_line(error)}); {remedy}") from error
+        raise InputError(f"{name} cannot be traced ({one_line(error)}{line_of_code(error)}); {remedy}") from error
     traced = fx.GraphModule(twin, graph, class_name=name)
     traced.graph.eliminate_dead_code()
     used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}

@@ -178,7 +178,7 @@ def _with_weight_bits(config: CompressConfig, bits: int) -> Quantization:
 
 def _candidates(config: CompressConfig, teacher: Teacher, coverage: Coverage) -> dict[str, Sequence[int]]:
     """Return the bits that each layer may have: one alone where ``first_bits`` or ``last_bits`` holds."""
-    _, narrow = quantize_network(teacher.graph, _with_weight_bits(config, 2))
+    _, narrow = quantize_network(teacher.graph, _with_weight_bits(config, 2), image=teacher.image)
     least = {each.name: each.bits for each in narrow.weights}
     return {each.name: (each.bits,) if least[each.name] == each.bits else CANDIDATES for each in coverage.weights}
 

@@ -21,7 +21,7 @@ def make_student(config: CompressConfig, teacher: Teacher, quantization: Quantiz
     if config.method == "dfq":
         student, coverage = dfq(teacher.graph, teacher.image, quantization, pixel_range=teacher.pixel_range)
     else:
-        student, coverage = quantize_network(teacher.graph, quantization)
+        student, coverage = quantize_network(teacher.graph, quantization, image=teacher.image)
     return student.to(teacher.device).to(memory_format=teacher.memory_format), coverage
 
 
@@ -35,7 +35,7 @@ def make_counterpart(
     network = teacher.graph
     if config.method == "dfq":
         network, _ = equalized(network, teacher.image)
-    student, coverage = quantize_network(network, quantization)
+    student, coverage = quantize_network(network, quantization, image=teacher.image)
     for _, layer in quantized_layers(student) if config.method == "dfq" else ():
         add_to_bias(layer, torch.zeros(layer.weight.shape[0], device=layer.weight.device))  # as the correction does
     return student.to(teacher.device).to(memory_format=teacher.memory_format), coverage

@@ -19,7 +19,7 @@ from ..accel.memory import memory_format
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError, shown
 from ..losses.batchnorm import has_own_forward, observed, record_bn_statistics
-from ..quantization.tracing import DifferentGraphError, trace
+from ..quantization.tracing import WITHOUT_GRAPH, DifferentGraphError, trace
 from ..shapes import ImageShape
 from .costs import macs
 from .device import resolve_device
@@ -144,15 +144,23 @@ class Teacher:
     def graph(self) -> nn.Module:
         """Return the network as a graph of calls, of which students are made; the network itself if it has none.
 
-        Raises DifferentGraphError if it computes something else than the network. A warning says why there is none.
+        Raises DifferentGraphError if it computes something else than the network.
         """
+        return self.network if isinstance(self._traced, InputError) else self._traced
+
+    @property
+    def untraceable(self) -> InputError | None:
+        """Return why the network has no graph, and what compress needs then; None if it has one."""
+        return self._traced if isinstance(self._traced, InputError) else None
+
+    @cached_property
+    def _traced(self) -> nn.Module | InputError:
         try:
-            return trace(self.network, remedy="compress needs --allow-partial for it", image=self.image)
+            return trace(self.network, remedy=f"to compress it, {WITHOUT_GRAPH}", image=self.image)
         except DifferentGraphError:
             raise
         except InputError as error:
-            log.warning("teacher %s: %s", self.name, error)
-            return self.network
+            return error
 
     @cached_property
     def observed(self) -> nn.Module:

@@ -191,6 +191,10 @@ class Weird(Net):
     def forward(self, images):
         return images.add_(1).resize_(7)
 
+class Branching(Net):
+    def forward(self, images):
+        return super().forward(images if images.mean() < 9 else -images)
+
 class Pair(Net):
     def forward(self, images):
         return images, images
@@ -286,6 +290,10 @@ TEACHERS = [
          {"nets.py": NETWORKS}),
     case(f"distill {STUDENT_TOY.partition(' --epochs')[0]} --student nets.py:make -o run", "nets.py:make fails on",
          "give a network for such images", {"nets.py": NETWORKS}),
+    *(case(f"compress --teacher nets.py:Branching --checkpoint w.pt --image-size 9 {how} -o run",
+           "Branching cannot be traced (control flow by values or by the number of images in nets.py:",
+           "take --method gdfq --protocol activations --allow-partial", {"nets.py": NETWORKS, "w.pt": state()})
+      for how in ("", "--protocol integer", "--method dfq", "--size 2kB")),
 ]  # fmt: skip
 
 # Data

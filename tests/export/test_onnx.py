@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nni_autorecon.cli import main as cli
 from nni_autorecon.data.digits import digits_data
@@ -312,6 +313,44 @@ def test_folding_keeps_the_function(conv, norm, tmp_path):
     layer.weight.data = weights[conv].values()
     torch.testing.assert_close(layer(maps), expected)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in saved.network.modules())
+
+
+class Pooled(nn.Module):
+    """The largest values of cells that overlap, and of some of their rows, with positions that nobody asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveMaxPool2d((3, 2))
+        self.halve, self.fc = nn.MaxPool2d((1, 2), return_indices=True), nn.Linear(5, CLASSES)
+
+    def forward(self, images):
+        maps, _ = self.halve(self.pool(self.relu(self.conv(images))))  # [N, 5, 3, 1]
+        return self.fc(F.adaptive_max_pool2d(maps, 1, return_indices=True)[0].flatten(1))
+
+
+@runs_protocol_integer
+@pytest.mark.parametrize("purpose", ["speed", "size"])
+def test_the_largest_values_of_overlapping_cells_are_exported(purpose, tmp_path):
+    saved = _saved(tmp_path, "tests.export.test_onnx:Pooled", 8, 8, protocol="integer")
+    agreement = export_onnx(saved, tmp_path / "net.onnx", purpose=purpose, noise_images=64)
+    assert agreement.alike == 1
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node)
+    assert kinds["ReduceMax"] + kinds["MaxPool"] >= 5
+
+
+class InsistsOnFloat32(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Linear(3, CLASSES)
+
+    def forward(self, images):
+        return self.fc(self.relu(self.conv(images)).float().mean((2, 3)))
+
+
+def test_a_network_that_computes_in_float32_alone_is_compared_in_it(tmp_path, capfd):
+    saved = _saved(tmp_path, "tests.export.test_onnx:InsistsOnFloat32", 4, 4)
+    assert export_onnx(saved, tmp_path / "net.onnx", noise_images=64).holds()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_layer_that_onnx_lacks_is_named(tmp_path):

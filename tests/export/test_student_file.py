@@ -1,5 +1,6 @@
 """The file of a quantized network: bit-exact there and back, small, and refused in one line when it is not whole."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nni_autorecon.errors import InputError
+from nni_autorecon.export import student_file
 from nni_autorecon.export.description import Description
 from nni_autorecon.export.student_file import load_network, save_network
 from nni_autorecon.quantization.dfq import dfq
@@ -188,7 +190,7 @@ def test_a_teacher_of_another_dtype_gives_its_structure_in_float32(saved, dtype)
 def test_another_structure_is_refused_by_name(saved):
     with pytest.raises(InputError, match=r"does not fit .*:wider_toy: shape 0.bias \(\[3\] for \[4\]\), .* and 2 more"):
         load_network(saved, teacher="tests.export.test_student_file:wider_toy")
-    with pytest.raises(InputError, match=r"does not fit digits: CifarResNet: cannot quantize forward .*2 channels"):
+    with pytest.raises(InputError, match=r"does not fit digits: CifarResNet cannot be traced .*2 channels"):
         load_network(saved, teacher="digits")
 
 
@@ -207,6 +209,25 @@ def test_an_argument_that_this_version_lacks_is_named(tmp_path):
     save_network(tmp_path / "newer", student, newer)
     with pytest.raises(InputError, match="saved by nni-autorecon .*'rounding'"):
         load_network(tmp_path / "newer", teacher=TOY)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_student_of_which_other_activations_were_quantized_is_of_another_version(taken, tmp_path, monkeypatch):
+    student, description = student_of(TOY, 4, 4)
+    former = copy.deepcopy(student)
+    quantizers = former.activation_quantizers
+    name = next(iter(quantizers._modules))
+    quantizers.add_module(f"{name}_former", copy.deepcopy(quantizers._modules[name]))
+    if taken:
+        del quantizers._modules[name]
+    monkeypatch.setattr(student_file, "__version__", "0.1.9")
+    save_network(tmp_path / "former", former, description)
+    monkeypatch.undo()
+    with pytest.raises(
+        InputError, match=r"saved by nni-autorecon 0\.1\.9, this is .*other activations, as at .*; compress the net"
+    ) as caught:
+        load_network(tmp_path / "former", teacher=TOY)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_without_codes_are_refused(tmp_path):

@@ -1,11 +1,13 @@
 """Stage 1 of Algorithm 1: phases, gradients, temperature, export, penalty."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.space import RawFormatModelSpace
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nni_autorecon.accel.convolution import summed
@@ -25,6 +27,7 @@ from nni_autorecon.nas.penalties import indecision
 from nni_autorecon.nas.space import GeneratorSpace, choices_of, sample_of
 from nni_autorecon.nas.supernet import ReconstructionModule
 from nni_autorecon.runs.folder import RunFolder
+from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.recordings import record_on_the_cpu
 from tests.helpers.searches import CONFIG, run_search
 from tests.helpers.toys import GENERATOR, IMAGE, snapshot, toy_objective, toy_source, toy_teacher
@@ -277,6 +280,18 @@ def test_every_batch_is_announced_and_none_after_the_result(digits_teacher, tmp_
         search.run_search(config, run, on_step=lambda: late.append((folder / "result.json").exists()))
     by_epoch = config.weight_steps + config.architecture_steps + config.validation_steps
     assert late == [False] * (2 * by_epoch + config.final_steps + FINAL_VALIDATION_STEPS)
+
+
+def test_a_search_for_a_network_that_cannot_be_traced_says_what_compress_will_need(tmp_path, caplog):
+    class Branching(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.mean() < 1e9 else -x)
+
+    teacher = Teacher.of(Branching(*toy_teacher()), IMAGE)
+    with RunFolder(tmp_path / "run") as run:
+        search.run_search(CONFIG.override({"epochs": 1, "final_steps": 1}), run, teacher)
+    (warning,) = (message for message in caplog.messages if "traced" in message)
+    assert re.search(r"Branching cannot be traced .* in test_autorecon.py:\d+\); to compress it, .*", warning)
 
 
 def test_expected_macs_of_a_decided_alpha_are_those_of_its_genotype():

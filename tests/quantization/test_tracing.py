@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -293,6 +294,8 @@ CODE = {
     "transposed": lambda x: F.relu(x.mT.matmul(x).mean((1, 2), True)) * x,
     "largest of channels": lambda x: x * torch.max(x, 1, keepdim=True)[0].sigmoid(),
     "larger of two": lambda x: torch.max(*(x - 0.1).split_with_sizes([3, 3], 1)).repeat(1, 2, 1, 1),
+    "a constant of sizes": lambda x: F.relu(x) * torch.tensor([x.shape[0], x.shape[1]]).prod(),
+    "sizes by NumPy": lambda x: F.relu(x).view(-1, np.prod(x.shape[1:])).view(x.shape),
     "asserts": lambda x: F.relu(x) if not torch._assert(x.ndim == 4, "four dimensions") else x,
 }
 
@@ -307,7 +310,8 @@ UNREGISTERED = nn.Conv2d(6, 6, 1)
 REFUSED = {
     "values": (lambda x: F.relu(x) if x.mean() > 5 else x, r"control flow by values .* in test_tracing.py:\d+"),
     "number of images": (lambda x: F.relu(x) if x.shape[0] > 2 else x, "control flow"),
-    "length": (lambda x: x.view(len(x), 6, 7, 9), r"len\(\) of a batch cannot be followed; write x.shape\[0\]"),
+    "length": (lambda x: x.view(len(x), 6, 7, 9), r"their len\(\) in place of x.shape\[0\], in test_tracing.py:\d+"),
+    "number of Python": (lambda x: x / float(x.shape[0]), r"float\(\) argument .* in test_tracing.py:\d+"),
     "layer of no one": (lambda x: UNREGISTERED(x), "calls a Conv2d that is none of its modules"),
     "item": (lambda x: x * x.abs().max().item() if x.max().item() else x, "control flow"),
 }
@@ -318,6 +322,19 @@ def test_what_cannot_be_followed_is_one_line(between: Callable[[Tensor], Tensor]
     with pytest.raises(InputError, match=f"Net cannot be traced .*{reason}.*; mend it") as caught:
         trace(Net(between), remedy="mend it", image=IMAGE)
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_without_a_shape_of_images_are_calls() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.ones(x.shape[0], 3) * (x.size(2) - x.shape[3] / 2))
+
+    network, images = Sized(), torch.rand(4, 5, 7, 9)
+    torch.testing.assert_close(trace(network, remedy="mend it")(images), network(images))
 
 
 def test_a_graph_that_computes_something_else_is_refused_by_the_layer() -> None:
