@@ -30,9 +30,9 @@ def objectives():
 REPORTS = {
     "bits": TABLE_2,
     "scales": [
-        *scales(protocol="gdfq"),
+        *scales(protocol="activations"),
         *scales(protocol="integer"),
-        run(status=FAILED, generator_scale=2.0, protocol="gdfq"),
+        run(status=FAILED, generator_scale=2.0, protocol="activations"),
     ],
     "objectives": [*objectives(), run(status=FAILED, reconstruction_weight=2.0)],
     "nothing yet": [run(status=FAILED), run(status=FAILED, bits="w3a3")],
@@ -148,7 +148,7 @@ def test_accuracy_stands_over_size_and_over_latency():
 def test_missing_points_are_named_below():
     assert plot_report(make_report(TABLE_2)).get_supxlabel() == ""
     text = " ".join(plot_report(make_report(REPORTS["scales"])).get_supxlabel().split())
-    assert text == "Not shown: protocol gdfq: gdfq at s = 2 (failed)"
+    assert text == "Not shown: protocol activations: gdfq at s = 2 (failed)"
 
 
 @pytest.mark.parametrize("name", REPORTS)

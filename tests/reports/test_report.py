@@ -186,10 +186,10 @@ def test_a_gain_is_over_gdfq_with_the_same_objective():
 
 
 def test_protocols_are_never_in_one_table():
-    runs = [run(a, protocol=p) for p, a in (("integer", 80.0), ("gdfq", 90.0))]
+    runs = [run(a, protocol=p) for p, a in (("integer", 80.0), ("activations", 90.0))]
     report = make_report([*runs, run(95.0, generator="all:identity", protocol="integer")])
     assert [(section.heading, section.tables[0].rows) for section in report.sections] == [
-        ("protocol gdfq", (("gdfq",),)),
+        ("protocol activations", (("gdfq",),)),
         ("protocol integer", (("gdfq",), ("all:identity",))),
     ]
     assert "## protocol integer" in report.to_markdown()
@@ -257,10 +257,10 @@ def test_a_trial_of_which_only_nni_knows_joins_the_row_of_the_others():
 def test_a_setting_that_a_run_lacked_is_not_taken_from_another():
     lacking = run(90.0, command=None, name="old")
     del lacking.settings["protocol"]
-    report = make_report([lacking, run(80.0, protocol="gdfq"), run(80.0, protocol="integer")])
+    report = make_report([lacking, run(80.0, protocol="activations"), run(80.0, protocol="integer")])
     assert [section.heading for section in report.sections] == [
+        "protocol activations",
         "protocol default",
-        "protocol gdfq",
         "protocol integer",
     ]
 
