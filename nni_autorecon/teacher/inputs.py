@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,29 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, a number for each channel."""
 
 
+class Given(NamedTuple):
+    """The person's word on the images; None stands for what is to be found out."""
+
+    image: tuple[int, ...] | None
+    """Channels, height and width, or height and width alone, in pixels."""
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, image: tuple[int, ...] | None, mean: object, std: object) -> Given:
+        """Return these, mean and std as tuples. Raises InputError, naming the one that is not a list of numbers."""
+        return cls(image, _given_numbers("mean", mean), _given_numbers("std", std))
+
+
+def channels_height_width(image: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return a shape as a tuple. Raises InputError unless it has three numbers."""
+    if len(image) != 3:
+        raise InputError(
+            f"teacher {name}: image {shown(tuple(image))} is not (channels, height, width); give all three"
+        )
+    return tuple(image)
+
+
 def image_size(network: nn.Module, expected: Expected, name: str) -> tuple[int, int]:
     """Return height and width: those of the weights, else the network's own. Raises InputError if neither is known."""
     if expected.image_size is not None:
@@ -38,6 +61,11 @@ def image_size(network: nn.Module, expected: Expected, name: str) -> tuple[int, 
             case (int(height), int(width)) | (int(), int(height), int(width)):
                 return height, width
     raise InputError(f"teacher {name} does not tell the size of its images; give --image-size")
+
+
+def usual_resize(size: int) -> int:
+    """Return the usual short side before a crop: 256 for 224; small images keep their size."""
+    return size if size < 64 else math.ceil(size * 8 / 7)
 
 
 def channels_to_try(network: nn.Module, expected: Expected, mean: Sequence[float] | None, name: str) -> tuple[int, ...]:
@@ -127,7 +155,7 @@ def numbers(values: object) -> tuple[float, ...] | None:
     return tuple(found.ravel().tolist()) if found.ndim and found.size else None
 
 
-def given_numbers(name: str, values: object) -> tuple[float, ...] | None:
+def _given_numbers(name: str, values: object) -> tuple[float, ...] | None:
     """Return :func:`numbers`; None stays None. Raises InputError, naming the argument, for anything else."""
     found = numbers(values)
     if values is not None and found is None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..accel.memory import memory_format
 from ..data.images import EvaluationData, accuracy
-from ..errors import InputError, shown
+from ..errors import InputError
 from ..losses.batchnorm import has_own_forward, observed, record_bn_statistics
 from ..quantization.tracing import WITHOUT_GRAPH, DifferentGraphError, trace
 from ..shapes import ImageShape
@@ -25,7 +24,15 @@ from .costs import macs
 from .device import resolve_device
 from .examination import copied, examine, frozen, images_to_try
 from .factories import unwrapped
-from .inputs import channels_to_try, find_image, given_numbers, image_size, normalization
+from .inputs import (
+    Given,
+    channels_height_width,
+    channels_to_try,
+    find_image,
+    image_size,
+    normalization,
+    usual_resize,
+)
 from .sources import Expected, find_network
 
 log = logging.getLogger(__name__)
@@ -98,9 +105,7 @@ class Teacher:
         name = f"{IN_MEMORY}{name or type(unwrapped(network)).__name__}"
         where = resolve_device(device) if isinstance(device, str) else device
         own = frozen(copied(unwrapped(network), name), where, name)
-        given = Given(
-            None if image is None else _three(image, name), given_numbers("mean", mean), given_numbers("std", std)
-        )
+        given = Given.of(None if image is None else channels_height_width(image, name), mean, std)
         return _examined(own, name, given, Expected(resize=resize), need_batchnorm)
 
     @property
@@ -230,7 +235,7 @@ def load_teacher(
     size = None if image_size is None else (image_size, image_size)
     if size not in (None, expected.image_size):
         expected = expected._replace(resize=None)
-    given = Given(size, given_numbers("mean", mean), given_numbers("std", std))
+    given = Given.of(size, mean, std)
     teacher = _examined(frozen(network, where, spec), spec, given, expected, need_batchnorm)
     if num_classes is not None and teacher.num_classes == num_classes + 1:
         log.info("teacher %s has a class beside the %d of --num-classes, as for a background", spec, num_classes)
@@ -246,24 +251,6 @@ def load_teacher(
     }
     known = {name: value for name, value in settings.items() if value is not None}
     return dataclasses.replace(teacher, settings={"teacher": spec, **known})
-
-
-class Given(NamedTuple):
-    """The person's word on the images; None stands for what is to be found out."""
-
-    image: tuple[int, ...] | None
-    """Channels, height and width, or height and width alone, in pixels."""
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-
-def _three(image: Sequence[int], name: str) -> tuple[int, ...]:
-    """Return a shape as a tuple. Raises InputError unless it has three numbers."""
-    if len(image) != 3:
-        raise InputError(
-            f"teacher {name}: image {shown(tuple(image))} is not (channels, height, width); give all three"
-        )
-    return tuple(image)
 
 
 def _examined(network: nn.Module, name: str, given: Given, expected: Expected, need_batchnorm: bool) -> Teacher:
@@ -286,7 +273,7 @@ def _examined(network: nn.Module, name: str, given: Given, expected: Expected, n
         with images_to_try(1, image, device, f"teacher {name}") as images:
             mean, std = normalization(network, (images, logits), expected, given.mean, given.std, name)
         examine(network, image, logits, name)
-    resize = expected.resize or _usual_resize(min(image[1:]))
+    resize = expected.resize or usual_resize(min(image[1:]))
     teacher = Teacher(name, network, logits.shape[1], image, mean, std, resize)
     teacher.graph  # noqa: B018 -- it is made and compared with the network at once, before anything is trained
     return teacher
@@ -298,8 +285,3 @@ _FLAGS = "if it takes other images, give --image-size, and --mean and --std with
 def _text(numbers: Sequence[float] | None) -> str | None:
     """Return numbers as text, in the form of the settings ``mean`` and ``std``."""
     return None if numbers is None else ",".join(map(repr, map(float, numbers)))
-
-
-def _usual_resize(size: int) -> int:
-    """Return the usual short side before a crop: 256 for 224; small images keep their size."""
-    return size if size < 64 else math.ceil(size * 8 / 7)
