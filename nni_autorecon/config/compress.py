@@ -132,7 +132,11 @@ class CompressConfig(StudentConfig):
     weight_ranges: str | None = setting(
         None, "ranges of weights, per output channel (default: mse with method blockwise, else minmax)", choices=RANGES
     )
-    activation_ranges: str = setting("minmax", "ranges of activations, per batch tracked", choices=RANGES)
+    activation_ranges: str | None = setting(
+        None,
+        "ranges of activations, per batch tracked (default: mse with method blockwise below 8 bits, else minmax)",
+        choices=RANGES,
+    )
     range_lr: float = setting(
         0.0,
         "Adam learning rate of the logarithms of these ranges while the student trains, by its schedule (LSQ); 0: "
@@ -267,6 +271,10 @@ class CompressConfig(StudentConfig):
     @property
     def quantization(self) -> Quantization:
         """Return the settings of the quantization, but for bits of single layers, which are chosen by ``size``."""
-        names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits", "weight_ranges"}
-        ranges = self.weight_ranges or ("mse" if self.method == "blockwise" else "minmax")
-        return Quantization(weight_ranges=ranges, **{name: getattr(self, name) for name in names})
+        names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits"}
+        chosen = {name: getattr(self, name) for name in names}
+        by_error = self.method == "blockwise"
+        chosen["weight_ranges"] = self.weight_ranges or ("mse" if by_error else "minmax")
+        few = self.bits.activations < 8  # eight are enough for the outliers of real images, which these may lack
+        chosen["activation_ranges"] = self.activation_ranges or ("mse" if by_error and few else "minmax")
+        return Quantization(**chosen)

@@ -177,6 +177,11 @@ class ActivationQuantizer(nn.Module):
         self.averages.copy_((1 - self.decay) * self.averages.new_tensor([low, high]))
         self.observations.fill_(1)
 
+    def forget_range(self) -> None:
+        """Forget all that was observed or set."""
+        self.averages.zero_()
+        self.observations.zero_()
+
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the bias-corrected average low and high, both [], without a learned factor.
 

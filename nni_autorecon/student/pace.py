@@ -27,8 +27,8 @@ UPDATE = 3
 """An update costs about so many forward passes."""
 MEASUREMENTS = 4
 """Agreement is measured about so often: by ranges, after blocks, and of both students at the end."""
-ROUNDING_PASSES = 4
-"""A block sees all images some so many times while its weights are rounded and its errors are measured."""
+ROUNDING_PASSES = 6
+"""A block sees all images some so many times while its ranges are tracked, its weights rounded, its errors measured."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Pace:
         student = copy.deepcopy(student)
         for module in student.modules():
             if isinstance(module, ActivationQuantizer) and not module.observations:
-                module.averages.copy_(torch.tensor((-1.0, 1.0)))
-                module.observations.fill_(1)
+                module.set_range(-1.0, 1.0)
         optimizer = torch.optim.Adam(student.parameters(), 0.0)
 
         def learn(images: Tensor) -> None:

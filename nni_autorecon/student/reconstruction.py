@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config.common import SCHEDULES
 from ..errors import DivergenceError, InputError
 from ..quantization.blocks import blocks
-from ..quantization.calls import BATCHNORMS, called
-from ..quantization.equalization import add_to_bias, constant_response
+from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
-from ..quantization.quantizers import ActivationQuantizer, in_floating_point
-from ..quantization.rounding import MOST_COLUMNS, SAMPLES_PER_COLUMN, columns, round_together
+from ..quantization.quantizers import ActivationQuantizer, in_floating_point, observe_ranges
 from .block_features import Coins, at_once, outputs
+from .block_rounding import round_block
 
 TOLERANCE = 1.1
 """A rounded block may have an error larger by this factor, as biases are corrected for real images, not for these."""
@@ -125,6 +124,7 @@ class Reconstruction:
     ) -> BlockError:
         """Round block ``index``, the next one, let it learn for ``steps`` batches, and return its errors.
 
+        The ranges of its activations are first tracked anew, over what the blocks before it, which have learned, give.
         Each element of a batch comes from the teacher's features or from the student's, by a coin (QDrop). A block that
         is no better afterwards is put back, as it was or as it was rounded. Raises DivergenceError if its output is not
         finite.
@@ -145,6 +145,10 @@ class Reconstruction:
         together = at_once(block, inputs)  # gradients are summed over parts of a batch
         parts = together if inputs.device.type == "cpu" else batch_size
         before = least = error()
+        if not math.isfinite(before):
+            raise DivergenceError(
+                f"block {index + 1} of the student returns values that are not finite; check the teacher"
+            )
         best = copy.deepcopy(block.state_dict())
 
         def keep_the_better(tolerance: float = 1.0) -> None:
@@ -154,7 +158,9 @@ class Reconstruction:
             else:
                 block.load_state_dict(best)
 
-        self._round(block, inputs)
+        _track_ranges(block, inputs.split(batch_size))
+        keep_the_better()
+        round_block(block, inputs, self._means)
         keep_the_better(TOLERANCE)
         rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
@@ -171,85 +177,19 @@ class Reconstruction:
             schedule.step()
             on_step()
         keep_the_better()
-        if not math.isfinite(least):
-            raise DivergenceError(
-                f"block {index + 1} of the student returns values that are not finite; check the teacher"
-            )
         self._features, self._teacher_features = outputs(block, inputs), target
         return BlockError(before, least)
 
-    @torch.no_grad()
-    def _round(self, block: fx.GraphModule, inputs: Tensor) -> None:
-        """Round the weights of each layer together, in the order of execution, and correct the layer's bias.
 
-        So each layer makes up for what the rounding of those before it has done to its inputs.
-        """
-        known: set[nn.Parameter] = set()
-        for node, layer in _layers(block):
-            parametrization: Any = layer.parametrizations
-            weight, quantizer = parametrization.weight.original, parametrization.weight[0]
-            if weight in known:  # layers may share it
-                continue
-            known.add(weight)
-            exact = weight.detach().clone()
-            if weight[0].numel() <= MOST_COLUMNS:
-                products = _products(block, layer, inputs)
-                if not products.isfinite().all():
-                    return  # so will be the block's error, which ends the run
-                groups = len(products)
-                scale, zero_point = (value.view(groups, -1) for value in quantizer.qparams(weight))
-                rounded = round_together(
-                    weight.reshape(groups, len(weight) // groups, -1),
-                    products,
-                    scale=scale,
-                    zero_point=zero_point,
-                    largest_code=quantizer.largest_code,
-                )
-                weight.copy_(rounded.view_as(weight))
-            if layer in self._means:
-                error = constant_response(layer.weight - exact, self._means[layer].to(exact))
-                _shift(block, node, layer, -error)
-
-
-def _layers(block: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
-    """Yield the first call of each layer with a quantized weight, in the order of execution."""
-    quantized = dict.fromkeys(layer for _, layer in quantized_layers(block))
-    for node in block.graph.nodes:
-        layer = called(block, node)[0]
-        if layer is not None and layer in quantized:
-            del quantized[layer]
-            yield node, layer
-
-
-def _products(block: fx.GraphModule, layer: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the products of the columns of a layer's inputs with each other, [groups, columns, columns]."""
-    weight: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-    samples = -(-SAMPLES_PER_COLUMN * weight[0].numel() // len(inputs))  # of an image
-    generator = torch.Generator().manual_seed(0)
-    products: Tensor | None = None
-
-    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        nonlocal products
-        found = columns(layer, given[0], most=samples * len(given[0]), generator=generator)  # type: ignore[arg-type]
-        own = found.transpose(1, 2) @ found
-        products = own if products is None else products + own
-
-    hook = layer.register_forward_pre_hook(add)
-    try:
-        outputs(block, inputs)
-    finally:
-        hook.remove()
-    assert products is not None
-    return products
-
-
-def _shift(block: fx.GraphModule, node: fx.Node, layer: nn.Module, change: Tensor) -> None:
-    """Add ``change`` [out] to what a layer gives, in its bias or in the mean that the norm after it subtracts."""
-    following = called(block, next(iter(node.users)))[0] if len(node.users) == 1 else None
-    if isinstance(following, BATCHNORMS) and following.running_mean is not None:
-        following.running_mean -= change
-    elif layer.bias is not None:
-        add_to_bias(layer, change)
+@torch.no_grad()
+def _track_ranges(block: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Track the ranges of a block's activations over these inputs alone."""
+    for module in block.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.forget_range()
+    with observe_ranges(block):
+        for batch in batches:
+            block(batch)
 
 
 def _groups(block: nn.Module, inputs: Tensor, rates: Rates) -> list[dict[str, Any]]:

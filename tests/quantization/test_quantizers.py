@@ -345,20 +345,29 @@ def test_percentile_leaves_out_a_thousandth_at_each_end() -> None:
         torch.testing.assert_close(got, few.quantile(quantile, dim=1))
 
 
-def test_mse_range_is_the_best_of_all_shrunken_ranges() -> None:
+def test_mse_range_is_the_best_of_all_smaller_ranges() -> None:
     values = torch.cat([torch.randn(3, 5000), torch.full((3, 1), 20.0)], 1)  # an outlier in every row
+    low, high, largest = values.amin(1), values.amax(1), values.abs().amax(1)
     for bits in (2, 4, 8):
-        low, high = mse_range(values, bits)
-        errors = {}
+        chosen = mse_range(values, bits)
+        errors = []
         for fraction in SHRINKAGES:
-            ends = (values.amin(1) * fraction, values.amax(1) * fraction)
-            on_grid, _ = reference(values, ends[0][:, None], ends[1][:, None], bits)
-            errors[fraction] = (on_grid - values).square().mean(1)
-        best = torch.stack(list(errors.values())).min(0).values
-        on_grid, _ = reference(values, low[:, None], high[:, None], bits)
+            cut_off = low.maximum(-fraction * largest), high.minimum(fraction * largest)
+            for ends in (cut_off, (fraction * low, fraction * high)):
+                on_grid, _ = reference(values, ends[0][:, None], ends[1][:, None], bits)
+                errors.append((on_grid - values).square().mean(1))
+        best = torch.stack(errors).min(0).values
+        on_grid, _ = reference(values, chosen[0][:, None], chosen[1][:, None], bits)
         torch.testing.assert_close((on_grid - values).square().mean(1), best, rtol=1e-4, atol=0)
     assert (mse_range(values, 2)[1] < 8).all()  # far below the outlier at 20
     assert torch.equal(mse_range(torch.zeros(2, 5), 4)[1], torch.zeros(2))
+
+
+def test_mse_range_keeps_the_short_side_of_a_silu() -> None:
+    values = torch.cat([torch.arange(-1, 7).repeat(500) / 4, torch.full((1,), 10.0)])  # of 8 codes, and an outlier
+    low, high = mse_range(values[None], 3)
+    assert low == -0.25  # in proportion to the high end it would have no code
+    assert 1.4 <= high <= 1.6
 
 
 def test_mse_range_of_a_batch_is_about_that_of_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_each_block_changes_its_own_layers_alone() -> None:
         changed = {name for name in state if not torch.equal(state[name], before[name])}
         assert f"{layers[block]}.parametrizations.weight.original" in changed
         assert not any(name.startswith(f"{layer}.") for name in changed for layer in layers if layer != layers[block])
-        assert not {name for name in changed if "average" in name}
+        assert changed <= set(compression.blockwise.reconstruction.blocks[block].state_dict())
         assert metrics["block_error"] < metrics["error_before"]
     now = compression.images.generator.state_dict()
     assert all(
@@ -368,6 +368,6 @@ def test_biases_learn_only_where_nothing_corrects_them() -> None:
         student = ranged(network, images, "w3a3")
         reconstruction = Reconstruction(student, means)
         reconstruction.begin(images)
-        learn_all(reconstruction, steps=20)
+        learn_all(reconstruction, steps=100)
         changed.append(not torch.equal(student.second.bias, network.second.bias))
     assert changed == [True, False]
