@@ -8,12 +8,12 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.compress import CompressConfig
 from ..config.stages import STAGES
+from .recipes import Recipe, recipe
 from .screen import command_line, conclude
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ NETWORK = {
     "images to measure on": ("test_data", "labels", "download", "allow_weak_teacher"),
 }  # fmt: skip
 """These settings say what the network is; all others are chosen for it."""
-LARGE = 64
-"""From so many pixels in height and width on, an image costs too much for the settings that suit small ones."""
-PIXELS = {"search": 8 * 224 * 224, "compress": 32 * 224 * 224}
-"""The images of a batch have so many pixels in all: of a MobileNetV2 the stages then need 2.7 and 5.2 GB of memory."""
 MEASURED = 500
 """On so many test images a network shows whether it is loaded as it was trained."""
 SPACES = {"search": "search.json", "compress": "compress.json"}
@@ -47,13 +43,14 @@ def new_folder(folder: Path, given: CompressConfig, *, force: bool = False) -> N
 
     require_absent(folder, force=force)
     teacher = checked_teacher(given)
-    files = folder_files(absolute(given), teacher)
+    chosen = recipe(teacher)
+    files = folder_files(absolute(given), teacher, chosen)
     for name, text in files.items():
         write_text(folder / name, text)
-    start = command_line("start", EXPERIMENTS["search"])
+    start = command_line("start", EXPERIMENTS[chosen.first])
     conclude(
         f"{folder}: {', '.join(files)}",
-        [f"{teacher.name} takes {_image(teacher)} images, and has {_sizes(teacher)}"],
+        [f"{teacher.name} takes {_image(teacher)} images, and has {_sizes(teacher)}", chosen.duration],
         values={"folder": folder, "files": [folder / name for name in files]},
         then=f"cd {shlex.quote(str(folder))} && {start}",
     )
@@ -112,64 +109,8 @@ def _absolute_data(spec: str) -> str:
     return spec if spec == "digits" else os.path.abspath(spec)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The flags and the search space of each stage, and the reason for them, in sentences for a person."""
-
-    flags: Mapping[str, Mapping[str, Any]]
-    spaces: Mapping[str, Mapping[str, Any]]
-    reason: str
-
-
-def recipe(teacher: Teacher) -> Recipe:
-    """Return what suits a network: the digits', one for small images, or one for large images."""
-    height, width = teacher.image[1:]
-    found = {"genotype": _choice("best-genotype.json")}
-    seeds = {"seed": _choice(0, 1, 2)}
-    if teacher.name == "digits":
-        return Recipe(
-            {"search": {"threads": 1}, "compress": {"threads": 1}},
-            {
-                "search": {**seeds, "relaxation": _choice("logits", "paper")},
-                "compress": {**found, "bits": _choice("w4a4", "w3a3", "w2a2")},
-            },
-            "All settings have their defaults, which are for this network.",
-        )
-    if min(height, width) < LARGE:
-        return Recipe(
-            {"search": {"preset": "best", "threads": 1}, "compress": {"threads": 1}},
-            {"search": seeds, "compress": {**found, "bits": _choice("w8a8", "w4a4", "w3a3")}},
-            "`--preset best` is a longer search than the default, which is for tiny digits, with the weight of the "
-            "BatchNorm term that suits networks of 32×32 images. Searches differ by seed alone, and the best is taken. "
-            "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
-        )
-    batch = {stage: max(4, min(32, pixels // (height * width))) for stage, pixels in PIXELS.items()}
-    training = {"bns_form": "kl", "bns_weight": 10, "weight_lr": 0.003}
-    methods = _choice(
-        {"_name": "dfq", "bits": _choice("w8a8")}, {"_name": "blockwise", **found, "bits": _choice("w4a8")}
-    )
-    return Recipe(
-        {
-            "search": {"bns_weight": 0.1, "width": 8, "batch_size": batch["search"]},
-            "compress": {"batch_size": batch["compress"], **training},
-        },
-        {"search": seeds, "compress": {"method": methods}},
-        f"An image of {height}×{width} costs {height * width // 32**2} times as much as one of 32×32, and the search "
-        f"computes every operation of every edge at once. So it has 8 channels and batches of {batch['search']} here, "
-        "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory, and 5.2 GB for the "
-        "compression. `--bns-weight 0.1` is GDFQ's for ImageNet. Which generator makes the images hardly mattered "
-        "where it was measured. Method `dfq` needs none: its trial can run before the search. With 8 bits it cost an "
-        "EfficientNet-Lite0 nothing; 4 bits of weights cost it three points by method blockwise.",
-    )
-
-
-def _choice(*values: Any) -> dict[str, Any]:
-    return {"_type": "choice", "_value": list(values)}
-
-
-def folder_files(config: CompressConfig, teacher: Teacher) -> dict[str, str]:
+def folder_files(config: CompressConfig, teacher: Teacher, chosen: Recipe) -> dict[str, str]:
     """Return the texts of all files by name. ``config``: what the person says of the network, with absolute paths."""
-    chosen = recipe(teacher)
     said = {name: value for name, value in config.to_dict().items() if name in config.given}
     files = {}
     for stage, name in EXPERIMENTS.items():
@@ -178,7 +119,7 @@ def folder_files(config: CompressConfig, teacher: Teacher) -> dict[str, str]:
         words = as_flags({"teacher": config.teacher, **own, **rest})
         files[name] = EXPERIMENT.format(
             title=json.dumps(f"AutoReCon {stage}, {teacher.name}", ensure_ascii=False),
-            about=ABOUT[stage],
+            about=chosen.about[stage],
             file=name,
             stage=stage,
             space=SPACES[stage],
@@ -187,7 +128,7 @@ def folder_files(config: CompressConfig, teacher: Teacher) -> dict[str, str]:
         )
         entries = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in chosen.spaces[stage].items()]
         files[SPACES[stage]] = "{\n" + ",\n".join(entries) + "\n}\n"
-    return {**files, "README.md": _readme(config, teacher, chosen.reason)}
+    return {**files, "README.md": _readme(config, teacher, chosen)}
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
@@ -209,28 +150,29 @@ def _sizes(teacher: Teacher) -> str:
     return f"{teacher.num_classes} classes, {parameters:,} parameters and {macs}"
 
 
-def _readme(config: CompressConfig, teacher: Teacher, reason: str) -> str:
+def _readme(config: CompressConfig, teacher: Teacher, chosen: Recipe) -> str:
     from ..teacher.sources import names_code
 
     again: dict[str, Any] = {"teacher": config.teacher} if names_code(config.teacher) else {}
     test_data = {name: value for name, value in config.to_dict().items() if name in ("test_data", "labels") and value}
+    order = ("search", "compress", "student") if chosen.first == "search" else ("compress", "student", "search")
+    text = "\n\n".join(f"## {number}. {SECTIONS[name]}" for number, name in enumerate(order, 1))
     return README.format(
         name=teacher.name,
         image=_image(teacher),
         sizes=_sizes(teacher),
         mean=", ".join(f"{number:g}" for number in teacher.mean),
         std=", ".join(f"{number:g}" for number in teacher.std),
-        code="".join(f" {shlex.quote(word)}" for word in as_flags(again)),
-        measure="".join(f" {shlex.quote(word)}" for word in as_flags({**again, **test_data})),
-        reason=textwrap.fill(reason, 120),
+        sections=text.format(
+            code="".join(f" {shlex.quote(word)}" for word in as_flags(again)),
+            measure="".join(f" {shlex.quote(word)}" for word in as_flags({**again, **test_data})),
+        ),
+        duration=textwrap.fill(chosen.duration, 120),
+        reason=textwrap.fill(chosen.reason, 120),
         program=shlex.join([sys.executable, "-m", "nni_autorecon"]),
     )
 
 
-ABOUT = {
-    "search": "Search a generator for the network.",
-    "compress": "Quantize the network with the generator that was found, at several bit widths.",
-}
 EXPERIMENT = """\
 # {about}
 #
@@ -256,23 +198,34 @@ The network takes {image} images, standardized by mean {mean} and std {std} of p
 It has {sizes}.
 
 Type these lines in this folder (`{program}` is `nni-autorecon`, if your shell does not find it).
+`start` prints the experiment's ID and the address of NNI's web UI.
+`nnictl create --config` does the same, but then other machines reach NNI, too, and can run code as you.
 
-## 1. Search a generator
+{duration}
+
+{sections}
+
+## Why these settings
+
+{reason}
+"""
+SECTIONS = {
+    "search": """\
+Search a generator
 
 ```
 nni-autorecon start experiment.yml
 ```
 
-It prints the experiment's ID and the address of NNI's web UI, where every trial is a falling curve of L_r.
-`nnictl create --config experiment.yml` does the same, but then other machines reach NNI, too, and can run code as you.
-`nni-autorecon status` says how much time is left. When its trials have ended, or when one is good enough:
+In the web UI every trial is a falling curve of L_r. `nni-autorecon status` says how much time is left, from the end of
+the first epoch on. When the trials have ended, or when one is good enough:
 
 ```
 nni-autorecon best-genotype --experiment ID
 nnictl stop ID
-```
-
-## 2. Compress the network
+```""",
+    "compress": """\
+Compress the network
 
 ```
 nni-autorecon start compress.yml
@@ -280,18 +233,14 @@ nni-autorecon report --experiment ID -o students
 nnictl stop ID
 ```
 
-If it is to be fast and not only small, first write `--protocol integer` into `trialCommand` of `compress.yml`.
-
-## 3. Take a student away
+If it is to be fast and not only small, first write `--protocol integer` into `trialCommand` of `compress.yml`.""",
+    "student": """\
+Take a student away
 
 TRIAL is the id of a trial in the web UI. ONNX needs `pip install 'nni-autorecon[onnx]'`.
 
 ```
 nni-autorecon to-onnx ~/nni-experiments/ID/environments/local-env/trials/TRIAL/student.safetensors{code} -o student.onnx
 nni-autorecon evaluate student.onnx --latency{measure}
-```
-
-## Why these settings
-
-{reason}
-"""
+```""",
+}

@@ -11,7 +11,6 @@ from tqdm import tqdm
 Show = bool | Literal["lines"]
 """True shows a bar, ``lines`` plain lines, as for a log file, and False nothing."""
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-LINE = "{desc}: {percentage:.0f} % done after {elapsed}, {remaining} left{postfix}"
 FIRST, LATER = 5.0, 30.0
 """So many seconds pass before the first line, and between two later ones."""
 
@@ -19,9 +18,7 @@ FIRST, LATER = 5.0, 30.0
 def progress_bar(what: str, total: float, show: Show) -> tqdm[Any]:
     """Return a bar of ``total`` units, which are of equal cost, so that the time left can be told from those before."""
     if show == "lines":
-        return _Lines(
-            total=total, desc=what, bar_format=LINE, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0
-        )
+        return _Lines(total=total, desc=what, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0)
     return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr)
 
 
@@ -39,6 +36,9 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
     def refresh(self, *arguments: Any, **named: Any) -> Any:
         self.mininterval = LATER
+        percent = int(100 * self.n / (self.total or 1))
+        left = ", {remaining} left" if percent else ""  # before, it would be a wild guess
+        self.bar_format = f"{{desc}}: {percent} % done after {{elapsed}}{left}{{postfix}}"
         return super().refresh(*arguments, **named)
 
     def moveto(self, n: int) -> None:

@@ -51,7 +51,7 @@ class Lengths:
                 images = _within(IMAGES_BUDGET, 3 * max(refining, 1) * macs, LEAST_IMAGES, images)
             if config.steps is None and config.block_steps is None:
                 updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
-            if (steps, images, updates) != asked:
+            if config.minutes is None and (steps, images, updates) != asked:
                 _log.info(
                     "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
                     "images and %d updates; --steps, --block-images and --block-steps change that",

@@ -19,7 +19,7 @@ import yaml
 
 from nni_autorecon import files
 from nni_autorecon.cli import main as cli
-from nni_autorecon.cli.new_folder import recipe
+from nni_autorecon.cli.recipes import recipe
 from nni_autorecon.experiment import trial
 from nni_autorecon.experiment.reading import read_experiment
 from nni_autorecon.experiment.settings_file import check_experiment
@@ -166,6 +166,19 @@ def test_a_module_that_is_found_from_here_alone_is_named_by_its_file(here):
 def test_large_images_have_smaller_batches(size, search, compress):
     flags = recipe(SimpleNamespace(name="mine", image=ImageShape(3, size, size))).flags
     assert (flags["search"]["batch_size"], flags["compress"]["batch_size"]) == (search, compress)
+
+
+@pytest.mark.parametrize(("size", "first", "headings"), [(12, "experiment.yml", "SCT"), (64, "compress.yml", "CTS")])
+def test_students_of_large_images_come_before_a_search(size, first, headings, here, capsys):
+    assert _new("new", *MINE[:-1], size) == 0
+    *_, duration, then = capsys.readouterr().out.splitlines()
+    assert then.endswith(f" start {first}")
+    readme = (here / "new" / "README.md").read_text()
+    assert re.findall(r"^## \d\. (\w)", readme, re.MULTILINE) == [*headings]
+    assert duration in readme.replace("\n", " ")
+    space = (here / "new" / "compress.json").read_text()
+    assert ("genotype" in space) == (first == "experiment.yml")
+    assert ("--minutes 30" in (here / "new" / "compress.yml").read_text()) == (first == "compress.yml")
 
 
 def test_force_replaces_what_it_writes_and_nothing_else(here):

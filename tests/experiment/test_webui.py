@@ -8,7 +8,7 @@ import requests
 from tests.helpers import managers
 from tests.helpers.browser import CHROMIUM, DRIVER, MISSING, web_ui
 from tests.helpers.managers import FLAGS, STUDENT, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
-from tests.helpers.screenshots import show_compress, show_search
+from tests.helpers.pictures import show_compress, show_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
 

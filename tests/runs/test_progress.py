@@ -33,8 +33,27 @@ def test_the_first_line_comes_soon_and_the_next_ones_seldom(monkeypatch: pytest.
             if text := capsys.readouterr().err:
                 lines.append((clock.now - 1000, text))
     assert [time for time, _ in lines] == [first, first + LATER, first + 2 * LATER]
-    assert lines[1][1] == "compress: 18 % done after 00:35, 02:45 left, ranges\n"
+    assert lines[1][1] == "compress: 17 % done after 00:35, 02:45 left, ranges\n"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        (0.4, "0 % done after 00:05"),
+        (1, "1 % done after 00:05, 08:15 left"),
+        (99.9, "99 % done after 00:05, 00:00 left"),
+    ],
+)
+def test_a_line_promises_no_more_than_is_known(
+    done: float, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("compress", 100, "lines") as bar:
+        clock.now += 5
+        bar.update(done)
+    assert capsys.readouterr().err == f"compress: {said}\n"
 
 
 @pytest.mark.parametrize("show", [True, False])

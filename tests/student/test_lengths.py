@@ -67,6 +67,14 @@ def test_lengths_fill_the_time_there_is(minutes: float, caplog: pytest.LogCaptur
     ]
 
 
+def test_what_would_suit_the_network_is_not_said_where_time_decides(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        Lengths.of(CONFIG.override({"minutes": 1}), macs=10**9, generator_macs=0)
+        assert not caplog.messages
+        Lengths.of(CONFIG, macs=10**9, generator_macs=0)
+    assert caplog.messages[0].startswith("an image costs 1000 million multiply-accumulates")
+
+
 def test_lengths_that_are_asked_for_stand_whatever_the_time() -> None:
     config = CONFIG.override({"minutes": 1, "block_images": 500, "block_steps": 7})
     found = Lengths(50, 500, 30, 7).within(config, 60, lambda lengths: needed(config, lengths))

@@ -1,0 +1,91 @@
+"""What suits a network: the flags and search spaces of its experiments, with the reasons and the time for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..teacher.loading import Teacher
+
+LARGE = 64
+"""From so many pixels in height and width on, an image costs too much for the settings that suit small ones."""
+PIXELS = {"search": 8 * 224 * 224, "compress": 32 * 224 * 224}
+"""The images of a batch have so many pixels in all: a search for a MobileNetV2 then needs 2.7 GB of memory."""
+MINUTES = 30
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The flags and the search space of each stage, with sentences for a person."""
+
+    flags: Mapping[str, Mapping[str, Any]]
+    spaces: Mapping[str, Mapping[str, Any]]
+    about: Mapping[str, str]
+    """What the experiments do."""
+    reason: str
+    duration: str
+    first: str = "search"
+    """The stage to begin with. Students of large images need no search."""
+
+
+def recipe(teacher: Teacher) -> Recipe:
+    """Return what suits a network: the digits', one for small images, or one for large images."""
+    height, width = teacher.image[1:]
+    found = {"genotype": _choice("best-genotype.json")}
+    seeds = {"seed": _choice(0, 1, 2)}
+    about = {
+        "search": "Search a generator for the network.",
+        "compress": "Quantize the network with the generator that was found, at several bit widths.",
+    }
+    if teacher.name == "digits":
+        return Recipe(
+            {"search": {"threads": 1}, "compress": {"threads": 1}},
+            {
+                "search": {**seeds, "relaxation": _choice("logits", "paper")},
+                "compress": {**found, "bits": _choice("w4a4", "w3a3", "w2a2")},
+            },
+            about,
+            "All settings have their defaults, which are for this network.",
+            "Each of the six searches and of the three students takes about half a minute on an idle core.",
+        )
+    if min(height, width) < LARGE:
+        return Recipe(
+            {"search": {"preset": "best", "threads": 1}, "compress": {"threads": 1}},
+            {"search": seeds, "compress": {**found, "bits": _choice("w8a8", "w4a4", "w3a3")}},
+            about,
+            "`--preset best` is a longer search than the default, which is for tiny digits, with the weight of the "
+            "BatchNorm term that suits networks of 32×32 images. Searches differ by seed alone, and the best is taken. "
+            "Where it was measured, students hardly depended on the generator: to do without a search, delete the line "
+            "`genotype` in `compress.json` and start `compress.yml`. "
+            "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
+            "For a ResNet-20 at 32×32, each of the three searches and of the three students takes some minutes on an "
+            "idle core.",
+        )
+    batch = {stage: max(4, min(32, pixels // (height * width))) for stage, pixels in PIXELS.items()}
+    methods = _choice({"_name": "dfq", "bits": _choice("w8a8")}, {"_name": "blockwise", "bits": _choice("w4a8")})
+    return Recipe(
+        {
+            "search": {"bns_weight": 0.1, "width": 8, "batch_size": batch["search"]},
+            "compress": {"batch_size": batch["compress"], "minutes": MINUTES},
+        },
+        {"search": seeds, "compress": {"method": methods}},
+        {**about, "compress": "Quantize the network by two methods, which need no search."},
+        "With 8 bits method `dfq`, which needs no images, cost an EfficientNet-Lite0 nothing. 4 bits of weights cost "
+        "it three points by method `blockwise`, and less than one in a file of the same size whose layers differ: "
+        """for that, add `"size": {"_type": "choice", "_value": ["6MB"]}` beside `bits` in `compress.json`. """
+        "Students hardly depended on the generator where it was measured, so that images begin as noise here. "
+        f"An image of {height}×{width} costs {height * width // 32**2} times as much as one of 32×32, and a search "
+        f"computes every operation of every edge at once. So it has 8 channels and batches of {batch['search']}, "
+        "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory. `--bns-weight 0.1` is "
+        "GDFQ's for ImageNet.",
+        f"The trial by `dfq` takes some minutes, that by `blockwise` about the {MINUTES} that `--minutes` in "
+        "`trialCommand` says: with more, it has more images and updates. Measuring on test data comes on top. "
+        "A search takes longer than both, and the web UI shows how it goes.",
+        first="compress",
+    )
+
+
+def _choice(*values: Any) -> dict[str, Any]:
+    return {"_type": "choice", "_value": list(values)}
