@@ -41,7 +41,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
         "tuner": {"name": "GridSearch", "classArgs": {"optimize_mode": "maximize"}},
     },
 }
-"""What experiment.yml and experiments/compress.yml run."""
+"""The experiments of experiment.yml and experiments/compress.yml."""
 
 
 def show_search(page: Page) -> None:
@@ -61,19 +61,19 @@ VIEWS: Mapping[str, Callable[[Page], None]] = {"search": show_search, "compress"
 
 
 def draw_students(folder: Path) -> None:
-    """The README's picture, and its numbers."""
+    """Draw the README's picture, and write its numbers."""
     front_picture.main(["--output", str(DOCS / "students"), "--force"])
 
 
 def draw_first_student(folder: Path) -> None:
-    """What the search of docs/first-student.md leaves in its folder."""
+    """Copy what the search of docs/first-student.md leaves in its folder."""
     nar.search(seed=1, threads=1, folder=folder / "search", progress="lines")
     for name, picture in (("loss", "search"), ("genotype", "genotype")):
         shutil.copy(folder / "search" / f"{name}.png", DOCS / f"{picture}.png")
 
 
 def photograph(name: str, folder: Path) -> None:
-    """An experiment of docs/web-ui.md, shown where it is most telling."""
+    """Take a picture of an experiment of docs/web-ui.md, where it is most telling."""
     environment = managers.environment(folder)
     with experiment(environment, folder, **EXPERIMENTS[name]) as (_, port):
         wait_until_done(port, 3600)
