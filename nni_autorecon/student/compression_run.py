@@ -73,7 +73,9 @@ def run_compression(
         compression = Compression.start(config, teacher, step, state, begin)
         costs = epoch_costs(compression)
         if compression.pace is not None:
-            _log.info("the student takes about %.1f minutes", sum(costs[compression.epoch :]) / 60)
+            seconds = sum(costs[compression.epoch :])
+            about = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{max(round(seconds), 1)} seconds"
+            _log.info("the student takes about %s", about)
         bar.total += sum(costs)
         bar.update(sum(costs[: compression.epoch]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -64,10 +65,14 @@ def test_a_bar_is_a_bar(show: bool, capsys: Any) -> None:
     assert ("compress: 100%|" in printed) == show
 
 
-def test_a_short_run_writes_no_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_short_run_writes_no_line_and_takes_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(progress, "FIRST", 60.0)
+    caplog.set_level("INFO")
     nar.compress(
         "digits", generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
         block_images=4, progress="lines",
     )  # fmt: skip
     assert "left" not in capsys.readouterr().err
+    assert re.search(r"the student takes about \d+ seconds", caplog.text)
