@@ -131,54 +131,67 @@ class Reconstruction:
         """
         if self._features is None:
             raise RuntimeError("the reconstruction has no images yet; call begin first")
-        block, inputs, teacher_inputs = self.blocks[index], self._features, self._teacher_features
-        target = self._target(index)
-        power = (torch.linalg.vector_norm(target).square() / target.numel()).clamp(min=torch.finfo(target.dtype).tiny)
-
-        @torch.no_grad()
-        def error() -> float:
-            pairs = zip(inputs.split(together), target.split(together), strict=True)
-            return float(sum((block(part) - wanted).square().sum() for part, wanted in pairs) / target.numel() / power)
-
-        random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(random[0] >> 1))
-        together = at_once(block, inputs)  # gradients are summed over parts of a batch
-        parts = together if inputs.device.type == "cpu" else batch_size
-        before = least = error()
+        block, inputs, target = self.blocks[index], self._features, self._target(index)
+        best = _Best(block, inputs, target)
+        before = best.error
         if not math.isfinite(before):
             raise DivergenceError(
                 f"block {index + 1} of the student returns values that are not finite; check the teacher"
             )
-        best = copy.deepcopy(block.state_dict())
-
-        def keep_the_better(tolerance: float = 1.0) -> None:
-            nonlocal least, best
-            if (now := error()) < tolerance * least:
-                least, best = now, copy.deepcopy(block.state_dict())
-            else:
-                block.load_state_dict(best)
-
         _track_ranges(block, inputs.split(batch_size))
-        keep_the_better()
+        best.settle()
         round_block(block, inputs, self._means)
-        keep_the_better(TOLERANCE)
+        best.settle(TOLERANCE)
+
         rates = rates._replace(outputs=0.0) if self._means else rates
         optimizer = torch.optim.Adam(_groups(block, inputs[:batch_size], rates))
-        coins = Coins(inputs[:1], generator)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: SCHEDULES["cosine"](k / max(steps, 1)))
+        random = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(random[0] >> 1))
+        coins = Coins(inputs[:1], generator)
+        parts = best.together if inputs.device.type == "cpu" else batch_size
         for _ in range(steps):
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
             optimizer.zero_grad()
-            for these in chosen.split(parts):
-                mixed = torch.where(coins.toss(len(these)), inputs[these], teacher_inputs[these])
-                loss = (block(mixed) - target[these]).square().mean() / power
+            for these in chosen.split(parts):  # gradients are summed over parts of a batch
+                mixed = torch.where(coins.toss(len(these)), inputs[these], self._teacher_features[these])
+                loss = (block(mixed) - target[these]).square().mean() / best.power
                 (loss * (len(these) / batch_size)).backward()
             optimizer.step()
             schedule.step()
             on_step()
-        keep_the_better()
+        best.settle()
         self._features, self._teacher_features = outputs(block, inputs), target
-        return BlockError(before, least)
+        return BlockError(before, best.error)
+
+
+class _Best:
+    """The state of a block with the least error so far, which is in the block after :meth:`settle`.
+
+    inputs, target: what the block is given and what it is to return, [N, ...].
+    """
+
+    def __init__(self, block: nn.Module, inputs: Tensor, target: Tensor) -> None:
+        self._block, self._inputs, self._target = block, inputs, target
+        self.together = at_once(block, inputs)
+        mean_square = torch.linalg.vector_norm(target).square() / target.numel()
+        self.power = mean_square.clamp(min=torch.finfo(target.dtype).tiny)
+        self.error = self._error()
+        self._state = copy.deepcopy(block.state_dict())
+
+    def settle(self, tolerance: float = 1.0) -> None:
+        """Keep the present state if its error is below ``tolerance`` times the least; else put the best one back."""
+        if (now := self._error()) < tolerance * self.error:
+            self.error, self._state = now, copy.deepcopy(self._block.state_dict())
+        else:
+            self._block.load_state_dict(self._state)
+
+    @torch.no_grad()
+    def _error(self) -> float:
+        """Return the mean squared error over the mean square of the target."""
+        pairs = zip(self._inputs.split(self.together), self._target.split(self.together), strict=True)
+        total = sum((self._block(part) - wanted).square().sum() for part, wanted in pairs)
+        return float(total / self._target.numel() / self.power)
 
 
 @torch.no_grad()
