@@ -99,8 +99,10 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         values = values[:, drawn.to(values.device)]
     largest = full.abs().amax(0)
     best, least = full, full.new_full(largest.shape, torch.inf)
+    one_sided = bool((full[0] >= 0).all() or (full[1] <= 0).all())  # then both kinds are the same
     for fraction in SHRINKAGES:
-        for ends in (fraction * full, full.clamp(-fraction * largest, fraction * largest)):
+        cut_off = full.clamp(-fraction * largest, fraction * largest)
+        for ends in (cut_off,) if one_sided else (cut_off, fraction * full):
             scale, zero_point = affine_qparams(ends[0], ends[1], bits)
             on_grid = torch.fake_quantize_per_channel_affine(values, scale, zero_point, 0, 0, highest_code(bits))
             error = (on_grid - values).square().mean(1)  # [rows]
