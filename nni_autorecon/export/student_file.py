@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from ..accel.memory import in_usual_layout
 from ..errors import InputError, named, one_line, shown
 from ..files import parse_json, write_atomically
 from ..quantization.calls import QUANTIZED
@@ -128,7 +129,9 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
             structure = description.structure(spec)
             settle_lazy_layers(structure, _stored_shapes(stored, tensors))
         unwrap_parts(structure)
-        _settle_folded(structure.float(), description.image, f"{path} does not fit {spec}")  # teachers are float32
+        _settle_folded(
+            in_usual_layout(structure.float()), description.image, f"{path} does not fit {spec}"
+        )  # teachers are float32
         float_bytes = float_size(structure)
         if description.folded:
             structure = folded(structure, image=description.image)[0]

@@ -51,6 +51,13 @@ SAME_VALUES = re.compile(  # the result has the values of the first input, possi
 )
 
 
+KEEPS_ORDER = re.compile(
+    r"identity|\w*dropout[123]?d?|(un)?flatten|reshape(as)?|view(as)?|permute|transpose|contiguous"
+    "|(adaptive)?maxpool[12]d|channelshuffle|pixel(un)?shuffle"
+)
+"""What limits values commutes with these: they only rearrange values, or take the largest of several."""
+
+
 SCALING = re.compile("add|r?sub|subtract|mul|multiply|div|divide|truediv|truedivide|neg|pos")
 """These functions of one value and of numbers are linear, and so no activations by themselves."""
 

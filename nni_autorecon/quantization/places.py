@@ -17,6 +17,7 @@ from .operators import (
     CONSTANT,
     DIVISOR,
     FLOAT_BY_PROTOCOL,
+    KEEPS_ORDER,
     NORMS,
     ORIGINS,
     PREPARING,
@@ -51,6 +52,28 @@ def quantized_places(traced: fx.GraphModule, quantization: Quantization) -> dict
         if source in places and source not in prepared:
             places[source] = quantization.last_bits
     return places
+
+
+def advance_clamps(traced: fx.GraphModule) -> None:
+    """Let each activation that only limits values come before the operations that move them, in place.
+
+    So a value is limited before it is stored, and stored once: ``relu(pool(conv(x)))`` is ``pool(relu(conv(x)))``.
+    """
+    for clamp in list(traced.graph.nodes):
+        if not CLAMP.fullmatch(called(traced, clamp)[1]):
+            continue
+        first = clamp
+        while KEEPS_ORDER.fullmatch(called(traced, (before := first.all_input_nodes[0]))[1]) and len(before.users) == 1:
+            first = before
+        source = first.all_input_nodes[0]
+        if first is clamp or len(source.users) > 1:
+            continue
+        last = clamp.all_input_nodes[0]
+        clamp.replace_all_uses_with(last)
+        clamp.replace_input_with(last, source)
+        first.replace_input_with(source, clamp)
+        first.prepend(clamp)
+    traced.recompile()
 
 
 def overlooked(traced: fx.GraphModule, quantization: Quantization) -> dict[fx.Node, int]:
@@ -151,11 +174,9 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
     if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind) or pads_other_values(traced, node)):
         return False
     user = next(iter(node.users), None)
-    if user is None or len(node.users) > 1:
+    if node.op == "placeholder" or user is None or len(node.users) > 1:
         return True
-    _, following = called(traced, user)
-    mergeable = isinstance(module, (*QUANTIZED, *NORMS)) or ADDITION.fullmatch(kind)
-    return not (mergeable and CLAMP.fullmatch(following))
+    return not CLAMP.fullmatch(called(traced, user)[1])
 
 
 def _is_no_factor(traced: fx.GraphModule, node: fx.Node) -> bool:

@@ -118,6 +118,13 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (fx.Proxy, Tensor))
 
 
+def adds_nothing(target: Any, args: tuple[Any, ...]) -> bool:
+    """Return True for the sum of a tensor of real numbers and 0, with which ``sum`` begins."""
+    if target is not operator.add or not any(type(each) in (int, float) and each == 0 for each in args):
+        return False
+    return any(isinstance(each, Value) and each.is_tensor() and each.known[0].is_floating_point() for each in args)
+
+
 def passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
     """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
     if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):

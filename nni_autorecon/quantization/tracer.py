@@ -24,6 +24,7 @@ from .proxies import what_takes_no_proxies
 from .traced_values import (
     UNKNOWN,
     Value,
+    adds_nothing,
     counterpart,
     is_known,
     is_plain,
@@ -167,6 +168,7 @@ class Tracer(fx.Tracer):
             return args[0]
         result = cast(Value, super().create_proxy(kind, target, args, kwargs, name))
         result.known = known
+        result.node.meta["adds_nothing"] = adds_nothing(target, args)
         return result
 
     def change(

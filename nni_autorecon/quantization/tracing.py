@@ -64,6 +64,9 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
             graph = tracer.trace(twin)
     except Exception as error:  # tracing runs the network's own code on proxies, so any exception may come
         raise InputError(f"{name} cannot be traced ({one_line(error)}{line_of_code(error)}); {remedy}") from error
+    for node in graph.nodes:
+        if node.meta.get("adds_nothing"):
+            node.replace_all_uses_with(node.all_input_nodes[0])
     traced = fx.GraphModule(twin, graph, class_name=name)
     traced.graph.eliminate_dead_code()
     used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}

@@ -338,6 +338,24 @@ def test_the_largest_values_of_overlapping_cells_are_exported(purpose, tmp_path)
     assert kinds["ReduceMax"] + kinds["MaxPool"] >= 5
 
 
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate, self.conv = (nn.Conv2d(channels, 5, 3, padding=1) for channels in (2, 5, 5))
+        self.fc = nn.Linear(5, CLASSES)
+
+    def forward(self, images):
+        maps = F.relu6(self.stem(images))
+        maps = F.relu6(self.conv(maps) * torch.sigmoid(self.gate(maps)))
+        return self.fc(F.relu(F.max_pool2d(sum([maps, self.conv(maps)]), 2)).amax((2, 3)))
+
+
+@runs_protocol_integer
+def test_onnxruntime_does_not_join_two_quantizers_around_an_activation(tmp_path):
+    saved = _saved(tmp_path, "tests.export.test_onnx:Gated", 8, 8, protocol="integer")
+    assert export_onnx(saved, tmp_path / "net.onnx", noise_images=128).close >= 0.97
+
+
 class InsistsOnFloat32(nn.Module):
     def __init__(self):
         super().__init__()

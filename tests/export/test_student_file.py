@@ -38,6 +38,7 @@ from nni_autorecon.quantization.quantizers import (
 from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.shapes import ImageShape
 from tests.helpers.students import student_of
+from tests.helpers.toys import toy_teacher
 
 TOY = "tests.helpers.toys:toy_teacher"
 
@@ -185,6 +186,11 @@ def test_a_teacher_of_another_dtype_gives_its_structure_in_float32(saved, dtype)
     loaded = load_network(saved, teacher=converted)
     assert torch.equal(loaded.network(images), load_network(saved, teacher=TOY).network(images))
     assert converted[0].weight.dtype == dtype
+
+
+def test_a_network_in_another_layout_is_loaded_in_the_usual_one(saved):
+    loaded = load_network(saved, teacher=toy_teacher().to(memory_format=torch.channels_last))
+    assert all(parameter.is_contiguous() for parameter in loaded.network.parameters())
 
 
 def test_another_structure_is_refused_by_name(saved):

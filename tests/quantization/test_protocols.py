@@ -50,8 +50,8 @@ class LinearBottlenecks(nn.Module):
 
 
 def test_integer_quantizes_additions_concatenations_products_and_means() -> None:
-    kinds = ["network input", "conv2d", "addition", "conv2d", "conv2d", "mul", "relu6", "concatenation", "mean"]
-    bits = {"network input": 5, "mean": 7, "conv2d": 8, "mul": 8, "concatenation": 8, "addition": 3, "relu6": 3}
+    kinds = ["network input", "conv2d", "addition", "conv2d", "conv2d", "relu6", "concatenation", "mean"]
+    bits = {"network input": 5, "mean": 7, "conv2d": 8, "concatenation": 8, "addition": 3, "relu6": 3}
     assert _stored(LinearBottlenecks(), input_bits=5, last_bits=7) == [
         (kind, bits[kind]) for kind in kinds
     ]  # and nothing from the last layer on; no layer reads what has 8 bits
@@ -109,6 +109,39 @@ class InPlace(nn.Module):
 
 def test_integer_stores_what_an_in_place_activation_leaves_and_no_logits() -> None:
     assert _stored(InPlace()) == [("network input", 8), ("relu", 3), ("conv2d", 8)]  # no engine has float maps
+
+
+class Limited(nn.Module):
+    """What two convolutions return, put together by ``join``, before a linear layer."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.fc, self.join = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.LazyLinear(5), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.join(self.a(x), self.b(x)).flatten(1))
+
+
+LIMITED = {
+    "pooled": (lambda a, b: F.relu(F.max_pool2d(a, 2)), ["relu"]),
+    "shuffled": (lambda a, b: F.relu6(F.channel_shuffle(a, 2).transpose(1, 2)), ["relu6"]),
+    "gated": (lambda a, b: F.relu(a * b.sigmoid()), ["conv2d", "conv2d", "sigmoid", "relu"]),
+    "joined": (lambda a, b: F.relu(torch.cat([a, b], 1)), ["conv2d", "conv2d", "relu"]),
+    "averaged": (lambda a, b: F.hardtanh(F.avg_pool2d(a, 2)), ["conv2d", "hardtanh"]),
+    "summed from 0": (lambda a, b: F.relu(sum([a, b])), ["conv2d", "conv2d", "relu"]),  # type: ignore[arg-type]
+    "pooled and used": (lambda a, b: F.relu(F.max_pool2d(a, 1)) + a, ["conv2d", "relu", "addition"]),
+}
+
+
+@pytest.mark.parametrize(("join", "stored"), LIMITED.values(), ids=LIMITED)
+def test_what_is_limited_is_stored_once(join: Callable[[Tensor, Tensor], Tensor], stored: list[str]) -> None:
+    torch.manual_seed(0)
+    network, x = Limited(join).eval(), torch.randn(8, 3, 6, 6)
+    expected = network(x)
+    student, coverage = quantize_network(network, Quantization("w8a8", protocol="integer"), image=ImageShape(3, 6, 6))
+    assert [each.kind for each in coverage.activations] == ["network input", *stored]
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(x), expected) < 0.03
 
 
 def test_integer_leaves_sizes_alone() -> None:
@@ -238,7 +271,8 @@ def test_attention_is_its_two_products() -> None:
     network, x = Attention(torch.bmm).eval(), torch.randn(8, 3, 5, 6)
     image = ImageShape(3, 5, 6)
     student, coverage = quantize_network(network, Quantization("w8a8", protocol="integer"), image=image)
-    assert [each.kind for each in coverage.activations].count("matmul") == 2
+    kinds = [each.kind for each in coverage.activations]
+    assert kinds[kinds.index("matmul") :] == ["matmul", "mul", "softmax", "relu", "mean"]
     with torch.no_grad(), observe_ranges(student):
         assert relative_error(student(x), network(x)) < 0.05
 

@@ -337,6 +337,15 @@ def test_sizes_without_a_shape_of_images_are_calls() -> None:
     torch.testing.assert_close(trace(network, remedy="mend it")(images), network(images))
 
 
+@pytest.mark.parametrize(
+    ("between", "additions"), [(lambda x: F.relu(sum([x, x])), 1), (lambda x: F.relu(x) * ((x > 0) + 0), 1)]
+)
+def test_a_sum_from_0_adds_nothing_to_real_numbers(between: Callable[[Tensor], Tensor], additions: int) -> None:
+    traced = traced_like(Net(between))
+    graphs = [module.graph for module in traced.modules() if isinstance(module, fx.GraphModule)]
+    assert sum(called(traced, node)[1] == "add" for graph in graphs for node in graph.nodes) == additions
+
+
 def test_a_graph_that_computes_something_else_is_refused_by_the_layer() -> None:
     with pytest.raises(InputError, match="Net computes something else when it is traced, from second on"):
         trace(Net(asking_for_the_class), remedy="mend it", image=IMAGE)

@@ -90,6 +90,16 @@ class Squeezed(Plain):
         return self.head(features)
 
 
+class Named(Plain):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": super().forward(images)}
+
+
+class Binary(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, :1]
+
+
 def test_a_network_for_one_image_at_a_time() -> None:
     assert line(Portrait()) == (
         "teacher in memory: Portrait fails on 4 images, though it takes one, in the forward of Portrait: "
@@ -103,6 +113,8 @@ def test_a_network_for_one_image_at_a_time() -> None:
     ("network", "message"),
     [
         (Squeezed(), "returns shape [3] for one image; it must return logits [1, classes]"),
+        (Named(), "returns a dict for one image; it must return logits [1, classes], and nothing beside them"),
+        (Binary(), "logits [1, classes]; for two classes let it return torch.cat([0 * x, x], 1) of its one logit x"),
         (
             Plain(Layer(lambda x: x.mean(0, keepdim=True))),
             "returns shape [1, 3] for 4 images; it must return logits [4, classes], for any number of images",
