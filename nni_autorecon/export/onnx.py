@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .packed_form import PackedWeight, packed_form
 from .saved_network import SavedNetwork
 
-ADAPTIVE_MAX = torch.ops.aten.adaptive_max_pool2d.default
 NOISE_IMAGES = 256
 PURPOSES = {
     "speed": "weights in INT8, biases in INT32: runtimes compute in integers (protocol integer)",
@@ -169,8 +168,8 @@ def _translate(form: nn.Module, images: Tensor) -> Any:
     try:
         with _silent():
             program = torch.export.export(form, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            if any(node.target is ADAPTIVE_MAX for node in program.graph.nodes):
-                program = program.run_decompositions({ADAPTIVE_MAX: _adaptive_max_pool})
+            if any(node.target in IN_OTHER_WORDS for node in program.graph.nodes):
+                program = program.run_decompositions(dict(IN_OTHER_WORDS))
             return torch.onnx.export(
                 program,
                 dynamo=True,
@@ -201,6 +200,21 @@ def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> Any:
         cells = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
         x = torch.stack([x.narrow(dim, start, stop - start).amax(dim) for start, stop in cells], dim)
     return x, torch.zeros_like(x, dtype=torch.int64)
+
+
+def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the softmax of x, of any shape, in floating point.
+
+    onnxruntime computes a Softmax between two quantizers from a table of integers, and may miss the code by one.
+    """
+    return torch.log_softmax(x, dim, dtype=dtype).exp()
+
+
+IN_OTHER_WORDS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    torch.ops.aten.softmax.int: _softmax,
+}
+"""What ONNX lacks, or its runtimes compute otherwise, is exported by other operations."""
 
 
 @contextmanager

@@ -338,6 +338,28 @@ def test_the_largest_values_of_overlapping_cells_are_exported(purpose, tmp_path)
     assert kinds["ReduceMax"] + kinds["MaxPool"] >= 5
 
 
+class Attentive(nn.Module):
+    """Attention of a map's 64 places to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(2, 8, 3, padding=1), nn.Linear(8, CLASSES)
+        self.query, self.key, self.value = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        nn.init.normal_(self.query.weight, std=4)
+
+    def forward(self, images):
+        maps = F.relu(self.stem(images))
+        query, key, value = (layer(maps).flatten(2) for layer in (self.query, self.key, self.value))
+        shares = torch.softmax(query.transpose(1, 2) @ key, -1)  # [N, places, places]
+        return self.fc((value @ shares.transpose(1, 2)).mean(2))
+
+
+@runs_protocol_integer
+def test_onnxruntime_computes_a_softmax_in_floating_point(tmp_path):
+    saved = _saved(tmp_path, "tests.export.test_onnx:Attentive", 8, 8, protocol="integer")
+    assert export_onnx(saved, tmp_path / "net.onnx", purpose="speed", noise_images=64).close == 1
+
+
 class Gated(nn.Module):
     def __init__(self):
         super().__init__()
