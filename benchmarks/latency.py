@@ -86,7 +86,8 @@ def measured(spec: str, bits: Sequence[str], rounds: int) -> Iterator[dict[str, 
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     content = float_content(network, IMAGE)
-    static = quantized_by_onnxruntime(content)
+    noise = np.random.default_rng(0).standard_normal((8, *IMAGE), dtype=np.float32)
+    static = quantized_by_onnxruntime(content, noise)
     for each in bits:
         started = time.perf_counter()
         saved = student(network, each)
@@ -119,15 +120,17 @@ def student(network: nn.Module, bits: str) -> SavedNetwork:
     return network_of_bytes(student_bytes(quantized, description), "the student", network)
 
 
-def quantized_by_onnxruntime(content: bytes) -> bytes:
-    """Return what ``quantize_static`` makes of a float model: QDQ, per channel, INT8 weights, UINT8 activations."""
+def quantized_by_onnxruntime(content: bytes, images: np.ndarray) -> bytes:
+    """Return what ``quantize_static`` makes of a float model: QDQ, per channel, INT8 weights, UINT8 activations.
+
+    images: float32 [N, C, H, W], which set the ranges of activations.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Noise(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            random = np.random.default_rng(0)
-            self.left = [random.standard_normal((1, *IMAGE), dtype=np.float32) for _ in range(8)]
+            self.left = list(np.split(images, len(images)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return {"images": self.left.pop()} if self.left else None
@@ -141,7 +144,7 @@ def quantized_by_onnxruntime(content: bytes) -> bytes:
         quantize_static(
             prepared,
             made,
-            Noise(),
+            Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,

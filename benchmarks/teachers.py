@@ -249,13 +249,13 @@ def to_markdown(rows: pd.DataFrame, settings: Sequence[str]) -> str:
     for (half, teacher, bits), group in rows.groupby(["half", "teacher", "bits"], sort=False):
         own, drop = group["teacher accuracy"].mean(), (group["teacher accuracy"] - group["accuracy"]).mean()
         lines.append(
-            f"| {teacher} | {half} | {bits} | {own:.2f} | {_spread(group['ranges alone'])} | "
-            f"{_spread(group['accuracy'])} | {drop:.2f} | {group['minutes'].mean():.1f} |"
+            f"| {teacher} | {half} | {bits} | {own:.2f} | {spread(group['ranges alone'])} | "
+            f"{spread(group['accuracy'])} | {drop:.2f} | {group['minutes'].mean():.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: pd.Series) -> str:
+def spread(values: pd.Series) -> str:
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
 
 
