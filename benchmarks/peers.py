@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from teachers import FASHION, Bench, cifar10, spread
+from teachers import FASHION, Bench, cifar10, given, spread
 from torch import Tensor, nn
 
 import nni_autorecon as nar
@@ -55,8 +56,8 @@ class Made:
     """How many activations have how many bits."""
     minutes: float
     """Minutes of CPU time, images included."""
-    image_minutes: float | None
-    """Those of the images alone, where they can be told apart."""
+    image_minutes: float
+    """Those of the images alone; NaN where they cannot be told apart."""
     run_bytes: int
     """The size of the file that a runtime runs."""
     smallest_bytes: int
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bits", nargs="+", type=Bits, choices=BITS, default=BITS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("settings", nargs="*", help="of blockwise, behind --")
     arguments = parser.parse_args(argv)
     for suffix in (".md", ".csv"):
         require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
@@ -88,13 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for name, bits in chosen:
         for seed in arguments.seeds:
-            made = METHODS[name].make(teacher, bench.folder, name, bits, seed)
+            more = given(arguments.settings) if name == "blockwise" else {}
+            made = METHODS[name].make(teacher, bench.folder, name, bits, seed, **more)
             row = {"tool": METHODS[name].tool, "method": name, "bits": bits, "seed": seed, **described(made)}
             rows.append(row | {"teacher accuracy": own, "accuracy": teacher.accuracy(made.network.eval(), data)})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
             frame = pd.DataFrame(rows)  # it is written after each, for a run may be ended early
             write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.4f"))
-            text = to_markdown(frame, parameters=parameter_count(teacher.network))
+            text = to_markdown(frame, arguments.settings, parameters=parameter_count(teacher.network))
             write_text(arguments.output.with_suffix(".md"), text)
 
 
@@ -134,9 +137,9 @@ def by_onnxruntime(teacher: nar.Teacher, folder: Path, method: str, bits: Bits, 
     return Made(network, activations, minutes, image_minutes, len(content), len(content))
 
 
-def by_us(teacher: nar.Teacher, folder: Path, method: str, bits: Bits, seed: int) -> Made:
+def by_us(teacher: nar.Teacher, folder: Path, method: str, bits: Bits, seed: int, **settings: Any) -> Made:
     """Return a student of protocol ``integer``."""
-    settings = {"method": method, "bits": bits, "protocol": "integer", "seed": seed}
+    settings |= {"method": method, "bits": bits, "protocol": "integer", "seed": seed}
     started = time.process_time()
     result = nar.compress(teacher, **settings, threads=torch.get_num_threads(), progress=False)
     minutes = (time.process_time() - started) / 60
@@ -146,7 +149,7 @@ def by_us(teacher: nar.Teacher, folder: Path, method: str, bits: Bits, seed: int
     exported = Exported.of(network_of_bytes(file, "the student", student.teacher))
     content = exported.program.model_proto.SerializeToString()
     activations = Counter(each.bits for each in result.coverage.activations)
-    return Made(student.network, activations, minutes, None, len(content), len(file))
+    return Made(student.network, activations, minutes, float("nan"), len(content), len(file))
 
 
 def by_mct(teacher: nar.Teacher, folder: Path, method: str, bits: Bits, seed: int) -> Made:
@@ -191,10 +194,7 @@ def images_of_mct(teacher: nar.Teacher, path: Path, seed: int) -> tuple[Tensor, 
 
 
 def platform_of_mct(bits: Bits, *, as_ours: bool) -> tuple[Any, Any]:
-    """Return MCT's settings, and its default platform with other bits.
-
-    as_ours: keep images, terms of sums and logits at 8 bits.
-    """
+    """Return MCT's settings, and a platform of these bits; ``as_ours`` keeps images, terms of sums, logits at 8."""
     from model_compression_toolkit.core import CoreConfig, CustomOpsetLayers, QuantizationConfig
     from model_compression_toolkit.core.pytorch.reader.node_holders import DummyPlaceHolder
     from model_compression_toolkit.target_platform_capabilities.constants import KERNEL_ATTR
@@ -205,10 +205,11 @@ def platform_of_mct(bits: Bits, *, as_ours: bool) -> tuple[Any, Any]:
     kept = 8 if as_ours else bits.activations
     weights = {KERNEL_ATTR: {"weights_n_bits": bits.weights}}
     linear = linear.clone_and_edit(attr_to_edit=weights, activation_n_bits=kept)  # where no ReLU is fused with it
-    placeholder = others.clone_and_edit(activation_n_bits=kept)
+    images = schema.QuantizationConfigOptions(
+        quantization_configurations=(others.clone_and_edit(activation_n_bits=kept),)
+    )
     platform = tpc.generate_tpc(others.clone_and_edit(activation_n_bits=bits.activations), linear, [linear], "peers")
-    options = schema.QuantizationConfigOptions(quantization_configurations=(placeholder,))
-    operators = (*platform.operator_set, schema.OperatorsSet(name="images", qc_options=options))
+    operators = (*platform.operator_set, schema.OperatorsSet(name="images", qc_options=images))
     custom = QuantizationConfig(custom_tpc_opset_to_layer={"images": CustomOpsetLayers([DummyPlaceHolder])})
     return CoreConfig(custom), platform.model_copy(update={"operator_set": operators})
 
@@ -243,11 +244,12 @@ class Method:
     tool: str
     package: str
     bits: tuple[Bits, ...]
-    make: Callable[[nar.Teacher, Path, str, Bits, int], Made]
+    make: Callable[..., Made]
+    """It takes the teacher, the folder for images, the method's name, bits and seed, and settings."""
 
 
 METHODS = {
-    "quantize_static": Method("onnxruntime", "onnxruntime", BITS[:1], by_onnxruntime),
+    "quantize_static": Method("onnxruntime", "onnxscript", BITS[:1], by_onnxruntime),
     "dfq": Method("ours", "onnxscript", BITS, by_us),
     "blockwise": Method("ours", "onnxscript", BITS, by_us),
     "PTQ": Method("MCT", "model_compression_toolkit", BITS, by_mct),
@@ -255,17 +257,13 @@ METHODS = {
     "GPTQ": Method("MCT", "model_compression_toolkit", BITS[1:], by_mct),
     f"GPTQ{AS_OURS}": Method("MCT", "model_compression_toolkit", BITS[2:], by_mct),
 }
-REMEDIES = {
-    "onnxruntime": "'nni-autorecon[onnx]'",
-    "onnxscript": "'nni-autorecon[onnx]'",
-    "model_compression_toolkit": "model-compression-toolkit",
-}
+REMEDIES = {"onnxscript": "'nni-autorecon[onnx]'", "model_compression_toolkit": "model-compression-toolkit"}
 """What installs each package that a method needs."""
 
 
-def to_markdown(rows: pd.DataFrame, *, parameters: int) -> str:
+def to_markdown(rows: pd.DataFrame, settings: Sequence[str], *, parameters: int) -> str:
     """Return the table for readers: a line for each network, mean ± standard deviation over seeds."""
-    seeds = " ".join(map(str, rows["seed"].unique()))
+    command = shlex.join(map(str, ("--seeds", *rows["seed"].unique(), *(["--", *settings] if settings else []))))
     names = ("nni-autorecon", "torch", "onnxruntime", "model-compression-toolkit")
     versions = ", ".join(f"{name} {version(name)}" for name in names if name.replace("-", "_") in sys.modules)
     heads = ["tool", "method", "bits", "activations quantized, at bits", "accuracy", "below the teacher", "minutes"]
@@ -282,7 +280,7 @@ def to_markdown(rows: pd.DataFrame, *, parameters: int) -> str:
     own = 100 * rows["teacher accuracy"].iloc[0]
     return f"""# Beside other tools
 
-`python benchmarks/peers.py --networks FOLDER --seeds {seeds}`: a ResNet-20 for CIFAR-10, fine-tuned on JPEGs, with
+`python benchmarks/peers.py --networks FOLDER {command}`: a ResNet-20 for CIFAR-10, fine-tuned on JPEGs, with
 {own:.2f} % of the 10,000 test images right and {4 * parameters / 1000:.0f} kB of weights in floating point.
 {versions}.
 
