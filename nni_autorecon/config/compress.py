@@ -134,7 +134,8 @@ class CompressConfig(StudentConfig):
     )
     activation_ranges: str | None = setting(
         None,
-        "ranges of activations, per batch tracked (default: mse with method blockwise below 8 bits, else minmax)",
+        "ranges of activations, per batch tracked; by-bits is mse below 8 bits, minmax at 8 (default: by-bits with "
+        "method blockwise, else minmax)",
         choices=RANGES,
     )
     range_lr: float = setting(
@@ -273,8 +274,7 @@ class CompressConfig(StudentConfig):
         """Return the settings of the quantization, but for bits of single layers, which are chosen by ``size``."""
         names = {field.name for field in dataclasses.fields(Quantization)} - {"layer_bits"}
         chosen = {name: getattr(self, name) for name in names}
-        by_error = self.method == "blockwise"
-        chosen["weight_ranges"] = self.weight_ranges or ("mse" if by_error else "minmax")
-        few = self.bits.activations < 8  # eight are enough for the outliers of real images, which these may lack
-        chosen["activation_ranges"] = self.activation_ranges or ("mse" if by_error and few else "minmax")
+        blockwise = self.method == "blockwise"
+        chosen["weight_ranges"] = self.weight_ranges or ("mse" if blockwise else "minmax")
+        chosen["activation_ranges"] = self.activation_ranges or ("by-bits" if blockwise else "minmax")
         return Quantization(**chosen)

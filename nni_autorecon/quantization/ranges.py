@@ -111,7 +111,15 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return best[0], best[1]
 
 
-RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_range}
+def range_by_bits(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the MSE range below 8 bits; 8 are enough for the outliers of real images, which others lack: the min-max.
+
+    values: [rows, n]; low and high: [rows].
+    """
+    return (mse_range if bits < 8 else minmax_range)(values, bits)
+
+
+RANGES = {"minmax": minmax_range, "percentile": percentile_range, "mse": mse_range, "by-bits": range_by_bits}
 """The settings name a range estimator by these keys."""
 
 

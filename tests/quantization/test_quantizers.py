@@ -33,8 +33,10 @@ from nni_autorecon.quantization.ranges import (
     RANGES,
     SHRINKAGES,
     affine_qparams,
+    minmax_range,
     mse_range,
     percentile_range,
+    range_by_bits,
 )
 
 BITS = range(1, 9)
@@ -368,6 +370,13 @@ def test_mse_range_keeps_the_short_side_of_a_silu() -> None:
     low, high = mse_range(values[None], 3)
     assert low == -0.25  # in proportion to the high end it would have no code
     assert 1.4 <= high <= 1.6
+
+
+def test_ranges_by_bits_are_those_of_the_least_error_below_8() -> None:
+    values = torch.randn(2, 500)
+    for bits, estimate in ((3, mse_range), (7, mse_range), (8, minmax_range)):
+        for end, other in zip(range_by_bits(values, bits), estimate(values, bits), strict=True):
+            assert torch.equal(end, other)
 
 
 def test_mse_range_of_a_batch_is_about_that_of_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
