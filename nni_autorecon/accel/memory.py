@@ -8,6 +8,7 @@ import logging
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .. import accel
 from ..errors import one_line
@@ -62,4 +63,7 @@ def memory_format(network: nn.Module, image: ImageShape, *, modes: tuple[bool, .
 
 def in_usual_layout(network: nn.Module) -> nn.Module:
     """Bring ``network`` into the usual layout, in place, as if its weights were loaded from a file, and return it."""
-    return network.to(memory_format=torch.contiguous_format)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if not is_lazy(tensor) and tensor.ndim in (4, 5):  # Module.to would ask tensors without a shape for theirs
+            tensor.data = tensor.data.contiguous()
+    return network

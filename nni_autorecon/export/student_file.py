@@ -129,9 +129,8 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
             structure = description.structure(spec)
             settle_lazy_layers(structure, _stored_shapes(stored, tensors))
         unwrap_parts(structure)
-        _settle_folded(
-            in_usual_layout(structure.float()), description.image, f"{path} does not fit {spec}"
-        )  # teachers are float32
+        structure = in_usual_layout(structure.float())  # teachers are float32
+        _settle_folded(structure, description.image, f"{path} does not fit {spec}")
         float_bytes = float_size(structure)
         if description.folded:
             structure = folded(structure, image=description.image)[0]

@@ -138,7 +138,7 @@ def test_a_signal_while_something_is_written(
     assert {name: content for name, content in results_of(folder).items() if name in expected} == expected
 
 
-MODULES = {"search": "nas.search", "compress": "student.compression_run", "distill": "student.distillation"}
+MODULES = {"search": "nas.search", "compress": "student.compression_run", "distill": "student.distillation_run"}
 
 
 def rows(folder: Path) -> list[str]:
