@@ -65,5 +65,5 @@ def in_usual_layout(network: nn.Module) -> nn.Module:
     """Bring ``network`` into the usual layout, in place, as if its weights were loaded from a file, and return it."""
     for tensor in (*network.parameters(), *network.buffers()):
         if not is_lazy(tensor) and tensor.ndim in (4, 5):  # Module.to would ask tensors without a shape for theirs
-            tensor.data = tensor.data.contiguous()
+            tensor.data = tensor.data.to(memory_format=torch.contiguous_format)
     return network
