@@ -4,7 +4,7 @@
 
 There is one network for each family of convolution, BatchNorm and activation. Their weights are random and their
 BatchNorm statistics those of smooth noise, so that the table says what works and not how well. Every stage makes a step
-or two. About an hour and a half on one CPU core; ``--networks`` chooses some of them.
+or two. Some hours on one CPU core; ``--networks`` chooses some of them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ NETWORKS = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name
 SIZES = (64, 107, 128, 299)
 """The first size that a network takes is used, in pixels; inception_v3 needs more than 64, torchvision's needs 299."""
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
-LESSONS = {"epochs": 3, "warmup_epochs": 1, "steps": 1, "agreement_steps": 1, "generator": "random:0", **GENERATOR}
-GDFQ: dict[str, Any] = {"method": "gdfq", "range_epochs": 1, **LESSONS}
-BLOCKS: dict[str, Any] = {"block_images": 8, "block_steps": 1, "refine_steps": 1, **LESSONS}
+SHORT = {"epochs": 3, "warmup_epochs": 1, "steps": 1, "agreement_steps": 1, "generator": "random:0", **GENERATOR}
+GDFQ: dict[str, Any] = {"method": "gdfq", "range_epochs": 1, **SHORT}
+BLOCKS: dict[str, Any] = {"block_images": 8, "block_steps": 1, "refine_steps": 1, **SHORT}
 DFQ: dict[str, Any] = {"method": "dfq", "agreement_steps": 1, "batch_size": 4, "progress": False}
 COMPRESSIONS = {
     "blockwise": {"bits": "w4a8", **BLOCKS},

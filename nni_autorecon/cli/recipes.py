@@ -82,7 +82,8 @@ def recipe(teacher: Teacher) -> Recipe:
         "GDFQ's for ImageNet.",
         f"The trial by `dfq` takes some minutes, that by `blockwise` about the {MINUTES} that `--minutes` in "
         "`trialCommand` says: with more, it has more images and updates. Measuring on test data comes on top. "
-        "Each of the three searches takes about a quarter of an hour for a ResNet-18 at 224×224, on an idle core.",
+        "By its first updates, each of the three searches takes about a quarter of an hour for a ResNet-18 at 224×224, "
+        "on an idle core.",
         first="compress",
     )
 
