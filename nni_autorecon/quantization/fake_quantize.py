@@ -52,8 +52,15 @@ class _FakeQuantize(torch.autograd.Function):
         if gradient.stride() != values.stride():  # after slices or a pooling; else later steps are slow
             gradient = torch.empty_like(values).copy_(gradient)
         passing = torch.ops.aten.hardtanh_backward(gradient, values, *ctx.passing)
-        by_log = [ctx.scale * (gradient * each).sum() - (passing * values).sum() for each in codes]
+        by_log = [ctx.scale * _dot(gradient, each) - _dot(passing, values) for each in codes]
         return passing, by_log[0] if by_log else None, None, None, None
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors' elements, without a copy if both are in one of the layouts."""
+    if one.ndim == 4 and one.is_contiguous(memory_format=torch.channels_last):
+        one, other = (each.permute(0, 2, 3, 1) for each in (one, other))
+    return torch.dot(one.flatten(), other.flatten())
 
 
 def round_through(values: Tensor) -> Tensor:

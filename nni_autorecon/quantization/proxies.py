@@ -20,8 +20,8 @@ def what_takes_no_proxies() -> Iterator[None]:
     """Let proxies go within the block where PyTorch refuses them.
 
     A traced number may come first in ``zeros(n, 4)`` and ``x.expand(n, -1)``, and may stand in ``tensor([n, 4])``. A
-    traced tensor is one to ``isinstance``, except in PyTorch's own code. A TorchScript function is followed as the
-    function of Python that it was made of.
+    traced tensor is one to ``isinstance``, except in PyTorch's own code, and has a ``len``. A TorchScript
+    function is followed as the function of Python that it was made of.
     """
     with ExitStack() as stack:
         for name in ("zeros", "ones", "empty", "rand", "randn"):
@@ -30,6 +30,7 @@ def what_takes_no_proxies() -> Iterator[None]:
             stack.enter_context(_replaced(torch, name, _written_down))
         stack.enter_context(_replaced(Tensor, "expand", _with_tuple_of_sizes))
         stack.enter_context(_replaced(builtins, "isinstance", _that_knows_tensors))
+        stack.enter_context(_replaced(builtins, "len", _of_values_too))
         stack.enter_context(_replaced(torch.autograd.Variable, "__new__", _passing_proxies_on))
         stack.enter_context(_replaced(torch.jit.ScriptFunction, "__call__", _followed))
         yield
@@ -83,6 +84,11 @@ def _that_knows_tensors(is_instance: Callable[[Any, Any], bool]) -> Callable[[An
         return not asked_by.startswith(("torch.", "nni_autorecon.")) and value.is_tensor() and issubclass(Tensor, kinds)
 
     return check
+
+
+def _of_values_too(length: Callable[[Any], int]) -> Callable[[Any], Any]:
+    """Return a ``len`` that may be a call, as it is for a batch of images."""
+    return lambda value: value.length() if hasattr(type(value), "is_tensor") else length(value)
 
 
 def _passing_proxies_on(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -50,24 +51,36 @@ class Value(fx.Proxy):
         if dim is not None or self.known is UNKNOWN:
             return call("call_method", "size", (self,) if dim is None else (self, dim), {})
         sizes = tuple(call("call_method", "size", (self, index), {}) for index in range(self.known[0].ndim))
-        return torch.Size(sizes) if all(type(size) is int for size in sizes) else sizes
+        return torch.Size(sizes) if all(type(size) is int for size in sizes) else Sizes(sizes)
 
     def __iter__(self) -> Iterator[Any]:
         if self.known is UNKNOWN:
             return super().__iter__()
-        return iter([cast(Any, self)[index] for index in range(len(self))])
+        return iter([cast(Any, self)[index] for index in range(self.__len__())])
 
     def __len__(self) -> int:
+        if not isinstance(count := self.length(), int):
+            raise TraceError("a loop over images")
+        return count
+
+    def length(self) -> Any:
+        """Return the length; that of a batch of images is a call."""
         if self.known is UNKNOWN:
             return super().__len__()
-        if len(self.known[0]) != len(self.known[1]):
-            raise TraceError("a loop over images, or their len() in place of x.shape[0],")
-        return len(self.known[0])
+        return self.size(0) if self.is_tensor() else len(self.known[0])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
             self.stale = None
         cast(Any, self.tracer).change(self, "call_function", set_item, (self, index, value), {}, name="setitem")
+
+
+class Sizes(tuple[Any, ...]):
+    """The sizes of a tensor of images, whose number is a call."""
+
+    def numel(self) -> Any:
+        """Return the number of elements, as ``torch.Size`` does."""
+        return math.prod(self)
 
 
 def _in_place_operator(name: str) -> Callable[[Value, Any], Any]:

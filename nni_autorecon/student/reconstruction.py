@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
@@ -155,7 +156,7 @@ class Reconstruction:
             optimizer.zero_grad()
             for these in chosen.split(parts):  # gradients are summed over parts of a batch
                 mixed = torch.where(coins.toss(len(these)), inputs[these], self._teacher_features[these])
-                loss = (block(mixed) - target[these]).square().mean() / best.power
+                loss = F.mse_loss(block(mixed), target[these]) / best.power
                 (loss * (len(these) / batch_size)).backward()
             optimizer.step()
             schedule.step()

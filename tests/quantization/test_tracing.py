@@ -296,6 +296,8 @@ CODE = {
     "larger of two": lambda x: torch.max(*(x - 0.1).split_with_sizes([3, 3], 1)).repeat(1, 2, 1, 1),
     "a constant of sizes": lambda x: F.relu(x) * torch.tensor([x.shape[0], x.shape[1]]).prod(),
     "sizes by NumPy": lambda x: F.relu(x).view(-1, np.prod(x.shape[1:])).view(x.shape),
+    "length": lambda x: F.relu(x).view(len(x), -1).view(x.shape),
+    "number of values": lambda x: F.relu(x).view(x.shape.numel() // 63, 63).view(x.shape) / len(x.shape),
     "asserts": lambda x: F.relu(x) if not torch._assert(x.ndim == 4, "four dimensions") else x,
 }
 
@@ -310,7 +312,7 @@ UNREGISTERED = nn.Conv2d(6, 6, 1)
 REFUSED = {
     "values": (lambda x: F.relu(x) if x.mean() > 5 else x, r"control flow by values .* in test_tracing.py:\d+"),
     "number of images": (lambda x: F.relu(x) if x.shape[0] > 2 else x, "control flow"),
-    "length": (lambda x: x.view(len(x), 6, 7, 9), r"their len\(\) in place of x.shape\[0\], in test_tracing.py:\d+"),
+    "each image": (lambda x: torch.stack([F.relu(each) for each in x]), r"a loop over images in test_tracing.py:\d+"),
     "number of Python": (lambda x: x / float(x.shape[0]), r"float\(\) argument .* in test_tracing.py:\d+"),
     "layer of no one": (lambda x: UNREGISTERED(x), "calls a Conv2d that is none of its modules"),
     "item": (lambda x: x * x.abs().max().item() if x.max().item() else x, "control flow"),
