@@ -103,9 +103,9 @@ def mse_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     for fraction in SHRINKAGES:
         cut_off = full.clamp(-fraction * largest, fraction * largest)
         for ends in (cut_off,) if one_sided else (cut_off, fraction * full):
-            scale, zero_point = affine_qparams(ends[0], ends[1], bits)
-            on_grid = torch.fake_quantize_per_channel_affine(values, scale, zero_point, 0, 0, highest_code(bits))
-            error = (on_grid - values).square().mean(1)  # [rows]
+            scale, zero_point = (each.float()[:, None] for each in affine_qparams(ends[0], ends[1], bits))
+            codes = values.mul(scale.reciprocal()).round_().clamp_(-zero_point, highest_code(bits) - zero_point)
+            error = torch.linalg.vector_norm(codes.mul_(scale).sub_(values), dim=1)  # [rows]
             best = torch.where(error < least, ends, best)
             least = torch.minimum(error, least)
     return best[0], best[1]

@@ -18,6 +18,7 @@ from ..quantization.quantizers import ActivationQuantizer
 from ..teacher.loading import Teacher
 from .agreement import COPIES, batches_within_budget
 from .lengths import Lengths
+from .reconstruction import learn_scales
 
 ENOUGH = 1.0
 """After a measurement of so many seconds, none of more images follows."""
@@ -46,6 +47,7 @@ class Pace:
         The generator's is told from its multiply-accumulates beside the teacher's; 0 of them are those of no generator.
         """
         student = copy.deepcopy(student)
+        learn_scales(student)
         for module in student.modules():
             if isinstance(module, ActivationQuantizer) and not module.observations:
                 module.set_range(-1.0, 1.0)

@@ -26,7 +26,7 @@ from ..errors import DivergenceError, InputError
 from ..quantization.blocks import blocks
 from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
-from ..quantization.quantizers import ActivationQuantizer, in_floating_point, observe_ranges
+from ..quantization.quantizers import ActivationQuantizer, in_floating_point, learn_ranges, observe_ranges
 from .block_features import Coins, at_once, outputs
 from .block_rounding import round_block
 
@@ -67,11 +67,7 @@ class Reconstruction:
     def __init__(self, student: nn.Module, means: Mapping[str, Tensor] | None = None) -> None:
         if not isinstance(student, fx.GraphModule):
             raise InputError("a network that cannot be traced has no blocks to reconstruct; choose method gdfq")
-        for _, layer in quantized_layers(student):
-            layer.parametrizations.weight[0].learn_scale(layer.parametrizations.weight.original)
-        for module in student.modules():
-            if isinstance(module, ActivationQuantizer):
-                module.learn_range()
+        learn_scales(student)
         self._means = {student.get_submodule(path): mean for path, mean in (means or {}).items()}
         self.blocks = blocks(student)
         self._teacher = copy.deepcopy(student)
@@ -164,6 +160,13 @@ class Reconstruction:
         best.settle()
         self._features, self._teacher_features = outputs(block, inputs), target
         return BlockError(before, best.error)
+
+
+def learn_scales(student: nn.Module) -> None:
+    """Let the scales of all weights and the ranges of all activations be trained from now on."""
+    for _, layer in quantized_layers(student):
+        layer.parametrizations.weight[0].learn_scale(layer.parametrizations.weight.original)
+    learn_ranges(student)
 
 
 class _Best:

@@ -11,6 +11,8 @@ from torch import nn
 import nni_autorecon as nar
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
+from nni_autorecon.quantization.quantizers import WeightQuantizer
+from nni_autorecon.quantization.ranges import mse_range
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.lengths import Lengths
 from nni_autorecon.student.making import make_student
@@ -114,9 +116,20 @@ def test_a_pace_is_measured_and_leaves_no_trace(norms: bool) -> None:
     assert Pace.measure(teacher, student, generator_macs=0).warm_up == 0
 
 
+def test_a_pace_is_that_of_weights_whose_ranges_are_known() -> None:
+    teacher = nar.Teacher.of(toy_teacher(), IMAGE)
+    student, _ = make_student(CONFIG, teacher, CONFIG.quantization)
+    quantizers = [module for module in student.modules() if isinstance(module, WeightQuantizer)]
+    estimated = []
+    for quantizer in quantizers:
+        quantizer.estimate = lambda values, bits: estimated.append(values) or mse_range(values, bits)
+    Pace.measure(teacher, student, generator_macs=0)
+    assert len(estimated) == len(quantizers)  # once each, and not in each update
+
+
 def test_a_run_goes_on_with_the_lengths_that_it_began_with() -> None:
     teacher = nar.Teacher.of(toy_teacher(), IMAGE)
-    config = CONFIG.override({"batch_size": 4, "agreement_steps": 1, "minutes": 0.05})
+    config = CONFIG.override({"batch_size": 4, "agreement_steps": 1, "minutes": 0.001})
     begun = Compression.start(config, teacher)
     resumed = Compression.start(config.override({"minutes": 10}), teacher, state=begun.state())
     assert resumed.lengths == begun.lengths
