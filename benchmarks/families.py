@@ -50,14 +50,11 @@ SIZES = (64, 107, 128, 299)
 """The first size that a network takes is used, in pixels; inception_v3 needs more than 64, torchvision's needs 299."""
 GENERATOR: dict[str, Any] = {"width": 4, "batch_size": 4, "progress": False}
 SHORT = {"epochs": 3, "warmup_epochs": 1, "steps": 1, "agreement_steps": 1, "generator": "random:0", **GENERATOR}
-GDFQ: dict[str, Any] = {"method": "gdfq", "range_epochs": 1, **SHORT}
 BLOCKS: dict[str, Any] = {"block_images": 8, "block_steps": 1, "refine_steps": 1, **SHORT}
 DFQ: dict[str, Any] = {"method": "dfq", "agreement_steps": 1, "batch_size": 4, "progress": False}
 COMPRESSIONS = {
     "blockwise": {"bits": "w4a8", **BLOCKS},
     "blockwise, integer": {"bits": "w4a8", "protocol": "integer", **BLOCKS},
-    "gdfq": {"bits": "w4a8", **GDFQ},
-    "gdfq, integer": {"bits": "w4a8", "protocol": "integer", **GDFQ},
     "dfq": {"bits": "w8a8", **DFQ},
 }
 """These are tried, under their names in the table."""

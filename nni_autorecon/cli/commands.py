@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .next_steps import after_experiment
-from .screen import command_line, conclude
+from .screen import command_line, conclude, progress
 
 if TYPE_CHECKING:
     from ..experiment.launch import Started
@@ -175,6 +175,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..api import load_student
     from ..data.images import accuracy
     from ..data.test_sets import load_evaluation_data
+    from ..runs.progress import progress_bar
     from ..teacher.device import resolve_device
 
     device = resolve_device(arguments.device)
@@ -199,8 +200,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
             download=arguments.download,
             labels=arguments.labels,
         )
-        right = accuracy(saved.network.to(device), data, mean=known.mean, std=known.std, device=device)
         count = len(data)  # type: ignore[arg-type] # every data set here has a length
+        with progress_bar("evaluate", count, progress(), passes=True) as bar:
+            right = accuracy(
+                saved.network.to(device), data, mean=known.mean, std=known.std, device=device, on_images=bar.update
+            )
         lines.append(f"test accuracy {right:.2%} on {count} images")
         values |= {"accuracy": right, "images": count}
     if arguments.latency:

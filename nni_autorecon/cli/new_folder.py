@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.compress import CompressConfig
 from ..config.stages import STAGES
 from .recipes import Recipe, recipe
-from .screen import command_line, conclude
+from .screen import command_line, conclude, progress
 
 if TYPE_CHECKING:
     from ..teacher.loading import Teacher
@@ -71,7 +71,7 @@ def checked_teacher(config: CompressConfig) -> Teacher:
     if (data := evaluation_data(config, teacher)) is not None:
         count = len(data)  # type: ignore[arg-type] # every data set here has a length
         evenly = Subset(data, range(0, count, -(-count // MEASURED)))  # folders are in the order of their classes
-        measured_accuracy(config, teacher, evenly)
+        measured_accuracy(config, teacher, evenly, progress())
     return teacher
 
 

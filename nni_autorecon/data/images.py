@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -67,11 +67,12 @@ def accuracy(
     std: Sequence[float],
     batch_size: int | None = None,
     device: str | torch.device,
+    on_images: Callable[[int], object] = lambda count: None,
 ) -> float:
     """Return the fraction of ``data``, in [0, 1], to whose label ``network`` gives its highest logit.
 
     mean, std: one number per channel, for :func:`normalize`; device: the device on which the network is; batch_size:
-        None to choose it by the size of an image.
+        None to choose it by the size of an image; on_images: called with the number of images of each batch.
 
     No more than one batch is held in memory, unless ``data`` itself holds more. Raises ValueError if any part of the
     network is in training mode, InputError if the images or labels do not fit the network.
@@ -93,6 +94,7 @@ def accuracy(
         _check_labels(labels, logits.shape[1])
         hits += int((logits.argmax(1) == labels.to(device)).sum())
         total += len(labels)
+        on_images(len(labels))
     return hits / total
 
 

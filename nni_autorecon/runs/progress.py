@@ -15,11 +15,15 @@ FIRST, LATER = 5.0, 30.0
 """So many seconds pass before the first line, and between two later ones."""
 
 
-def progress_bar(what: str, total: float, show: Show) -> tqdm[Any]:
-    """Return a bar of ``total`` units, which are of equal cost, so that the time left can be told from those before."""
+def progress_bar(what: str, total: float, show: Show, *, passes: bool = False) -> tqdm[Any]:
+    """Return a bar of ``total`` units, which are of equal cost, so that the time left can be told from those before.
+
+    passes: show the bar only if its work takes long, and leave nothing of it.
+    """
     if show == "lines":
         return _Lines(total=total, desc=what, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0)
-    return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr)
+    brief: dict[str, Any] = {"delay": FIRST, "leave": False} if passes else {}
+    return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr, **brief)
 
 
 class _Lines(tqdm):  # type: ignore[type-arg]
@@ -35,8 +39,10 @@ class _Lines(tqdm):  # type: ignore[type-arg]
         return write
 
     def refresh(self, *arguments: Any, **named: Any) -> Any:
+        if self.format_dict["elapsed"] < FIRST:
+            return None
         self.mininterval = LATER
-        percent = int(100 * self.n / (self.total or 1))
+        percent = min(int(100 * self.n / (self.total or 1)), 99)
         left = ", {remaining} left" if percent else ""  # before, it would be a wild guess
         self.bar_format = f"{{desc}}: {percent} % done after {{elapsed}}{left}{{postfix}}"
         return super().refresh(*arguments, **named)

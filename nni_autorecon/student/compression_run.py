@@ -34,7 +34,7 @@ from .compression import LOSSES, Compression, EpochMetrics
 from .forecast import epoch_costs, phase_name, steps_of
 from .images import OnStep, distillation_steps
 from .making import describe
-from .results import CompressionResult, evaluation_data, measured_accuracy
+from .results import CompressionResult, accuracy_of, evaluation_data, measured_accuracy
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run_compression(
     require_same_structure(teacher)
     float_network = _float_network(config, run, teacher)
     data = evaluation_data(config, teacher)
-    teacher_accuracy = measured_accuracy(config, teacher, data)
+    teacher_accuracy = measured_accuracy(config, teacher, data, progress)
     before = 0 if config.generator_spec or state else distillation_steps(config)
     with progress_bar("compress", 1, progress) as bar:
         step_cost = 3.0 * config.batch_size * teacher.macs  # of an update of distilled images
@@ -81,8 +81,11 @@ def run_compression(
 
         def on_phase(epoch: int) -> None:
             nonlocal step_cost
-            step_cost = costs[epoch] / max(steps_of(compression, epoch), 1)
-            bar.set_postfix_str(phase_name(compression, epoch), refresh=False)
+            if measures := epoch == len(costs):
+                bar.update((bar.total or 0) - bar.n)
+            else:
+                step_cost = costs[epoch] / max(steps_of(compression, epoch), 1)
+            bar.set_postfix_str(phase_name(compression, epoch), refresh=measures)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
@@ -92,10 +95,15 @@ def run_compression(
             on_epoch(metrics)
 
         result = compress(
-            compression, data, teacher_accuracy=teacher_accuracy, on_phase=on_phase, on_epoch=report, on_step=step
+            compression,
+            data,
+            teacher_accuracy=teacher_accuracy,
+            on_phase=on_phase,
+            on_epoch=report,
+            on_step=step,
+            progress=progress,
         )
         bar.set_postfix_str("", refresh=False)
-        bar.update((bar.total or 0) - bar.n)
     student = _student(compression, result)
     result = replace(result, student=student, device=run.device)
     if run.keeps:
@@ -109,6 +117,7 @@ def run_compression(
         save_images(run / "images.npz", images)
         _draw(run, result, images, labels)
         if float_network is not None:
+            _log.info("student.onnx is written, compared with the student, and timed")
             _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
             written = load_onnx(run / "student.onnx")
             latency = measure_latency(written, float_network)
@@ -125,11 +134,12 @@ def compress(
     on_phase: Callable[[int], object] = lambda epoch: None,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: OnStep = lambda: None,
+    progress: Show = False,
 ) -> CompressionResult:
     """Run the epochs left of stage 2; measure on ``data`` before the student's training and after the last epoch.
 
-    ``on_phase`` is called with the number of each epoch before it begins.
-    ``teacher_accuracy`` is measured by the caller, and only goes into the result.
+    ``on_phase`` is called with the number of each epoch before it begins, and with that of epochs before the student is
+    measured at the end.  ``teacher_accuracy`` is measured by the caller, and only goes into the result.
     """
     config = compression.config
     last_ranges = max((epoch for epoch, phase in enumerate(compression.phases) if phase == TRACKING), default=None)
@@ -137,13 +147,14 @@ def compress(
         on_phase(epoch)
         compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
-            compression.ranges_only_accuracy = compression.teacher.accuracy(compression.student, data)
+            compression.ranges_only_accuracy = accuracy_of(compression.student, compression.teacher, data, progress)
             compression.by_ranges = copy.deepcopy(compression.student.state_dict())
         compression.epoch = epoch + 1
         on_epoch(compression.metrics)
+    on_phase(len(compression.phases))
     settled = compression.settle()
     in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
-    accuracy = compression.teacher.accuracy(compression.student, data)
+    accuracy = accuracy_of(compression.student, compression.teacher, data, progress)
     macs, parameters = compression.images.cost()
     return CompressionResult(
         bits=compression.bits,
@@ -175,6 +186,7 @@ def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> 
         return None
     if not run.keeps:
         raise InputError("onnx writes student.onnx, but there is no folder for it; give folder")
+    _log.info("the teacher is exported in floating point, to compare student.onnx with")
     return floating_point(teacher.network, teacher.image)
 
 

@@ -21,7 +21,7 @@ from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .distillation import Distillation, EpochMetrics
 from .images import OnStep
-from .results import DistillationResult, evaluation_data, measured_accuracy
+from .results import DistillationResult, accuracy_of, evaluation_data, measured_accuracy
 
 
 def distill(
@@ -31,6 +31,7 @@ def distill(
     teacher_accuracy: float | None = None,
     on_epoch: Callable[[EpochMetrics], object] = lambda metrics: None,
     on_step: Callable[[], object] = lambda: None,
+    progress: Show = False,
 ) -> DistillationResult:
     """Run the epochs left and measure on ``data`` after the last; ``teacher_accuracy`` only goes into the result."""
     config, teacher = distillation.config, distillation.teacher.network
@@ -45,7 +46,7 @@ def distill(
         generator=str(config.generator_spec),
         agreement=metrics["agreement"],
         teacher_accuracy=teacher_accuracy,
-        accuracy=distillation.teacher.accuracy(distillation.student, data),
+        accuracy=accuracy_of(distillation.student, distillation.teacher, data, progress),
         teacher_parameters=parameter_count(teacher),
         student_parameters=parameter_count(distillation.student),
         loss={part: metrics[part] for part in LOSSES},
@@ -78,7 +79,7 @@ def run_distillation(
     teacher, state = taken_up(run, "distill", config, teacher)
     distillation = Distillation.start(config, teacher, state)
     data = evaluation_data(config, teacher)
-    teacher_accuracy = measured_accuracy(config, teacher, data)
+    teacher_accuracy = measured_accuracy(config, teacher, data, progress)
     run.start("distill", config, device=teacher.device_name)
     with progress_bar("distill", config.epochs * config.steps, progress) as bar:
         bar.update(distillation.epoch * config.steps)
@@ -93,7 +94,14 @@ def run_distillation(
             on_epoch(metrics)
             bar.set_postfix_str(f"L1 {metrics['student_loss']:.3f}, L_r {metrics['loss']:.3f}", refresh=False)
 
-        result = distill(distillation, data, teacher_accuracy=teacher_accuracy, on_epoch=report, on_step=step)
+        result = distill(
+            distillation,
+            data,
+            teacher_accuracy=teacher_accuracy,
+            on_epoch=report,
+            on_step=step,
+            progress=progress,
+        )
     result = replace(result, network=distillation.student, device=run.device)
     if run.keeps:
         run.write_result(result.to_dict())

@@ -7,7 +7,9 @@ from .compression import Compression
 
 
 def phase_name(compression: Compression, epoch: int) -> str:
-    """Return what an epoch does, for a person."""
+    """Return what an epoch does, or what follows the last one, for a person."""
+    if epoch == len(compression.phases):
+        return "the student is measured"
     phase = compression.phases[epoch]
     if phase == BLOCK:
         first = compression.phases.index(BLOCK)

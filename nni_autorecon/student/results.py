@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..export.latency import Latency
 from ..export.student import Student
 from ..quantization.coverage import Coverage
+from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .layer_bits import MixedPrecision
 from .layer_costs import LayerCost
@@ -182,13 +183,27 @@ class DistillationResult:
         return {"default": self.agreement, **known, **self.loss, **costs}
 
 
-def measured_accuracy(config: StudentConfig, teacher: Teacher, data: EvaluationData | None) -> float | None:
+def accuracy_of(network: nn.Module, teacher: Teacher, data: EvaluationData | None, progress: Show) -> float | None:
+    """Return the fraction of test images that ``network`` gets right, None without any; show how far it is.
+
+    Raises InputError if the images do not fit the teacher.
+    """
+    if data is None:
+        return None
+    what = "teacher" if network is teacher.network else "student"
+    with progress_bar(f"{what} on test images", len(data), progress, passes=True) as bar:  # type: ignore[arg-type]
+        return teacher.accuracy(network, data, on_images=bar.update)
+
+
+def measured_accuracy(
+    config: StudentConfig, teacher: Teacher, data: EvaluationData | None, progress: Show
+) -> float | None:
     """Measure the teacher on ``data``; log its accuracy on a person's, who sees it before anything is trained.
 
     Returns None without data. Raises InputError if they do not fit, or if the teacher decides hardly better than a
     guess (:func:`chance_limit`) and ``config.allow_weak_teacher`` is False.
     """
-    accuracy = teacher.accuracy(teacher.network, data)
+    accuracy = accuracy_of(teacher.network, teacher, data, progress)
     if accuracy is None or data is None:
         return None
     count = len(data)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,14 +177,15 @@ class Teacher:
         network = self.graph if merged else self.network
         return observed(network).to(memory_format=self.memory_format)
 
-    def accuracy(self, network: nn.Module, data: EvaluationData | None) -> float | None:
+    def accuracy(
+        self, network: nn.Module, data: EvaluationData, *, on_images: Callable[[int], object] = lambda count: None
+    ) -> float:
         """Return the fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right.
 
-        Training never uses it. Returns None without data. Raises InputError if they do not fit.
+        Training never uses it. ``on_images`` is called with the number of images of each batch. Raises InputError if
+        they do not fit.
         """
-        if data is None:
-            return None
-        return accuracy(network, data, mean=self.mean, std=self.std, device=self.device)
+        return accuracy(network, data, mean=self.mean, std=self.std, device=self.device, on_images=on_images)
 
 
 def load_teacher(

@@ -76,3 +76,28 @@ def test_a_short_run_writes_no_line_and_takes_seconds(
     )  # fmt: skip
     assert "left" not in capsys.readouterr().err
     assert re.search(r"the student takes about \d+ seconds", caplog.text)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4, ""), (6, "compress: 99 % done after 00:06, 00:00 left, the end\n")])
+def test_what_follows_the_last_step_is_said_unless_all_was_quick(
+    seconds: float, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("compress", 100, "lines") as bar:
+        bar.update(100)
+        clock.now += seconds
+        bar.set_postfix_str("the end")
+    assert capsys.readouterr().err == said
+
+
+def test_a_measurement_has_a_bar_only_if_it_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("student on test images", 100, True, passes=True) as bar:
+        clock.now += 4
+        bar.update(30)
+        assert capsys.readouterr().err == ""
+        clock.now += 4
+        bar.update(30)
+        assert "student on test images:  60%" in capsys.readouterr().err
