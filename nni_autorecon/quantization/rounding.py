@@ -29,11 +29,20 @@ def columns(layer: nn.Conv2d | nn.Linear, inputs: Tensor, *, most: int, generato
         return samples[:, torch.randperm(samples.shape[1], generator=generator)[:most]]
     padding = layer._reversed_padding_repeated_twice  # also that of padding="same"
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(inputs, padding, mode)
+    reaches = [d * torch.arange(k) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    positions = [
+        torch.arange(0, size - int(reach[-1]), stride)
+        for size, reach, stride in zip(padded.shape[2:], reaches, layer.stride, strict=True)
+    ]
+    patches = torch.cartesian_prod(*reaches)  # [k², 2]: the places of a patch's pixels, from its first one on
+    firsts = torch.cartesian_prod(*positions)  # [positions, 2]
     found = []
-    for image in F.pad(inputs, padding, mode).split(1):
-        patches = F.unfold(image, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # [1, C k², L]
-        patches = patches[..., torch.randperm(patches.shape[2], generator=generator)[: -(-most // len(inputs))]]
-        found.append(patches.reshape(layer.groups, -1, patches.shape[2]).transpose(1, 2))
+    for image in padded:  # [C, H, W]
+        chosen = firsts[torch.randperm(len(firsts), generator=generator)[: -(-most // len(inputs))]]
+        rows, across = (chosen[:, None] + patches).to(image.device).unbind(2)  # [samples, k²]
+        values = image[:, rows, across].unflatten(0, (layer.groups, -1))  # [groups, C, samples, k²]
+        found.append(values.transpose(1, 2).flatten(2))
     return torch.cat(found, 1)
 
 

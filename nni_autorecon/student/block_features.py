@@ -15,24 +15,45 @@ SHIFTS = 4096
 """Rows of coins differ by where they begin."""
 
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers have so many bytes."""
+
+
 class Coins:
     """Coins for every element of features. To draw them all anew would take longer than a block's own work.
 
-    Each row is another part of a few more coins than a row has elements.
+    Each row is another part of a few more coins than a row has elements. A coin is an integer of all bits or of none:
+    ``torch.where`` takes five times as long as operations on bits.
+
+    like: the features of one image, [1, ...].
     """
 
     def __init__(self, like: Tensor, generator: torch.Generator) -> None:
-        self._generator = generator
-        self._last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+        self._generator, self._size = generator, like.numel()
+        self._last = is_channels_last(like)
         self._shape = (*like.shape[2:], like.shape[1]) if self._last else like.shape[1:]
-        coins = torch.rand(like.numel() + SHIFTS - 1, generator=generator) < 0.5
-        self._rows = coins.to(like.device).unfold(0, like.numel(), 1)  # [SHIFTS, elements of a row]
+        coins = torch.rand(self._size + SHIFTS - 1, generator=generator) < 0.5
+        self._coins = -coins.to(like.device, INTEGERS[like.element_size()])
 
-    def toss(self, count: int) -> Tensor:
-        """Return coins [count, ...], True or False, in the shape and in the layout of the features."""
-        which = torch.randint(SHIFTS, (count,), generator=self._generator)
-        coins = self._rows[which].view(count, *self._shape)
-        return coins.permute(0, 3, 1, 2) if self._last else coins
+    def mix(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return features [n, ...] of which each element is that of ``one`` or that of ``other``, by a coin."""
+        first = torch.randint(SHIFTS, (len(one),), generator=self._generator).tolist()
+        coins = torch.cat([self._coins[k : k + self._size] for k in first]).view(-1, *self._shape)
+        coins = coins.permute(0, 3, 1, 2) if self._last else coins
+        bits, others = one.view(coins.dtype), other.view(coins.dtype)
+        return (bits ^ others).bitwise_and_(coins).bitwise_xor_(others).view(one.dtype)
+
+
+def picked(features: Tensor, which: Tensor) -> Tensor:
+    """Return the rows ``which`` [n] of features [N, ...]. They are copied whole; an index goes element by element."""
+    rows = features.permute(0, 2, 3, 1) if (last := is_channels_last(features)) else features
+    rows = rows.index_select(0, which.to(rows.device))
+    return rows.permute(0, 3, 1, 2) if last else rows
+
+
+def is_channels_last(features: Tensor) -> bool:
+    """Return True for features [N, C, H, W] whose channels are neighbours in memory."""
+    return features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 MEASURED_BLOCKS = 20
 """Agreement is measured after at most so many blocks, for it costs as much after a small block as after a large one."""
-MEASURED_SHARE = 1 / 4
+MEASURED_SHARE = 1 / 8
 """Agreement sees images at most this part as often as the blocks do; it is measured after the last one in any case."""
 FEATURE_SPACE = 2**33
 """The features of one block, of the student and of the teacher, take at most so many bytes of a disk."""

@@ -27,7 +27,7 @@ from ..quantization.blocks import blocks
 from ..quantization.calls import BATCHNORMS
 from ..quantization.integers import quantized_layers
 from ..quantization.quantizers import ActivationQuantizer, in_floating_point, learn_ranges, observe_ranges
-from .block_features import Coins, at_once, outputs
+from .block_features import Coins, at_once, outputs, picked
 from .block_rounding import round_block
 
 TOLERANCE = 1.1
@@ -151,8 +151,8 @@ class Reconstruction:
             chosen = torch.randint(len(target), (batch_size,), generator=generator)
             optimizer.zero_grad()
             for these in chosen.split(parts):  # gradients are summed over parts of a batch
-                mixed = torch.where(coins.toss(len(these)), inputs[these], self._teacher_features[these])
-                loss = F.mse_loss(block(mixed), target[these]) / best.power
+                mixed = coins.mix(picked(inputs, these), picked(self._teacher_features, these))
+                loss = F.mse_loss(block(mixed), picked(target, these)) / best.power
                 (loss * (len(these) / batch_size)).backward()
             optimizer.step()
             schedule.step()
