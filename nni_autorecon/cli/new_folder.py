@@ -62,10 +62,12 @@ def checked_teacher(config: CompressConfig) -> Teacher:
 
     from ..export.description import require_same_structure
     from ..quantization.insertion import quantize_network
+    from ..runs.progress import said_if_slow
     from ..student.results import evaluation_data, measured_accuracy
     from ..teacher.configured import configured_teacher
 
-    teacher = configured_teacher(config)
+    with said_if_slow(f"teacher {config.teacher} is loaded and checked"):
+        teacher = configured_teacher(config)
     require_same_structure(teacher)
     quantize_network(teacher.graph, config.quantization, image=teacher.image)
     if (data := evaluation_data(config, teacher)) is not None:

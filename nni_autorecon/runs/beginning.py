@@ -6,6 +6,7 @@ from ..config.common import Config
 from ..teacher.configured import configured_teacher, use_threads
 from ..teacher.loading import Teacher
 from .folder import RunFolder
+from .progress import said_if_slow
 from .snapshots import State
 
 
@@ -17,7 +18,8 @@ def taken_up(run: RunFolder, command: str, config: Config, teacher: Teacher | No
     """
     if teacher is None:
         state = run.earlier(command, config)
-        return configured_teacher(config), state
+        with said_if_slow(f"teacher {config.teacher} is loaded and checked"):
+            return configured_teacher(config), state
     use_threads(config)
     run.inputs |= teacher.inputs
     return teacher, run.earlier(command, config)

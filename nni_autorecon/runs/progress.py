@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
 
 Show = bool | Literal["lines"]
 """True shows a bar, ``lines`` plain lines, as for a log file, and False nothing."""
@@ -24,6 +29,18 @@ def progress_bar(what: str, total: float, show: Show, *, passes: bool = False) -
         return _Lines(total=total, desc=what, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0)
     brief: dict[str, Any] = {"delay": FIRST, "leave": False} if passes else {}
     return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr, **brief)
+
+
+@contextmanager
+def said_if_slow(message: str) -> Iterator[None]:
+    """Log what the block does, if it takes longer than ``FIRST`` seconds."""
+    timer = threading.Timer(FIRST, _log.info, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Lines(tqdm):  # type: ignore[type-arg]

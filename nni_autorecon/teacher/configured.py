@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from ..config.common import Config
 from ..errors import InputError
 from .loading import Teacher, load_teacher
 
-_log = logging.getLogger(__name__)
-
 
 def configured_teacher(config: Config) -> Teacher:
     """Load the teacher that a configuration names, on its device; also set torch's number of CPU threads."""
     use_threads(config)
-    _log.info("teacher %s is loaded and checked", config.teacher)
     return load_teacher(
         config.teacher,
         checkpoint=config.checkpoint,

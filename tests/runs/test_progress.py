@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import tqdm.std
 
 import nni_autorecon as nar
 from nni_autorecon.runs import progress
-from nni_autorecon.runs.progress import LATER, progress_bar
+from nni_autorecon.runs.progress import LATER, progress_bar, said_if_slow
 
 
 class Clock:
@@ -101,3 +103,14 @@ def test_a_measurement_has_a_bar_only_if_it_takes_long(monkeypatch: pytest.Monke
         clock.now += 4
         bar.update(30)
         assert "student on test images:  60%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "said"), [(0.01, ["it is loaded"]), (60.0, [])])
+def test_what_is_slow_is_said(
+    first: float, said: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nni_autorecon")
+    monkeypatch.setattr(progress, "FIRST", first)
+    with said_if_slow("it is loaded"):
+        time.sleep(0.3)
+    assert caplog.messages == said

@@ -223,14 +223,14 @@ def test_ranges_alone_are_measured_before_the_student_is_trained(monkeypatch):
     initial = {name: value.clone() for name, value in compression.student.named_parameters()}
     untouched = []
 
-    def measured(self, network, data):
+    def measured(self, network, data, on_images):
         if network is compression.student:
             current = dict(network.named_parameters())
             untouched.append(all(torch.equal(initial[name], current[name]) for name in initial))
         return 0.5
 
     monkeypatch.setattr(Teacher, "accuracy", measured)
-    compress(compression, None)
+    compress(compression, [])
     assert untouched == [True, False]
 
 
