@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..config.compress import CompressConfig
+from ..quantization.specification import Bits
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class Lengths:
 
         What was not asked for is shortened, down to a least, where it would exceed its budget, and a line says so; an
         update costs three forward passes. A run that is to be short has no more images than its blocks see, and no more
-        updates of their pixels than batches in an epoch.
+        updates of their pixels than batches in an epoch. Where images are few, and :func:`rounding_suffices`, blocks
+        have no updates.
         """
         steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
         refining = config.refine_steps
@@ -47,10 +49,13 @@ class Lengths:
             if config.steps is None:
                 warm_up = 3 * config.warmup_epochs * config.batch_size * (macs + generator_macs)
                 steps = _within(WARM_UP_BUDGET, warm_up, 1, steps)
+            affordable = _within(IMAGES_BUDGET, 3 * max(refining, 1) * macs, LEAST_IMAGES, BLOCK_IMAGES)
             if config.block_images is None:
-                images = _within(IMAGES_BUDGET, 3 * max(refining, 1) * macs, LEAST_IMAGES, images)
+                images = min(images, affordable)
             if config.steps is None and config.block_steps is None:
                 updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
+                if affordable < BLOCK_IMAGES and rounding_suffices(config.bits):
+                    updates = 0
             if config.minutes is None and (steps, images, updates) != asked:
                 _log.info(
                     "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
@@ -80,7 +85,7 @@ class Lengths:
 
     def _times(self, factor: float, config: CompressConfig) -> Lengths:
         def times(value: int) -> int:
-            return max(round(factor * value), 1)
+            return max(round(factor * value), 1) if value else 0
 
         found = self
         if config.steps is None:
@@ -90,6 +95,15 @@ class Lengths:
         if config.steps is None and config.block_steps is None:
             found = replace(found, block_steps=times(self.block_steps))
         return found
+
+
+def rounding_suffices(bits: Bits) -> bool:
+    """Return True if updates of blocks gain little once their weights are rounded together and their biases corrected.
+
+    So it is with weights of 4 bits or more and activations of 8. On few images the updates even do harm
+    (docs/results/imagenet.md).
+    """
+    return bits.weights >= 4 and bits.activations >= 8
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:
