@@ -106,7 +106,8 @@ class CompressConfig(StudentConfig):
     block_steps: int | None = setting(
         None,
         "updates of each block, after its weights were rounded (default: those of the epochs that warm-up and ranges "
-        "leave, or fewer where one costs much, and none where activations have 8 bits there, and weights 4 or more)",
+        "leave, or at most 30 where an image costs so much that they are few, and none there if activations have 8 "
+        "bits and weights 4 or more)",
         low=0,
     )
     block_batch_size: int = setting(32, "images of each update", low=1)

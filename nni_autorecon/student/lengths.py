@@ -17,6 +17,8 @@ IMAGES_BUDGET = 1e13
 BLOCKS_BUDGET = 1e13
 """The warm-up of the generator, the images and all blocks cost so many multiply-accumulates, each some minutes of a
 core. They suffice for the lengths that suit networks of 32×32 pixels."""
+FEW_UPDATES = 30
+"""On fewer images than those of small networks, blocks have no more updates than these."""
 FACTORS = 2.0**-10, 2.0**6
 """Lengths are multiplied by something between these to fit a person's time."""
 
@@ -36,8 +38,8 @@ class Lengths:
 
         What was not asked for is shortened, down to a least, where it would exceed its budget, and a line says so; an
         update costs three forward passes. A run that is to be short has no more images than its blocks see, and no more
-        updates of their pixels than batches in an epoch. Where images are few, and :func:`rounding_suffices`, blocks
-        have no updates.
+        updates of their pixels than batches in an epoch. Where images are few, blocks have few updates, or none
+        (:func:`most_updates`).
         """
         steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
         refining = config.refine_steps
@@ -54,8 +56,8 @@ class Lengths:
                 images = min(images, affordable)
             if config.steps is None and config.block_steps is None:
                 updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
-                if affordable < BLOCK_IMAGES and rounding_suffices(config.bits):
-                    updates = 0
+                if affordable < BLOCK_IMAGES:
+                    updates = min(updates, most_updates(config.bits))
             if config.minutes is None and (steps, images, updates) != asked:
                 _log.info(
                     "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
@@ -97,13 +99,13 @@ class Lengths:
         return found
 
 
-def rounding_suffices(bits: Bits) -> bool:
-    """Return True if updates of blocks gain little once their weights are rounded together and their biases corrected.
+def most_updates(bits: Bits) -> int:
+    """Return after how many updates blocks learn nothing that holds for real images, if they see few synthetic ones.
 
-    So it is with weights of 4 bits or more and activations of 8. On few images the updates even do harm
+    With weights of 4 bits or more, and activations of 8, it is better to round and correct alone
     (docs/results/imagenet.md).
     """
-    return bits.weights >= 4 and bits.activations >= 8
+    return 0 if bits.weights >= 4 and bits.activations >= 8 else FEW_UPDATES
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:
