@@ -73,7 +73,7 @@ def recipe(teacher: Teacher) -> Recipe:
         {"search": seeds, "compress": {"method": methods}},
         {**about, "compress": "Quantize the network by two methods, which need no search."},
         "With 8 bits method `dfq`, which needs no images, cost an EfficientNet-Lite0 nothing. 4 bits of weights cost "
-        "it three points by method `blockwise`, and less than one in a file of the same size whose layers differ: "
+        "it four points by method `blockwise`, and less than one in a file of the same size whose layers differ: "
         """for that, add `"size": {"_type": "choice", "_value": ["6MB"]}` beside `bits` in `compress.json`. """
         "Students hardly depended on the generator where it was measured, so that images begin as noise here. "
         f"An image of {height}×{width} costs {height * width // 32**2} times as much as one of 32×32, and a search "
