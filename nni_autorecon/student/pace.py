@@ -20,8 +20,8 @@ from .agreement import COPIES, batches_within_budget
 from .lengths import Lengths
 from .reconstruction import learn_scales
 
-ENOUGH = 1.0
-"""After a measurement of so many seconds, none of more images follows."""
+ENOUGH = 0.1
+"""After a measurement of so many seconds, none of more images follows: that of a large network would fill the memory."""
 COUNTS = (8, 32)
 """Images of the measurements; small networks take hardly longer for many images than for few."""
 UPDATE = 3
