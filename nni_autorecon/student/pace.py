@@ -21,7 +21,7 @@ from .lengths import Lengths
 from .reconstruction import learn_scales
 
 ENOUGH = 0.1
-"""After a measurement of so many seconds, none of more images follows: that of a large network would fill the memory."""
+"""After so many seconds no measurement of more images follows, which would fill the memory for a large network."""
 COUNTS = (8, 32)
 """Images of the measurements; small networks take hardly longer for many images than for few."""
 UPDATE = 3

@@ -28,7 +28,8 @@ def _run(*arguments):
         errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    said = [line for line in errors.splitlines() if not re.search(r"% done after |student takes|is loaded and checked", line)]
+    expected = "% done after |student takes|is loaded and checked"
+    said = [line for line in errors.splitlines() if not re.search(expected, line)]
     assert (process.returncode, said) == (0, [])
     return usage.ru_maxrss / 2**20
 
