@@ -81,7 +81,7 @@ def recipe(teacher: Teacher) -> Recipe:
         "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory. `--bns-weight 0.1` is "
         "GDFQ's for ImageNet.",
         f"The trial by `dfq` takes some minutes, that by `blockwise` about the {MINUTES} that `--minutes` in "
-        "`trialCommand` says: with more, it has more images and updates. Measuring on test data comes on top. "
+        "`trialCommand` says: with more, it has more images. Measuring on test data comes on top. "
         "By its first updates, each of the three searches takes about a quarter of an hour for a ResNet-18 at 224×224, "
         "on an idle core.",
         first="compress",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, MachineError
 from ..files import write_atomically
+from ..runs.progress import said_if_slow
 from ..shapes import ImageShape
 from .agreement import Agreement, measure_agreement
 from .integer_form import integer_form
@@ -41,6 +42,7 @@ def default_purpose(saved: SavedNetwork) -> str:
     return "speed" if quantization is not None and quantization.protocol == "integer" else "size"
 
 
+@said_if_slow("the student is exported to ONNX, and compared with the result")
 def export_onnx(
     saved: SavedNetwork,
     path: str | Path,
@@ -144,6 +146,7 @@ def float_content(network: nn.Module, image: ImageShape) -> bytes:
     return bytes(_translate(network, images).model_proto.SerializeToString())
 
 
+@said_if_slow("the network is exported in floating point, to compare with")
 def floating_point(network: nn.Module, image: ImageShape) -> OnnxNetwork:
     """Return a network in floating point in onnxruntime. Raises InputError as :func:`float_content` does."""
     remedy = "leave out --onnx and --latency"

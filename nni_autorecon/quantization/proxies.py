@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .traced_values import Value
+
 MISSING: Any = object()
 
 
@@ -78,7 +80,7 @@ def _that_knows_tensors(is_instance: Callable[[Any, Any], bool]) -> Callable[[An
     """Return an ``isinstance`` by which traced tensors are tensors."""
 
     def check(value: Any, kinds: Any) -> bool:
-        if is_instance(value, kinds) or not hasattr(type(value), "is_tensor"):
+        if is_instance(value, kinds) or not issubclass(type(value), Value):
             return is_instance(value, kinds)
         asked_by = str(sys._getframe(1).f_globals.get("__name__"))
         return not asked_by.startswith(("torch.", "nni_autorecon.")) and value.is_tensor() and issubclass(Tensor, kinds)
@@ -88,7 +90,7 @@ def _that_knows_tensors(is_instance: Callable[[Any, Any], bool]) -> Callable[[An
 
 def _of_values_too(length: Callable[[Any], int]) -> Callable[[Any], Any]:
     """Return a ``len`` that may be a call, as it is for a batch of images."""
-    return lambda value: value.length() if hasattr(type(value), "is_tensor") else length(value)
+    return lambda value: value.length() if issubclass(type(value), Value) else length(value)
 
 
 def _passing_proxies_on(make: Callable[..., Any]) -> Callable[..., Any]:

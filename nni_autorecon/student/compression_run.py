@@ -28,7 +28,7 @@ from ..figures.images import plot_images
 from ..figures.layers import plot_frontier, plot_layers
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
-from ..runs.progress import Show, progress_bar, said_if_slow
+from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .compression import LOSSES, Compression, EpochMetrics
 from .forecast import epoch_costs, phase_name, steps_of
@@ -117,9 +117,7 @@ def run_compression(
         save_images(run / "images.npz", images)
         _draw(run, result, images, labels)
         if float_network is not None:
-            with said_if_slow("student.onnx is written, and compared with the student"):
-                export = student.to_onnx(run / "student.onnx", images=images)
-            _log.info("%s", export.summary())
+            _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
             written = load_onnx(run / "student.onnx")
             latency = measure_latency(written, float_network)
             result = replace(result, onnx_bytes=written.file_bytes, latency=latency)
@@ -187,8 +185,7 @@ def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> 
         return None
     if not run.keeps:
         raise InputError("onnx writes student.onnx, but there is no folder for it; give folder")
-    with said_if_slow("the teacher is exported in floating point, to compare student.onnx with"):
-        return floating_point(teacher.network, teacher.image)
+    return floating_point(teacher.network, teacher.image)
 
 
 def _student(compression: Compression, result: CompressionResult) -> Student:

@@ -56,7 +56,7 @@ class Lengths:
                 images = min(images, affordable)
             if config.steps is None and config.block_steps is None:
                 updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
-                if affordable < BLOCK_IMAGES:
+                if max(images, affordable) < BLOCK_IMAGES:
                     updates = min(updates, most_updates(config.bits))
             if config.minutes is None and (steps, images, updates) != asked:
                 _log.info(

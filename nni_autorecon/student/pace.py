@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from ..config.compress import CompressConfig
 from ..losses.batchnorm import record_bn_statistics
 from ..losses.reconstruction import bn_statistics_loss
-from ..quantization.quantizers import ActivationQuantizer
+from ..quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from ..quantization.ranges import minmax_range
+from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
 from .agreement import COPIES, batches_within_budget
 from .lengths import Lengths
 from .reconstruction import learn_scales
 
-ENOUGH = 0.1
-"""After so many seconds no measurement of more images follows, which would fill the memory for a large network."""
-COUNTS = (8, 32)
-"""Images of the measurements; small networks take hardly longer for many images than for few."""
+MOST = 32
+"""The pace is measured on at most so many images, and on fewer large ones, which would fill the memory."""
 UPDATE = 3
 """An update costs about so many forward passes."""
 MEASUREMENTS = 4
@@ -47,10 +47,12 @@ class Pace:
         The generator's is told from its multiply-accumulates beside the teacher's; 0 of them are those of no generator.
         """
         student = copy.deepcopy(student)
-        learn_scales(student)
         for module in student.modules():
+            if isinstance(module, WeightQuantizer):
+                module.estimate = minmax_range  # any range takes as long to learn, and this one is known at once
             if isinstance(module, ActivationQuantizer) and not module.observations:
                 module.set_range(-1.0, 1.0)
+        learn_scales(student)
         optimizer = torch.optim.Adam(student.parameters(), 0.0)
 
         def learn(images: Tensor) -> None:
@@ -119,13 +121,12 @@ def chosen_lengths(
 
 
 def _seconds(update: Callable[[Tensor], object], teacher: Teacher) -> float:
-    """Return the seconds of an update for each of its images. The first updates are slow, and are not believed."""
-    for count in COUNTS:
-        images = torch.rand(count, *teacher.image, generator=torch.Generator().manual_seed(0)).to(teacher.device)
-        update(images.clone())
+    """Return the seconds of an update for each of its images: the fastest of three, for the first one is slow."""
+    count = min(measured_at_once(teacher.image), MOST)
+    images = torch.rand(count, *teacher.image, generator=torch.Generator().manual_seed(0)).to(teacher.device)
+    spent = []
+    for _ in range(3):
         started = time.perf_counter()
-        update(images)
-        spent = time.perf_counter() - started
-        if spent > ENOUGH:
-            break
-    return spent / count
+        update(images.clone())
+        spent.append(time.perf_counter() - started)
+    return min(spent) / count

@@ -12,7 +12,6 @@ import nni_autorecon as nar
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.quantizers import WeightQuantizer
-from nni_autorecon.quantization.ranges import mse_range
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.lengths import Lengths
 from nni_autorecon.student.making import make_student
@@ -56,6 +55,11 @@ def test_few_images_teach_blocks_little(bits: str, macs: int, updates: int) -> N
     assert (found.block_images < 1024) == (macs >= 10**9)
     asked = CONFIG.override({"bits": bits, "block_steps": 7})
     assert Lengths.of(asked, macs=macs, generator_macs=0).block_steps == 7
+
+
+def test_many_images_that_are_asked_for_teach_more() -> None:
+    asked = CONFIG.override({"bits": "w4a8", "block_images": 1024})
+    assert Lengths.of(asked, macs=10**9, generator_macs=0).block_steps == 104
 
 
 def test_no_updates_stay_none_whatever_the_time() -> None:
@@ -141,15 +145,19 @@ def test_a_pace_is_measured_and_leaves_no_trace(norms: bool) -> None:
     assert Pace.measure(teacher, student, generator_macs=0).warm_up == 0
 
 
-def test_a_pace_is_that_of_weights_whose_ranges_are_known() -> None:
+def never(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    raise AssertionError("nothing needs this range")
+
+
+def test_a_pace_estimates_no_ranges_of_weights() -> None:
     teacher = nar.Teacher.of(toy_teacher(), IMAGE)
     student, _ = make_student(CONFIG, teacher, CONFIG.quantization)
     quantizers = [module for module in student.modules() if isinstance(module, WeightQuantizer)]
-    estimated = []
     for quantizer in quantizers:
-        quantizer.estimate = lambda values, bits: estimated.append(values) or mse_range(values, bits)
+        quantizer.estimate = never
     Pace.measure(teacher, student, generator_macs=0)
-    assert len(estimated) == len(quantizers)  # once each, and not in each update
+    assert quantizers
+    assert all(quantizer.estimate is never for quantizer in quantizers)
 
 
 def test_a_run_goes_on_with_the_lengths_that_it_began_with() -> None:
