@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -29,6 +30,15 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         finally:
             self._action_groups = every
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        """Refuse unknown arguments in the parser of the command, which can say the name that was meant."""
+        known, unknown = super().parse_known_args(*arguments, **named)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print one line that names the error and the help, and exit with code 2."""

@@ -111,10 +111,9 @@ def _check_fit(network: nn.Module, image: Tensor) -> None:
 def _check_labels(labels: Tensor, num_classes: int) -> None:
     """Raise InputError unless every label [N] is below ``num_classes``."""
     if labels.max() >= num_classes:
-        raise InputError(
-            f"labels go up to {labels.max()}, the network has {num_classes} classes; "
-            "measure on the classes it was trained for"
-        )
+        from_one = labels.min() == 1 and labels.max() == num_classes
+        remedy = "number the classes from 0" if from_one else "measure on the classes it was trained for"
+        raise InputError(f"labels go up to {labels.max()}, the network has {num_classes} classes; {remedy}")
 
 
 def _describe(tensor: Tensor) -> str:

@@ -6,6 +6,7 @@ import argparse
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,6 +27,19 @@ _OTHERS = (
 """Files of other kinds begin so, and this is said of them."""
 
 
+class _Number:
+    """A number of NumPy, as the best accuracy or an optimizer's rate: no weight, so that NumPy is not asked for it."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+_BESIDE_WEIGHTS: list[Any] = [argparse.Namespace, *((_Number, name) for name in _NUMBERS)]
+"""Training scripts save these beside the weights: their arguments, and numbers, which are read without their values."""
+
+
 def read_checkpoint(path: Path) -> object:
     """Return the content of ``path``, which may consist of tensors and plain containers only.
 
@@ -38,7 +52,7 @@ def read_checkpoint(path: Path) -> object:
         if _is_safetensors(path, start):
             return safetensors.torch.load_file(path)
         _require_weights(path, start)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training script
+        with torch.serialization.safe_globals(_BESIDE_WEIGHTS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise

@@ -340,7 +340,8 @@ DATA = [
         ("uint8 [3, 1, 0, 0], without a pixel", "give", arrays(images=IMAGES[..., :0, :0], labels=LABELS)),
         ("t.npz: 3 images and 2 labels", "give one label for every image", arrays(images=IMAGES, labels=LABELS[:2])),
         ("t.npz: the least label is -1", "number the classes from 0", arrays(images=IMAGES, labels=LABELS - 1)),
-        ("labels go up to 10", "measure on the classes", arrays(images=IMAGES, labels=LABELS + 1)),
+        ("labels go up to 10", "number the classes from 0", arrays(images=IMAGES, labels=LABELS + 1)),
+        ("labels go up to 11", "measure on the classes", arrays(images=IMAGES, labels=LABELS + 2)),
         ("t.npz have 3 channels", "store images of the kind", arrays(images=IMAGES.repeat(3, 1), labels=LABELS)),
     ]
 ] + [
@@ -366,7 +367,8 @@ DATA = [
 MISUSE = [
     case("", "the following arguments are required: COMMAND", "see nni-autorecon --help"),
     case("serch", "invalid choice: 'serch'", "choose from"),
-    case("search --nonsense 3", "unrecognized arguments: --nonsense", "see nni-autorecon --help"),
+    case("search --nonsense 3", "unrecognized arguments: --nonsense", "see nni-autorecon search --help"),
+    case("new x --checkpont=a.pt", "arguments: --checkpont=a.pt", "did you mean --checkpoint?; see nni-autorecon new"),
     case("search --epochs", "argument --epochs: expected one argument", "see nni-autorecon search --help"),
     case("search --epochs ten", "command line: epochs = 'ten' is not a whole number", "give a whole number"),
     case("search --device tpu", "device = 'tpu'", "choose one of them"),

@@ -58,6 +58,7 @@ WRAPS: dict[str, Callable[[State], object]] = {
         "model_state_dict": state,
         "optimizer": {"state": {}},
     },
+    "numbers of NumPy": lambda state: {"best": np.float64(9.5), **state},
     "averaged": lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": state[key] for key in state}},
     "counted": lambda state: {**state, "total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
     "beside a loss": lambda state: {
