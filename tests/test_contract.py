@@ -12,10 +12,31 @@ import nni_autorecon
 
 PACKAGE = Path(nni_autorecon.__file__).parent
 ORDER = (
-    "version", "errors", "files", "shapes", "cache", "networks", "accel", "quantization", "losses", "config", "data",
-    "teacher", "runs", "export", "generator", "figures", "experiment", "nas", "student", "reports", "api", "cli",
-    "__main__", "__init__",
-)  # fmt: skip
+    "version",
+    "errors",
+    "files",
+    "shapes",
+    "cache",
+    "networks",
+    "accel",
+    "quantization",
+    "losses",
+    "config",
+    "data",
+    "teacher",
+    "runs",
+    "export",
+    "generator",
+    "figures",
+    "experiment",
+    "nas",
+    "student",
+    "reports",
+    "api",
+    "cli",
+    "__main__",
+    "__init__",
+)
 """A module imports from its own sub-package and from those before it, nothing else."""
 ON_NNI = ("experiment", "nas")
 

@@ -207,16 +207,25 @@ def test_settings_from_a_tuner_are_taken_whole_or_refused(kind: Any, examples: i
 RUN = {"command": "compress", "config": CONFIG, "versions": {"torch": "2.15.0"}}
 CHOICE = {"bits": "84", "bytes": 9, "harm": 0.5}
 RESULT = {
-    "accuracy": 0.5, "teacher_accuracy": 0.75, "agreement": 1.0, "seconds": 1.5,
+    "accuracy": 0.5,
+    "teacher_accuracy": 0.75,
+    "agreement": 1.0,
+    "seconds": 1.5,
     "coverage": {
-        "weights": [{"name": "stem", "kind": "Conv2d", "bits": 8, "shape": [16, 3, 3, 3]}], "activations": [],
-        "float_inputs": None, "gaps": [{"name": "odd", "reason": "no kernel"}],
+        "weights": [{"name": "stem", "kind": "Conv2d", "bits": 8, "shape": [16, 3, 3, 3]}],
+        "activations": [],
+        "float_inputs": None,
+        "gaps": [{"name": "odd", "reason": "no kernel"}],
     },
     "layers": [{"name": "stem", "sqnr": 30.0, "share": 0.5}],
     "mixed_precision": {
-        "size": 9, "harms": {"stem": {"8": 0.5}}, "chosen": CHOICE, "frontier": [CHOICE], "uniform": [CHOICE],
+        "size": 9,
+        "harms": {"stem": {"8": 0.5}},
+        "chosen": CHOICE,
+        "frontier": [CHOICE],
+        "uniform": [CHOICE],
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "valid"), [("config.json", RUN), ("result.json", RESULT), ("metrics.csv", RESULT)])

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 
 NETWORK = {
     "the network": (
-        "teacher", "checkpoint", "image_size", "mean", "std", "num_classes", "checkpoint_key", "bns_weight",
+        "teacher",
+        "checkpoint",
+        "image_size",
+        "mean",
+        "std",
+        "num_classes",
+        "checkpoint_key",
+        "bns_weight",
         "allow_partial",
     ),
     "images to measure on": ("test_data", "labels", "download", "allow_weak_teacher"),
-}  # fmt: skip
+}
 """These settings say what the network is; all others are chosen for it."""
 MEASURED = 500
 """On so many test images a network shows whether it is loaded as it was trained."""

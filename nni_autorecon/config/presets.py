@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 PAPER_SEARCH = {
-    "relaxation": "paper", "bns_weight": 0.1, "width": 64, "batch_size": 64, "epochs": 60, "weight_steps": 100,
-    "architecture_steps": 50, "final_steps": 2000, "weight_lr": 2e-3, "weight_schedule": "constant",
+    "relaxation": "paper",
+    "bns_weight": 0.1,
+    "width": 64,
+    "batch_size": 64,
+    "epochs": 60,
+    "weight_steps": 100,
+    "architecture_steps": 50,
+    "final_steps": 2000,
+    "weight_lr": 2e-3,
+    "weight_schedule": "constant",
     "architecture_lr": 0.02,
-}  # fmt: skip
+}
 """The paper's relaxation and width, on 32×32 images. All settings that it leaves open, such as rates, are ours."""
 BEST_SEARCH = {"bns_weight": 1.0, "epochs": 37}
 """These found the best generators for a ResNet-20, in 1,184 batches; eight random genotypes cost about as much."""
@@ -41,10 +49,19 @@ COMPRESS_PRESETS: dict[str, dict[str, Any]] = {
     "best": BEST,
 }
 GDFQ_LOSSES: dict[str, Any] = {
-    "class_weight": 1.0, "adaptability_weight": 0.0, "ce_weight": 1.0, "ce_gate": 1.0, "kd_weight": 1.0,
-    "kd_reduction": "mean", "disagreement_weight": 0.0, "feature_weight": 0.0, "mixed_share": 0.0, "low_pass": 0.0,
-    "hard_step": 0.0, "flip_share": 0.0,
-}  # fmt: skip
+    "class_weight": 1.0,
+    "adaptability_weight": 0.0,
+    "ce_weight": 1.0,
+    "ce_gate": 1.0,
+    "kd_weight": 1.0,
+    "kd_reduction": "mean",
+    "disagreement_weight": 0.0,
+    "feature_weight": 0.0,
+    "mixed_share": 0.0,
+    "low_pass": 0.0,
+    "hard_step": 0.0,
+    "flip_share": 0.0,
+}
 _CHANGES: dict[str, dict[str, Any]] = {
     "gdfq": {},
     "batchmean": {"kd_reduction": "batchmean"},

@@ -11,9 +11,20 @@ from .generator_spec import NOISE, GeneratorSpec
 from .settings import setting
 
 IDLE_WITH_NOISE = (
-    "genotype", "width", "latent_dim", "generator_scale", "warmup_epochs", "weight_lr", "weight_schedule",
-    "weight_beta1", "weight_beta2", "weight_decay", "mixed_share", "mixed_classes", "low_pass",
-)  # fmt: skip
+    "genotype",
+    "width",
+    "latent_dim",
+    "generator_scale",
+    "warmup_epochs",
+    "weight_lr",
+    "weight_schedule",
+    "weight_beta1",
+    "weight_beta2",
+    "weight_decay",
+    "mixed_share",
+    "mixed_classes",
+    "low_pass",
+)
 """These settings are of generators that train."""
 
 

@@ -193,9 +193,18 @@ def test_a_step_recorded_again_sees_what_is_no_tensor():
     ids=str,
 )
 def test_compression_recorded_and_called(monkeypatch, settings):
-    values = {"method": "gdfq", "generator": "gdfq",
-              "width": 8, "batch_size": 8, "epochs": 4, "warmup_epochs": 1, "steps": 6,
-              "agreement_steps": 1, "student_lr": 1e-3, **settings}  # fmt: skip
+    values = {
+        "method": "gdfq",
+        "generator": "gdfq",
+        "width": 8,
+        "batch_size": 8,
+        "epochs": 4,
+        "warmup_epochs": 1,
+        "steps": 6,
+        "agreement_steps": 1,
+        "student_lr": 1e-3,
+        **settings,
+    }
     config, rows = CompressConfig().override(values), []
     for recorded in (True, False):
         _recorded(monkeypatch, recorded)
@@ -210,9 +219,17 @@ def test_compression_recorded_and_called(monkeypatch, settings):
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_compression_goes_on_where_it_stood(steps, tmp_path):
-    config = CompressConfig(method="gdfq", generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1,
-                            steps=steps,
-                            agreement_steps=1, student_schedule="cosine")  # fmt: skip
+    config = CompressConfig(
+        method="gdfq",
+        generator="gdfq",
+        width=8,
+        batch_size=8,
+        epochs=6,
+        warmup_epochs=1,
+        steps=steps,
+        agreement_steps=1,
+        student_schedule="cosine",
+    )
     compression = Compression.start(config, _teacher())
     for epoch in range(4):
         compression.run_epoch(epoch)
@@ -226,8 +243,17 @@ def test_compression_goes_on_where_it_stood(steps, tmp_path):
 
 @pytest.mark.parametrize("devices", [(DEVICE, torch.device("cpu")), (torch.device("cpu"), DEVICE)], ids=str)
 def test_compression_goes_on_elsewhere(devices, tmp_path):
-    config = CompressConfig(method="gdfq", generator="gdfq", width=8, batch_size=8, epochs=6, warmup_epochs=1, steps=5,
-                            agreement_steps=1, range_lr=0.01)  # fmt: skip
+    config = CompressConfig(
+        method="gdfq",
+        generator="gdfq",
+        width=8,
+        batch_size=8,
+        epochs=6,
+        warmup_epochs=1,
+        steps=5,
+        agreement_steps=1,
+        range_lr=0.01,
+    )
     here, there = devices
     compression = Compression.start(config, _teacher(here))
     for epoch in range(4):
@@ -253,8 +279,16 @@ def test_distillation_recorded_and_called(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"sampling": "hard"}, {"adaptability_weight": 1.0}, {"mac_penalty": 0.1}])
 def test_search_recorded_and_called(monkeypatch, tmp_path, settings):
-    config = SearchConfig(width=4, latent_dim=7, batch_size=8, epochs=3, weight_steps=5, architecture_steps=5,
-                          validation_steps=1, **settings)  # fmt: skip
+    config = SearchConfig(
+        width=4,
+        latent_dim=7,
+        batch_size=8,
+        epochs=3,
+        weight_steps=5,
+        architecture_steps=5,
+        validation_steps=1,
+        **settings,
+    )
     teacher, found, recordings, record = _teacher(), [], [], Recorded._record
     monkeypatch.setattr(Recorded, "_record", lambda step, *x: recordings.append(step.what) or record(step, *x))
     for recorded in (True, False):

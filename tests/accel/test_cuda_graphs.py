@@ -72,8 +72,17 @@ def test_the_step_of_the_generator_begins_again_when_it_has_something_else_to_mi
     monkeypatch, updates, digits_teacher
 ):
     recorded = record_on_the_cpu(monkeypatch)
-    config = CompressConfig(method="gdfq", generator="gdfq", width=2, batch_size=4, epochs=5, warmup_epochs=2, steps=3,
-                            agreement_steps=1, generator_updates=updates)  # fmt: skip
+    config = CompressConfig(
+        method="gdfq",
+        generator="gdfq",
+        width=2,
+        batch_size=4,
+        epochs=5,
+        warmup_epochs=2,
+        steps=3,
+        agreement_steps=1,
+        generator_updates=updates,
+    )
     compression = Compression.start(config, digits_teacher)
     generators = []
     for epoch in range(len(compression.phases)):

@@ -152,10 +152,18 @@ CONFIGS = [
         ("c.yml is neither JSON nor YAML", "give a line for each setting", "epochs: ["),
         ("c.yml is neither JSON nor YAML: 'seed' stands twice", "give a line", "seed: 3\nepochs: 3\nseed: 4"),
         ("c.yml is neither JSON nor YAML: 'seed' stands twice", "give a line", '{"seed": 3, "seed": 4}'),
-        ("c.yml is neither JSON nor YAML: could not determine a constructor", "give a line",
-         "seed: !!python/object/apply:os.mkdir [pwned]"),
-        ("c.yml is neither JSON nor YAML: it holds more than 10000 values", "give a line",
-         "\n".join(f"x{i + 1}: &x{i + 1} [{', '.join([f'*x{i}'] * 9)}]" if i else "x1: &x1 [lol]" for i in range(30))),
+        (
+            "c.yml is neither JSON nor YAML: could not determine a constructor",
+            "give a line",
+            "seed: !!python/object/apply:os.mkdir [pwned]",
+        ),
+        (
+            "c.yml is neither JSON nor YAML: it holds more than 10000 values",
+            "give a line",
+            "\n".join(
+                f"x{i + 1}: &x{i + 1} [{', '.join([f'*x{i}'] * 9)}]" if i else "x1: &x1 [lol]" for i in range(30)
+            ),
+        ),
         ("c.yml is neither JSON nor YAML", "give a line", "seed: " + "[" * 5000),
         ("c.yml is neither JSON nor YAML", "give a line", "seed: 2001-99-99"),
         ("c.yml: teacher = [[[...]]] is not text", "give text", "teacher: [[[[[[[[a]]]]]]]]"),
@@ -168,7 +176,7 @@ CONFIGS = [
 ] + [
     case(f"search --config none.yml {TOY} -o run", "config file none.yml does not exist", "check the path"),
     case("start none.yml", "experiment file none.yml does not exist", "check the path"),
-]  # fmt: skip
+]
 
 # Teachers and checkpoints
 
@@ -286,15 +294,28 @@ TEACHERS = [
     teacher(MAKE, "w.pt holds posix.mkdir, which could run code", "give torch.save(", pickle.dumps(Code(), 2)),
     teacher(MAKE, "w.pt holds posix.mkdir, which could", "give torch.save(", lambda path: torch.save(Code(), path)),
     teacher(MAKE, "checkpoint w.pt: Is a directory", "check the path", None),
-    case(f"search --teacher {MAKE} --checkpoint no.pt {TOY} -o run", "checkpoint no.pt: No such file", "check the path",
-         {"nets.py": NETWORKS}),
-    case(f"distill {STUDENT_TOY.partition(' --epochs')[0]} --student nets.py:make -o run", "nets.py:make fails on",
-         "give a network for such images", {"nets.py": NETWORKS}),
-    *(case(f"compress --teacher nets.py:Branching --checkpoint w.pt --image-size 9 {how} -o run",
-           "Branching cannot be traced (control flow by values or by the number of images in nets.py:",
-           "take --method gdfq --protocol activations --allow-partial", {"nets.py": NETWORKS, "w.pt": state()})
-      for how in ("", "--protocol integer", "--method dfq", "--size 2kB")),
-]  # fmt: skip
+    case(
+        f"search --teacher {MAKE} --checkpoint no.pt {TOY} -o run",
+        "checkpoint no.pt: No such file",
+        "check the path",
+        {"nets.py": NETWORKS},
+    ),
+    case(
+        f"distill {STUDENT_TOY.partition(' --epochs')[0]} --student nets.py:make -o run",
+        "nets.py:make fails on",
+        "give a network for such images",
+        {"nets.py": NETWORKS},
+    ),
+    *(
+        case(
+            f"compress --teacher nets.py:Branching --checkpoint w.pt --image-size 9 {how} -o run",
+            "Branching cannot be traced (control flow by values or by the number of images in nets.py:",
+            "take --method gdfq --protocol activations --allow-partial",
+            {"nets.py": NETWORKS, "w.pt": state()},
+        )
+        for how in ("", "--protocol integer", "--method dfq", "--size 2kB")
+    ),
+]
 
 # Data
 

@@ -53,9 +53,17 @@ def searched(digits_teacher, tmp_path_factory):
 
 def test_a_search_leaves_a_complete_folder(searched):
     assert {path.name for path in searched.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "log.txt", "genotype.json", "probabilities.json",
-        "loss.png", "probabilities.png", "genotype.png", "images.png",
-    }  # fmt: skip
+        "config.json",
+        "metrics.csv",
+        "result.json",
+        "log.txt",
+        "genotype.json",
+        "probabilities.json",
+        "loss.png",
+        "probabilities.png",
+        "genotype.png",
+        "images.png",
+    }
     resolved = json.loads((searched / "config.json").read_text())
     assert (resolved["command"], resolved["device"]) == ("search", "cpu")
     assert SearchConfig().override(resolved["config"]).seed == 3
@@ -81,9 +89,17 @@ def test_compress_takes_the_genotype(searched, tmp_path, capsys):
     folder = tmp_path / "run"
     assert _run("compress", "--genotype", searched / "genotype.json", "--bits", "w8a8", *COMPRESS, "-o", folder) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "log.txt", "student.safetensors", "loss.png", "agreement.png",
-        "images.png", "images.npz", "layers.png",
-    }  # fmt: skip
+        "config.json",
+        "metrics.csv",
+        "result.json",
+        "log.txt",
+        "student.safetensors",
+        "loss.png",
+        "agreement.png",
+        "images.png",
+        "images.npz",
+        "layers.png",
+    }
     result = json.loads((folder / "result.json").read_text())
     assert result["latency"] is None
     assert result["teacher_accuracy"] >= 0.985

@@ -163,10 +163,12 @@ def test_a_command_runs_in_any_thread(digits_teacher, tmp_path, capsys):
     [
         (["--generator", "searched"], "generator searched needs a genotype; give --genotype"),
         (["--generator", "gdfq", "--genotype", "g.json"], "has no use for a genotype"),
-        (["--generator", "gdfq", "--reconstruction-weight", "0", "--adversarial-weight", "0", "--balance-weight", "0"],
-         "nothing to learn"),
+        (
+            "--generator gdfq --reconstruction-weight 0 --adversarial-weight 0 --balance-weight 0".split(),
+            "nothing to learn",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_contradiction_is_refused_before_a_teacher_is_loaded(flags, message, tmp_path, monkeypatch, capsys):
     def load(*arguments, **settings):
         pytest.fail("a teacher is loaded")

@@ -124,8 +124,15 @@ def test_what_is_said_of_the_network_arrives_and_holds_in_another_folder(here, t
     assert _new(tmp_path / "new", *MINE, *said) == 0
     assert "teacher models.py:make: 100.00 % of 40 test images" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    known = {"teacher": f"{here}/models.py:make", "checkpoint": f"{here}/make.pt", "image_size": 12, "num_classes": 5,
-             "mean": "0.1,0.2,0.3", "std": "0.5,0.5,0.5", "bns_weight": 2.0}  # fmt: skip
+    known = {
+        "teacher": f"{here}/models.py:make",
+        "checkpoint": f"{here}/make.pt",
+        "image_size": 12,
+        "num_classes": 5,
+        "mean": "0.1,0.2,0.3",
+        "std": "0.5,0.5,0.5",
+        "bns_weight": 2.0,
+    }
     (search, *_), (compress, *_) = (
         grids.configs(tmp_path / "new" / name) for name in ("experiment.yml", "compress.yml")
     )

@@ -33,9 +33,23 @@ def test_the_parts_of_a_name():
 
 @pytest.mark.parametrize(
     "name",
-    ["", "gdfq@", "gdfq@macs", "gdfq:7", "random", "random:", "published", "all:", "searched:", "searched@equal-macs",
-     "gdfq @equal-macs", "Random:7", "nonsense:7", "@equal-macs"],
-)  # fmt: skip
+    [
+        "",
+        "gdfq@",
+        "gdfq@macs",
+        "gdfq:7",
+        "random",
+        "random:",
+        "published",
+        "all:",
+        "searched:",
+        "searched@equal-macs",
+        "gdfq @equal-macs",
+        "Random:7",
+        "nonsense:7",
+        "@equal-macs",
+    ],
+)
 def test_another_name_is_refused(name):
     with pytest.raises(InputError, match="generator .* is not known; use one of searched"):
         GeneratorSpec.parse(name)

@@ -171,12 +171,19 @@ def test_a_trial_without_a_result_has_its_folders_settings_or_else_nnis(database
 @pytest.mark.parametrize(
     ("event", "final", "status"),
     [
-        ("WAITING", False, "waiting"), ("RUNNING", False, "running"), ("RUNNING", True, "finished"),
-        ("SUCCEEDED", True, "finished"), ("SUCCEEDED", False, "incomplete"), ("FAILED", True, "failed"),
-        ("USER_CANCELED", False, "canceled"), ("SYS_CANCELED", False, "canceled"), ("EARLY_STOPPED", False, "canceled"),
-        ("USER_TO_CANCEL", False, "canceled"), ("UNKNOWN", False, "unknown"),
+        ("WAITING", False, "waiting"),
+        ("RUNNING", False, "running"),
+        ("RUNNING", True, "finished"),
+        ("SUCCEEDED", True, "finished"),
+        ("SUCCEEDED", False, "incomplete"),
+        ("FAILED", True, "failed"),
+        ("USER_CANCELED", False, "canceled"),
+        ("SYS_CANCELED", False, "canceled"),
+        ("EARLY_STOPPED", False, "canceled"),
+        ("USER_TO_CANCEL", False, "canceled"),
+        ("UNKNOWN", False, "unknown"),
     ],
-)  # fmt: skip
+)
 def test_nnis_words_for_a_status(database, event, final, status):
     _add(database, "a", event, _compressed(0.9) if final else None)
     assert [run.status for run in read_runs("e")] == [status]

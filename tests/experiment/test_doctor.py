@@ -39,12 +39,19 @@ def test_versions_are_those_of_the_package():
 @pytest.mark.parametrize(
     ("version", "wanted", "met"),
     [
-        ("2.10.0+cu128", ">=2.6", True), ("2.6", ">=2.6", True), ("2.5.1", ">=2.6", False), ("3.0", "==3.0", True),
-        ("3.0.0", "==3.0", True), ("2.10", "==3.0", False), ("80.8.0", ">=77.0.3,<80.9", True),
-        ("80.9.0", ">=77.0.3,<80.9", False), ("82", ">=77.0.3,<80.9", False), ("3.0.0rc1", ">=2.5,<3", False),
+        ("2.10.0+cu128", ">=2.6", True),
+        ("2.6", ">=2.6", True),
+        ("2.5.1", ">=2.6", False),
+        ("3.0", "==3.0", True),
+        ("3.0.0", "==3.0", True),
+        ("2.10", "==3.0", False),
+        ("80.8.0", ">=77.0.3,<80.9", True),
+        ("80.9.0", ">=77.0.3,<80.9", False),
+        ("82", ">=77.0.3,<80.9", False),
+        ("3.0.0rc1", ">=2.5,<3", False),
         ("unknown", ">=2.6", False),
     ],
-)  # fmt: skip
+)
 def test_versions_compare_number_by_number(version, wanted, met):
     assert doctor._meets(version, wanted) == met
 

@@ -23,22 +23,21 @@ STEPS = ["--weight-steps", "2", "--architecture-steps", "1", "--validation-steps
 STUDENT = ["--steps", "2", "--agreement-steps", "1", "--width", "3"]
 PHASES = ["--method", "gdfq", "--epochs", "6", "--warmup-epochs", "1", "--range-epochs", "2"]
 IMAGES = ["--image-count", "12", "--image-steps", "2"]
+SEARCH = ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"]
+GDFQ = ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"]
+REFINEMENTS = "--losses hast --mixed-share .5 --low-pass 0.5 --flip-share 0.01 --adaptability-weight 1 --range-lr 0.01"
+PIXELS = ["compress", "--batch-size", "6", *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES]
 RUNS = {
-    "search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3"],
-    "hard search": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--sampling", "hard",
-                    "--tournament", "2", "--tournament-steps", "2"],
-    "opponent": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--adaptability-weight", "1"],
-    "enas": ["search", *SMALL, *STEPS, "--epochs", "4", "--width", "3", "--strategy", "enas",
-             "--architecture-steps", "2", "--inherit-weights"],
-    **{name: ["search", *SMALL, *STEPS, "--epochs", "4", "--candidate-steps", "2", "--width", "3", "--strategy", name]
-       for name in ("random", "evolution", "tpe")},
-    "gdfq": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq"],
-    "refined": ["compress", *SMALL, *STUDENT, *PHASES, "--generator", "gdfq", "--losses", "hast", "--mixed-share", ".5",
-                "--low-pass", "0.5", "--flip-share", "0.01", "--adaptability-weight", "1", "--range-lr", "0.01"],
-    "zeroq-kd": ["compress", "--batch-size", "6", *STUDENT[:4], *PHASES, "--warmup-epochs", "0", *IMAGES, "--method",
-                 "zeroq-kd", "--size", "40kB"],
+    "search": SEARCH,
+    "hard search": [*SEARCH, "--sampling", "hard", "--tournament", "2", "--tournament-steps", "2"],
+    "opponent": [*SEARCH, "--adaptability-weight", "1"],
+    "enas": [*SEARCH, "--strategy", "enas", "--architecture-steps", "2", "--inherit-weights"],
+    **{name: [*SEARCH, "--candidate-steps", "2", "--strategy", name] for name in ("random", "evolution", "tpe")},
+    "gdfq": GDFQ,
+    "refined": [*GDFQ, *REFINEMENTS.split()],
+    "zeroq-kd": [*PIXELS, "--method", "zeroq-kd", "--size", "40kB"],
     "distill": ["distill", *SMALL, *STUDENT, "--epochs", "4", "--generator", "gdfq", "--student", "{student}"],
-}  # fmt: skip
+}
 """Commands that are over at once, after some epochs; ``{student}`` is for a small network's factory."""
 
 STAGES = {

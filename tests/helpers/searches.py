@@ -19,9 +19,17 @@ from nni_autorecon.nas.supernet import ReconstructionModule
 from tests.helpers.toys import GENERATOR, toy_objective, toy_source
 
 CONFIG = SearchConfig(
-    width=3, latent_dim=7, batch_size=6, epochs=3, weight_steps=3, architecture_steps=2, validation_steps=1,
-    architecture_lr=0.1, temperature_start=4.0, temperature_end=1.0,
-)  # fmt: skip
+    width=3,
+    latent_dim=7,
+    batch_size=6,
+    epochs=3,
+    weight_steps=3,
+    architecture_steps=2,
+    validation_steps=1,
+    architecture_lr=0.1,
+    temperature_start=4.0,
+    temperature_end=1.0,
+)
 """A search with the toys that is over at once has these settings."""
 
 

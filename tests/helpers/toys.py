@@ -31,18 +31,33 @@ def toy_teacher() -> nn.Module:
     """A frozen network with two BatchNorms for images of shape ``IMAGE``."""
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(IMAGE.channels, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES),
-    )  # fmt: skip
+        nn.Conv2d(IMAGE.channels, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, CLASSES),
+    )
     return network.eval().requires_grad_(False)
 
 
 def tied_teacher() -> nn.Module:
     """Two of its layers share a weight."""
     network = nn.Sequential(
-        nn.Conv2d(IMAGE.channels, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(),
-        nn.Conv2d(3, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES),
-    )  # fmt: skip
+        nn.Conv2d(IMAGE.channels, 3, 1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 3, 3),
+        nn.ReLU(),
+        nn.Conv2d(3, 3, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, CLASSES),
+    )
     network[5].weight = network[3].weight
     return network.eval().requires_grad_(False)
 

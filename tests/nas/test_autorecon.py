@@ -86,8 +86,15 @@ def test_each_epoch_reports_what_the_web_ui_shows():
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for epoch, row in enumerate(rows):
         assert set(row) == {
-            "epoch", "loss", "class_loss", "bns_loss", "train_loss", "temperature", "confidence", "expected_macs",
-        }  # fmt: skip
+            "epoch",
+            "loss",
+            "class_loss",
+            "bns_loss",
+            "train_loss",
+            "temperature",
+            "confidence",
+            "expected_macs",
+        }
         assert row["loss"] == pytest.approx(row["class_loss"] + 0.1 * row["bns_loss"], rel=1e-5)
         assert row["temperature"] == temperature_at(epoch, 3, start=4.0, end=1.0, schedule="exponential")
         assert 1 / 7 < row["confidence"] < 1
@@ -363,10 +370,9 @@ def test_alpha_is_initialized_as_configured():
 
 
 def test_optimizers_take_their_settings():
-    _, module = _module(CONFIG.override({
-        "weight_lr": 0.5, "weight_beta1": 0.1, "weight_beta2": 0.2, "weight_decay": 0.3,
-        "architecture_lr": 0.6, "architecture_beta1": 0.4, "architecture_beta2": 0.7, "architecture_decay": 0.8,
-    }))  # fmt: skip
+    weights = {"weight_lr": 0.5, "weight_beta1": 0.1, "weight_beta2": 0.2, "weight_decay": 0.3}
+    alpha = {"architecture_lr": 0.6, "architecture_beta1": 0.4, "architecture_beta2": 0.7, "architecture_decay": 0.8}
+    _, module = _module(CONFIG.override({**weights, **alpha}))
     (weights,), (architecture,) = (optimizer.param_groups for optimizer in module.configure_optimizers())
     assert (weights["lr"], weights["betas"], weights["weight_decay"]) == (0.5, (0.1, 0.2), 0.3)
     assert (architecture["lr"], architecture["betas"], architecture["weight_decay"]) == (0.6, (0.4, 0.7), 0.8)

@@ -171,9 +171,8 @@ def test_nan_stops_the_search_before_it_enters_the_controller():
 
 
 def test_the_controllers_optimizer_takes_its_settings():
-    module = _module(CONFIG.override({
-        "architecture_lr": 0.6, "architecture_beta1": 0.4, "architecture_beta2": 0.7, "architecture_decay": 0.8,
-    }))  # fmt: skip
+    alpha = {"architecture_lr": 0.6, "architecture_beta1": 0.4, "architecture_beta2": 0.7, "architecture_decay": 0.8}
+    module = _module(CONFIG.override(alpha))
     _, controller = module.configure_optimizers()
     (group,) = controller.param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.6, (0.4, 0.7), 0.8)

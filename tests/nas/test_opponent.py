@@ -134,9 +134,16 @@ def test_its_weight_scales_the_loss(monkeypatch):
 
 def test_a_search_whose_student_diverges_says_what_to_lower(digits_teacher, tmp_path):
     config = SearchConfig(
-        width=2, latent_dim=5, batch_size=4, epochs=3, weight_steps=4, architecture_steps=1, validation_steps=1,
-        adaptability_weight=1.0, student_lr=1e30,
-    )  # fmt: skip
+        width=2,
+        latent_dim=5,
+        batch_size=4,
+        epochs=3,
+        weight_steps=4,
+        architecture_steps=1,
+        validation_steps=1,
+        adaptability_weight=1.0,
+        student_lr=1e30,
+    )
     with pytest.raises(DivergenceError, match="opposing student are no longer finite; lower student_lr"):
         search.run_search(config, RunFolder(tmp_path / "run"))
 

@@ -92,13 +92,19 @@ def chain() -> nn.Sequential:
     """Convolution, depthwise, grouped and full, with a channel that nothing uses."""
     torch.manual_seed(0)
     layers = nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU(),
-        nn.Conv2d(6, 9, 1, groups=3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(9, 5, 1, bias=False),
-    ).double().eval()  # fmt: skip
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.ReLU(),
+        nn.Conv2d(6, 9, 1, groups=3),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(9, 5, 1, bias=False),
+    )
     with torch.no_grad():
         layers[0].weight.mul_(torch.logspace(-2, 2, 6, dtype=torch.float64).view(6, 1, 1, 1))
         layers[7].weight[:, 2] = 0
-    return layers
+    return layers.double().eval()
 
 
 def test_paired_channels_have_equal_ranges():

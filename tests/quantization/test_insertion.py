@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Callable
+from operator import methodcaller
 
 import pytest
 import torch
@@ -77,23 +78,23 @@ class Effect(nn.Module):
 
 
 MODULES = [
-    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.PReLU(5), nn.ELU(), nn.CELU(), nn.SELU(),
-    nn.GELU(), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Sigmoid(), nn.Hardsigmoid(), nn.LogSigmoid(), nn.Tanh(),
-    nn.Hardtanh(), nn.Softplus(), nn.Softsign(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(),
-    nn.Threshold(0.1, 0.0), nn.RReLU(),
-]  # fmt: skip
+    *(getattr(nn, name)() for name in "ReLU ReLU6 ELU CELU SELU GELU SiLU Mish Hardswish Sigmoid Hardsigmoid".split()),
+    *(getattr(nn, name)() for name in "LogSigmoid Tanh Hardtanh Softplus Softsign Softshrink Hardshrink".split()),
+    *(nn.Tanhshrink(), nn.RReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.1), nn.PReLU(5), nn.Threshold(0.1, 0.0)),
+]
 FUNCTIONS = {
-    "F.relu": F.relu, "F.relu_": F.relu_, "torch.relu": torch.relu, "torch.relu_": torch.relu_, "F.relu6": F.relu6,
-    "F.leaky_relu": F.leaky_relu, "F.leaky_relu in place": lambda x: F.leaky_relu(x, 0.2, True), "F.elu": F.elu,
-    "F.elu_": F.elu_, "F.gelu": F.gelu, "F.silu": F.silu, "F.mish": F.mish, "F.hardswish": F.hardswish,
-    "F.sigmoid": F.sigmoid, "torch.sigmoid": torch.sigmoid, "F.hardsigmoid": F.hardsigmoid, "F.tanh": F.tanh,
-    "torch.tanh": torch.tanh, "F.logsigmoid": F.logsigmoid, "F.softplus": F.softplus, "F.hardtanh": F.hardtanh,
-    "F.hardtanh_": F.hardtanh_, "F.threshold": lambda x: F.threshold(x, 0.0, 0.0),
-    ".relu": lambda x: x.relu(), ".relu_": lambda x: x.relu_(), ".sigmoid": lambda x: x.sigmoid(),
-    ".sigmoid_": lambda x: x.sigmoid_(), ".tanh": lambda x: x.tanh(), ".tanh_": lambda x: x.tanh_(),
-    "effect of .relu_": Effect(lambda x: x.relu_()), "effect of F.relu_": Effect(F.relu_),
-    "effect of F.relu": Effect(lambda x: F.relu(x, inplace=True)), "effect of nn.ReLU": Effect(nn.ReLU(inplace=True)),
-}  # fmt: skip
+    **{f"F.{name}": getattr(F, name) for name in "relu relu_ relu6 leaky_relu elu elu_ gelu silu mish".split()},
+    **{f"F.{name}": getattr(F, name) for name in "hardswish sigmoid hardsigmoid tanh logsigmoid softplus".split()},
+    **{f"F.{name}": getattr(F, name) for name in ("hardtanh", "hardtanh_")},
+    "F.leaky_relu in place": lambda x: F.leaky_relu(x, 0.2, True),
+    "F.threshold": lambda x: F.threshold(x, 0.0, 0.0),
+    **{f"torch.{name}": getattr(torch, name) for name in ("relu", "relu_", "sigmoid", "tanh")},
+    **{f".{name}": methodcaller(name) for name in ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")},
+    "effect of .relu_": Effect(methodcaller("relu_")),
+    "effect of F.relu_": Effect(F.relu_),
+    "effect of F.relu": Effect(lambda x: F.relu(x, inplace=True)),
+    "effect of nn.ReLU": Effect(nn.ReLU(inplace=True)),
+}
 FORMS = [pytest.param(module, id=str(module)) for module in MODULES] + [
     pytest.param(function, id=name) for name, function in FUNCTIONS.items()
 ]

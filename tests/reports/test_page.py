@@ -139,10 +139,17 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 
 def test_what_files_say_is_text(tmp_path):
     runs = [
-        run(90.0 + i, name=f"{EVIL}{i}", generator=f"searched:{EVIL}.json", bits=bits, checkpoint=EVIL,
-            versions={EVIL: EVIL}, metrics={"file_bytes": 9})
+        run(
+            90.0 + i,
+            name=f"{EVIL}{i}",
+            generator=f"searched:{EVIL}.json",
+            bits=bits,
+            checkpoint=EVIL,
+            versions={EVIL: EVIL},
+            metrics={"file_bytes": 9},
+        )
         for i, bits in enumerate(("w8a8", "w4a4"))
-    ]  # fmt: skip
+    ]
     runs = [in_folder(each, tmp_path / each.settings["bits"]) for each in runs]
     shown = page(runs, title=EVIL)
     assert not shown.named("script", "b", "i")

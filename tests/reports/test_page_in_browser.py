@@ -46,10 +46,17 @@ def pages(tmp_path_factory):
     """Pages of students and of searches."""
     folder = tmp_path_factory.mktemp("pages")
     students = [
-        run(90.0 + i, bits=bits, seed=i, name=LONG, generator=f"searched:{LONG}.json", checkpoint=LONG,
-            metrics={"file_bytes": 9000 - i, "latency": 1.5 + i})
+        run(
+            90.0 + i,
+            bits=bits,
+            seed=i,
+            name=LONG,
+            generator=f"searched:{LONG}.json",
+            checkpoint=LONG,
+            metrics={"file_bytes": 9000 - i, "latency": 1.5 + i},
+        )
         for i, bits in enumerate(("w8a8", "w4a4"))
-    ]  # fmt: skip
+    ]
     for name, runs in {"students": students, "searches": [found(0.5), found(0.6, seed=1)]}.items():
         runs = [in_folder(each, folder / name / str(i)) for i, each in enumerate(runs)]
         (folder / f"{name}.html").write_text(to_html(make_report(runs), title=LONG), encoding="utf-8")

@@ -382,12 +382,22 @@ def test_the_caption_says_from_which_weights_the_final_training_started():
 
 
 @pytest.mark.parametrize(
-    "other", [
-        {"teacher": "torchvision:resnet18"}, {"bns_weight": 0.1}, {"batch_size": 64}, {"width": 64}, {"latent_dim": 7},
-        {"final_steps": 1}, {"validation_steps": 2}, {"weight_lr": 0.5}, {"bns_form": "kl"},
-        {"image_size": 32}, {"mean": "0.5"}, {"weight_schedule": "step"},
+    "other",
+    [
+        {"teacher": "torchvision:resnet18"},
+        {"bns_weight": 0.1},
+        {"batch_size": 64},
+        {"width": 64},
+        {"latent_dim": 7},
+        {"final_steps": 1},
+        {"validation_steps": 2},
+        {"weight_lr": 0.5},
+        {"bns_form": "kl"},
+        {"image_size": 32},
+        {"mean": "0.5"},
+        {"weight_schedule": "step"},
     ],
-)  # fmt: skip
+)
 def test_searches_whose_l_r_is_another_are_named(other):
     (name,) = other
     with pytest.raises(InputError, match=rf"a \(.+\) and b \(.+\) differ in {name}; make a report of each"):

@@ -73,9 +73,17 @@ def test_a_short_run_writes_no_line_and_takes_seconds(
     monkeypatch.setattr(progress, "FIRST", 60.0)
     caplog.set_level("INFO")
     nar.compress(
-        "digits", generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
-        block_images=4, progress="lines",
-    )  # fmt: skip
+        "digits",
+        generator="random:0",
+        width=2,
+        batch_size=4,
+        epochs=3,
+        warmup_epochs=1,
+        steps=1,
+        agreement_steps=1,
+        block_images=4,
+        progress="lines",
+    )
     assert "left" not in capsys.readouterr().err
     assert re.search(r"the student takes about \d+ seconds", caplog.text)
 

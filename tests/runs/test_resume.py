@@ -172,11 +172,9 @@ def test_files_with_other_contents_are_not_gone_on_with(changed, tmp_path, monke
     torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")
     for name, operation in (("genotype", "conv_3x3"), ("other genotype", "conv_1x1")):
         Genotype(uniform_choices(operation), width=3, latent_dim=5).save(tmp_path / name)
-    arguments = [
-        "compress", *SMALL, *STUDENT, *PHASES, "--genotype", f"{tmp_path}/genotype", "--image-size", "16",
-        "--teacher", "nni_autorecon.networks:digits_resnet", "--checkpoint", f"{tmp_path}/checkpoint",
-        "-o", f"{tmp_path}/run",
-    ]  # fmt: skip
+    network = ["--teacher", "nni_autorecon.networks:digits_resnet", "--image-size", "16"]
+    files = ["--checkpoint", f"{tmp_path}/checkpoint", "--genotype", f"{tmp_path}/genotype", "-o", f"{tmp_path}/run"]
+    arguments = ["compress", *SMALL, *STUDENT, *PHASES, *network, *files]
     kill_after_two_epochs(monkeypatch, *arguments)
     if changed == "checkpoint":
         torch.save(digits_resnet().state_dict(), tmp_path / "checkpoint")

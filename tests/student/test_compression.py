@@ -31,9 +31,17 @@ from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
 CONFIG = CompressConfig(
     method="gdfq",
-    generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=5, steps=3, warmup_epochs=2, range_epochs=1,
-    student_lr=0.01, agreement_steps=2,
-).as_shared()  # fmt: skip
+    generator="gdfq",
+    width=4,
+    latent_dim=7,
+    batch_size=6,
+    epochs=5,
+    steps=3,
+    warmup_epochs=2,
+    range_epochs=1,
+    student_lr=0.01,
+    agreement_steps=2,
+).as_shared()
 
 
 def _start(config=CONFIG):

@@ -19,9 +19,18 @@ from tests.helpers.checkpoints import equal_states
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
 
 CONFIG = DistillConfig(
-    student="tests.helpers.toys:toy_student", generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=3, steps=2,
-    bns_weight=0.1, weight_lr=1e-3, student_lr=0.01, agreement_steps=2,
-)  # fmt: skip
+    student="tests.helpers.toys:toy_student",
+    generator="gdfq",
+    width=4,
+    latent_dim=7,
+    batch_size=6,
+    epochs=3,
+    steps=2,
+    bns_weight=0.1,
+    weight_lr=1e-3,
+    student_lr=0.01,
+    agreement_steps=2,
+)
 WEIGHTS = ("reconstruction_weight", "adversarial_weight", "balance_weight")
 
 

@@ -35,9 +35,17 @@ from tests.helpers.students import student_of
 from tests.helpers.toys import CLASSES, IMAGE, toy_teacher
 
 QUICK = {
-    "method": "blockwise", "generator": "gdfq", "width": 3, "latent_dim": 5, "batch_size": 6, "epochs": 3, "steps": 2,
-    "warmup_epochs": 1, "block_images": 12, "agreement_steps": 1,
-}  # fmt: skip
+    "method": "blockwise",
+    "generator": "gdfq",
+    "width": 3,
+    "latent_dim": 5,
+    "batch_size": 6,
+    "epochs": 3,
+    "steps": 2,
+    "warmup_epochs": 1,
+    "block_images": 12,
+    "agreement_steps": 1,
+}
 METHODS = {
     "dfq": {"method": "dfq"},
     "blockwise": QUICK,

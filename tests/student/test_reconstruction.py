@@ -26,9 +26,18 @@ from tests.helpers.toys import CLASSES, IMAGE, snapshot, tied_teacher, toy_teach
 
 CONFIG = CompressConfig(
     method="blockwise",
-    generator="gdfq", width=4, latent_dim=7, batch_size=6, epochs=10, steps=3, warmup_epochs=2, range_epochs=1,
-    agreement_steps=2, block_images=40, bits="w3a3",
-).as_shared()  # fmt: skip
+    generator="gdfq",
+    width=4,
+    latent_dim=7,
+    batch_size=6,
+    epochs=10,
+    steps=3,
+    warmup_epochs=2,
+    range_epochs=1,
+    agreement_steps=2,
+    block_images=40,
+    bits="w3a3",
+).as_shared()
 
 
 def start(config: CompressConfig = CONFIG, state: dict[str, object] | None = None) -> Compression:

@@ -57,9 +57,18 @@ def test_a_network_without_batchnorms_keeps_the_generators_images() -> None:
     network(torch.zeros(1, *IMAGE))
     teacher = nar.Teacher.of(network, IMAGE, mean=MEAN, std=STD, need_batchnorm=False)
     result = nar.compress(
-        teacher, generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
-        block_images=4, bns_weight=0.0, progress=False,
-    )  # fmt: skip
+        teacher,
+        generator="random:0",
+        width=2,
+        batch_size=4,
+        epochs=3,
+        warmup_epochs=1,
+        steps=1,
+        agreement_steps=1,
+        block_images=4,
+        bns_weight=0.0,
+        progress=False,
+    )
     assert 0 <= result.agreement <= 1
 
 
@@ -67,9 +76,17 @@ def test_a_block_may_only_be_rounded() -> None:
     torch.manual_seed(0)
     teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
     config = CompressConfig(
-        generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
-        block_images=16, block_steps=0, bits="w3a8",
-    ).as_shared()  # fmt: skip
+        generator="random:0",
+        width=2,
+        batch_size=4,
+        epochs=3,
+        warmup_epochs=1,
+        steps=1,
+        agreement_steps=1,
+        block_images=16,
+        block_steps=0,
+        bits="w3a8",
+    ).as_shared()
     compression = Compression.start(config, teacher)
     rows = [compression.run_epoch(epoch) for epoch in range(len(compression.phases))]
     errors = [(row["error_before"], row["block_error"]) for row in rows if row["phase"] == "block"]
@@ -81,9 +98,16 @@ def test_refined_images_are_kept_in_a_snapshot() -> None:
     torch.manual_seed(0)
     teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
     config = CompressConfig(
-        generator="random:0", width=2, batch_size=4, epochs=3, warmup_epochs=1, steps=1, agreement_steps=1,
-        block_images=10, refine_steps=2,
-    ).as_shared()  # fmt: skip
+        generator="random:0",
+        width=2,
+        batch_size=4,
+        epochs=3,
+        warmup_epochs=1,
+        steps=1,
+        agreement_steps=1,
+        block_images=10,
+        refine_steps=2,
+    ).as_shared()
     compression = Compression.start(config, teacher)
     for epoch in range(2):
         compression.metrics = compression.run_epoch(epoch)
