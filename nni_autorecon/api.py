@@ -17,6 +17,7 @@ from .config.search import SearchConfig
 from .errors import AutoReConError, DivergenceError, InputError, MachineError
 from .export.loading import load_student
 from .export.saved_network import SavedNetwork
+from .export.student import Student
 from .generator.genotype import Genotype
 from .quantization.specification import Bits
 from .runs.folder import Mode, NoFolder, RunFolder
@@ -43,6 +44,7 @@ __all__ = [
     "SavedNetwork",
     "SearchConfig",
     "SearchResult",
+    "Student",
     "Teacher",
     "compress",
     "distill",

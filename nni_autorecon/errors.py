@@ -9,19 +9,44 @@ LONGEST = 1000
 
 
 class AutoReConError(Exception):
-    """The base of all errors that this package raises on purpose; the command line prints them as one line."""
+    """The base of all errors that this package raises on purpose; the command line prints them as one line.
+
+    Example:
+        >>> try:
+        ...     nar.load_student("missing.safetensors")
+        ... except nar.AutoReConError as error:
+        ...     print(error)
+        cannot read saved network missing.safetensors: No such file or directory; check the path
+    """
 
 
 class InputError(AutoReConError, ValueError):
-    """Something that the person gave (a setting, a file, a network) cannot be used. Exit code 2."""
+    """Something that the person gave (a setting, a file, a network) cannot be used. Exit code 2.
+
+    Example:
+        >>> nar.Bits("w9a9")
+        Traceback (most recent call last):
+        nni_autorecon.errors.InputError: bits 'w9a9' are not understood; write them as w4a8, with 2 to 8 bits each
+    """
 
 
 class MachineError(AutoReConError, RuntimeError):
-    """The machine cannot do what is asked: its disk is full, a download failed, there is no GPU. Exit code 3."""
+    """The machine cannot do what is asked: its disk is full, a download failed, there is no GPU. Exit code 3.
+
+    Example:
+        >>> issubclass(nar.MachineError, RuntimeError)
+        True
+    """
 
 
 class DivergenceError(AutoReConError, RuntimeError):
-    """An error for training that produced NaN or infinity. Exit code 1."""
+    """A loss is no longer finite: training produced NaN or infinity. Exit code 1.
+
+    Example:
+        >>> nar.search("digits", weight_lr=1e30, weight_steps=3, progress=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        nni_autorecon.errors.DivergenceError: training L_r in epoch 1 became nan; lower ...
+    """
 
 
 def one_line(error: BaseException) -> str:

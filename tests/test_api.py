@@ -1,14 +1,18 @@
 """Python users have this: examples that run, a light import, live networks, and runs that are interrupted."""
 
+import ast
 import copy
+import dataclasses
 import doctest
 import importlib
 import inspect
+import itertools
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from torch import nn
 
 import nni_autorecon as nar
 from nni_autorecon.cli import main as cli
+from nni_autorecon.config.settings import Settings
 from nni_autorecon.nas import search as search_stage
 from nni_autorecon.student import compression_run, distillation_run
 from tests.helpers.toys import CLASSES, IMAGE, snapshot, toy_teacher
@@ -93,16 +98,56 @@ EXAMPLES = list(_examples())
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_gives_what_it_says(example, tmp_path, monkeypatch, digits_teacher):
     monkeypatch.chdir(tmp_path)
-    example.globs = {**example.globs, "nar": nar, "nn": nn}
+    example.globs = {**example.globs, "nar": nar, "nn": nn, "torch": torch}
     told = []
     doctest.DocTestRunner().run(example, out=told.append)
     assert not told, "".join(told)
 
 
-def test_every_public_function_and_class_to_make_has_an_example():
-    functions = {name for name in nar.__all__ if inspect.isfunction(getattr(nar, name))}
-    made = {"Bits", "Genotype", "Teacher", "SearchConfig", "CompressConfig", "DistillConfig"}
-    assert functions | made <= {example.name.rpartition(".")[2] for example in EXAMPLES}
+def test_every_public_name_has_an_example():
+    assert set(nar.__all__) - {"__version__"} <= {example.name.rpartition(".")[2] for example in EXAMPLES}
+
+
+PUBLIC = [getattr(nar, name) for name in nar.__all__]
+RECORDS = [value for value in PUBLIC if dataclasses.is_dataclass(value)]
+CALLS = [
+    *(value for value in PUBLIC if inspect.isfunction(value)),
+    *(nar.Bits, nar.Genotype),
+    *(
+        getattr(kind, name)
+        for kind in RECORDS
+        if not issubclass(kind, Settings)
+        for name, member in vars(kind).items()
+        if isinstance(member, (classmethod, FunctionType)) and not name.startswith("_")
+    ),
+]
+"""Functions, methods, and classes that a person makes; arguments of the stages' settings have a help each."""
+
+
+def arguments_told(docstring):
+    """Return the names below ``Args:``."""
+    section = re.search(r"^Args:\n((?: +.*\n?)*)", docstring, re.MULTILINE)
+    return re.findall(r"^ {4}\**(\w+): ", section[1], re.MULTILINE) if section else []
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__qualname__)
+def test_every_argument_is_told_in_order(call):
+    names = [name for name in inspect.signature(call).parameters if name != "self"]
+    assert arguments_told(inspect.getdoc(call)) == names
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+def test_every_field_is_told(kind):
+    """A field is told by the text below it, as an argument, or by the help of a setting."""
+    (source,) = ast.parse(inspect.getsource(kind)).body
+    told = {
+        field.target.id
+        for field, text in itertools.pairwise(source.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    helped = {field.name for field in dataclasses.fields(kind) if field.metadata.get("help")}
+    names = {field.name for field in dataclasses.fields(kind)}
+    assert names <= told | helped | set(arguments_told(inspect.getdoc(kind)))
 
 
 def test_the_import_is_light():

@@ -25,7 +25,11 @@ WARM_UP, REFINING, TRACKING, TRAINING, BLOCK = "warm-up", "images", "ranges", "t
 class CompressConfig(StudentConfig):
     """Settings of stage 2 of Algorithm 1, and of the methods of Table 5.
 
-    Raises InputError for a value of a wrong type or out of range.
+    Args:
+        **settings: Settings by name, such as ``bits="w4a8"``; all others have their defaults, or what a preset sets.
+
+    Raises:
+        InputError: If a name is not a setting, or a value is of a wrong type or out of range.
 
     Example:
         >>> CompressConfig(bits="w8a4").bits.weights

@@ -16,7 +16,11 @@ from .student import StudentConfig
 class DistillConfig(StudentConfig):
     """Settings of data-free distillation (Table 4) into another architecture, in floating point, as DFAD alternates.
 
-    Raises InputError for a value of a wrong type or out of range.
+    Args:
+        **settings: Settings by name, such as ``epochs=3``; all others have their defaults.
+
+    Raises:
+        InputError: If a name is not a setting, or a value is of a wrong type or out of range.
 
     Example:
         >>> DistillConfig(teacher="nets.py:teacher", student="nets.py:student").files

@@ -42,7 +42,11 @@ FINAL_VALIDATION_STEPS = 16
 class SearchConfig(Config):
     """Settings of stage 1 of Algorithm 1. The defaults search a generator for the digits teacher in about a minute.
 
-    Raises InputError for a value of a wrong type or out of range.
+    Args:
+        **settings: Settings by name, such as ``seed=1``; all others have their defaults, or what a preset sets.
+
+    Raises:
+        InputError: If a name is not a setting, or a value is of a wrong type or out of range.
 
     Example:
         >>> SearchConfig(preset="best").epochs

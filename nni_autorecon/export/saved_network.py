@@ -17,10 +17,18 @@ class SavedNetwork:
 
     In ``network`` a quantized weight is the plain tensor of its dequantized codes, and an activation quantizer is a
     ``FixedQuantizer``. The network is in eval mode and takes no gradients.
+
+    Example:
+        >>> nar.compress("digits", method="dfq", bits="w8a8", progress=False).student.save("student.safetensors")
+        >>> saved = nar.load_student("student.safetensors")
+        >>> saved.network(torch.zeros(2, *saved.description.image)).shape
+        torch.Size([2, 10])
     """
 
     network: nn.Module
+    """It takes normalized images [N, C, H, W] and returns logits [N, K]."""
     description: Description
+    """The size and normalization of its images, its classes, and how it was made."""
     float_bytes: int
     """The size of the teacher's floating-point parameters and buffers in float32."""
     file_bytes: int

@@ -15,30 +15,50 @@ from .student_file import network_of_bytes, save_network, student_bytes
 
 @dataclass(frozen=True, eq=False)  # eq=False: networks do not compare to one bool
 class Student:
-    """A quantized student after its training: the network, with quantizers in it, and what its file says of it."""
+    """A quantized student after its training: the network, with quantizers in it, and what its file says of it.
+
+    Example:
+        >>> student = nar.compress("digits", method="dfq", bits="w8a8", progress=False).student
+        >>> student.save("student.safetensors")
+        >>> student.description.quantization.bits
+        'w8a8'
+    """
 
     network: nn.Module
+    """It takes normalized images [N, C, H, W] and returns logits [N, K]."""
     description: Description
+    """The size and normalization of its images, its classes, and how it was made."""
     teacher: nn.Module
     """The network that it was made of, which gives the structure of what is exported."""
 
     def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file, replacing ``path``.
+        """Write it as one safetensors file.
 
-        Raises InputError if the file cannot be written, MachineError if the disk is full.
+        Args:
+            path: The file, which is replaced if it is there.
+
+        Raises:
+            InputError: If the file cannot be written.
+            MachineError: If the disk is full.
         """
         save_network(path, self.network, self.description)
 
     def to_onnx(self, path: str | Path, *, purpose: str | None = None, images: Tensor | None = None) -> Agreement:
-        """Write it as ONNX, replacing ``path``, and return how well onnxruntime agrees with PyTorch.
+        """Write it as ONNX, and return how well onnxruntime agrees with PyTorch.
 
-        They are compared on ``images`` [N, C, H, W], if there are any, and on noise.
+        Args:
+            path: The file, which is replaced if it is there.
+            purpose: ``speed``, to be run in integers, the default with protocol ``integer``; or ``size``, with packed
+                weights.
+            images: Normalized images [N, C, H, W] on which both are compared, beside noise.
 
-        purpose: ``speed``, to be run in integers, the default with protocol ``integer``; or ``size``, with packed
-            weights.
+        Returns:
+            The fractions of images on which both decide alike, and how far logits differ.
 
-        Raises InputError if the extra ``onnx`` is missing, the network has a part that ONNX lacks, or protocol
-        ``activations`` is to be fast, and MachineError if the runtimes disagree.
+        Raises:
+            InputError: If the extra ``onnx`` is missing, the network has a part that ONNX lacks, or protocol
+                ``activations`` is to be fast.
+            MachineError: If the runtimes disagree, or the disk is full.
         """
         content = student_bytes(self.network, self.description)
         saved = network_of_bytes(content, str(path), self.teacher)

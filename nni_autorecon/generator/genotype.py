@@ -23,9 +23,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Genotype:
-    """One operation name per edge label, with the sizes of the generator that it was found for.
+    """The architecture of a generator, one operation for each edge, with the sizes that it was found for.
 
-    Raises InputError if an edge is unknown or missing, an operation is unknown, or a node is dead.
+    Args:
+        choices: Operation names by edge label.
+        width: The number of channels of each node.
+        latent_dim: The number of dimensions of the latent vector z.
+        details: Further facts for readers, which JSON can hold.
+
+    Raises:
+        InputError: If an edge is unknown or missing, an operation is unknown, or a node is dead.
 
     Example:
         >>> found = Genotype(uniform_choices("dil_conv_5x5"), width=8)
@@ -34,12 +41,9 @@ class Genotype:
     """
 
     choices: Mapping[str, str]
-    """Operation names by edge label."""
     width: int = 64
-    """The number of channels of each node."""
     latent_dim: int = 100
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts for readers, which JSON can hold."""
 
     def __post_init__(self) -> None:
         check_choices(self.choices)
@@ -47,14 +51,26 @@ class Genotype:
         object.__setattr__(self, "choices", MappingProxyType(ordered))
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """Return the genotype and its details as JSON, with a checksum."""
+        """Return the genotype and its details as JSON, with a checksum.
+
+        Args:
+            indent: The spaces by which each level is indented. None writes a single line.
+        """
         document = {"format": FORMAT, "version": VERSION, "width": self.width, "latent_dim": self.latent_dim}
         document |= {**self.details, "edges": dict(self.choices)}
         return json.dumps(sealed(document), indent=indent, allow_nan=False)
 
-    def save(self, path: Path) -> None:
-        """Write the genotype as JSON. Raises InputError if ``path`` cannot be written."""
-        write_text(path, self.to_json() + "\n")
+    def save(self, path: str | Path) -> None:
+        """Write the genotype as JSON.
+
+        Args:
+            path: The file, which is replaced if it is there.
+
+        Raises:
+            InputError: If it cannot be written.
+            MachineError: If the disk is full.
+        """
+        write_text(Path(path), self.to_json() + "\n")
 
     def equations(self) -> str:
         """Return a line for each node that edges enter, such as ``B1-N4 = conv_3x3(B1-N2) + identity(B1-N3)``."""
@@ -67,7 +83,15 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "genotype") -> Genotype:
-        """Read and check the JSON of :meth:`to_json`. Raises InputError, naming ``source``, the edge and the remedy."""
+        """Read and check the JSON of :meth:`to_json`.
+
+        Args:
+            text: The JSON.
+            source: The name of the text in errors.
+
+        Raises:
+            InputError: If it is damaged or no genotype; the error names the edge and the remedy.
+        """
         try:
             document = parse_json(text)
         except ValueError as error:
@@ -100,7 +124,14 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read and check a genotype, a file or JSON. Raises InputError if it is missing, damaged or no genotype."""
+        """Read and check a genotype.
+
+        Args:
+            path: Its file, or the JSON itself.
+
+        Raises:
+            InputError: If it is missing, damaged or no genotype.
+        """
         if str(path).startswith("{"):
             return cls.from_json(str(path))
         return cls.from_json(read_text(Path(path), "genotype"), source=f"genotype {path}")

@@ -52,10 +52,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The genotype found, L_r of its generator after the final training, and the costs of the search."""
+    """The genotype found, L_r of its generator after the final training, and the costs of the search.
+
+    Example:
+        >>> found = nar.search("digits", epochs=1, weight_steps=1, architecture_steps=1, final_steps=1, progress=False)
+        >>> found.genotype.save("genotype.json")
+        >>> found.updates, sorted(found.loss)
+        (2, ['bns_loss', 'class_loss', 'loss'])
+    """
 
     genotype: Genotype
+    """The architecture of the generator; ``compress`` and ``distill`` take it."""
     loss: Mapping[str, float]
+    """L_r (eq. 1) as ``loss``, and its two terms: ``class_loss`` and, before its weight, ``bns_loss``."""
     probabilities: Mapping[str, Mapping[str, float]] | None
     """The genotype was derived from these: softmax(α) or the controller's; None if candidates were tried singly."""
     updates: int

@@ -28,7 +28,11 @@ STORED_BITS = 8
 class Bits(str):
     """Bit widths of weights and activations, from 2 to 8 each, written as in ``w4a8``; a string in files and tables.
 
-    Raises InputError for any other text.
+    Args:
+        text: The two widths, in bits.
+
+    Raises:
+        InputError: If it is any other text.
 
     Example:
         >>> Bits("w4a8").activations

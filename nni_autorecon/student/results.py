@@ -29,16 +29,26 @@ WORST = 3
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """The result of stage 2. Accuracies are fractions of the held-out test images; None if there are none."""
+    """The result of stage 2. Accuracies are fractions of the held-out test images; None if there are none.
+
+    Example:
+        >>> result = nar.compress("digits", method="dfq", bits="w8a8", progress=False)
+        >>> result.bits, len(result.layers), result.accuracy > 0.9
+        ('w8a8', 10, True)
+    """
 
     bits: str
+    """The bit widths of weights and activations, as in ``w4a8``."""
     protocol: str
+    """What is quantized beside weights: ``activations`` or ``integer``."""
     method: str
+    """The way to the student, such as ``blockwise``."""
     generator: str | None
     """The generator's name; None for a method without one, like its costs below."""
     agreement: float
     """The fraction of held-out synthetic images, disturbed, on which both decide alike: the data-free metric."""
     teacher_accuracy: float | None
+    """The accuracy of the teacher."""
     ranges_only_accuracy: float | None
     """The accuracy with ranges set, before any training of the student."""
     accuracy: float | None
@@ -46,10 +56,13 @@ class CompressionResult:
     loss: dict[str, float] | None
     """L_r of the images and its parts, in the last epoch, if there was one."""
     generator_macs: int | None
+    """The multiply-accumulates for one image."""
     generator_parameters: int | None
+    """The number of its parameters."""
     seconds: float
     """The time of the whole method, including images that are distilled beforehand."""
     coverage: Coverage
+    """What is quantized, with how many bits, and what is not."""
     mixed_precision: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were chosen for a size."""
     layers: tuple[LayerCost, ...] | None = None
@@ -142,22 +155,36 @@ class CompressionResult:
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """The result of a distillation. Accuracies are fractions of the held-out test images; None if there are none."""
+    """The result of a distillation. Accuracies are fractions of the held-out test images; None if there are none.
+
+    Example:
+        >>> result = nar.distill("digits", generator="gdfq", epochs=1, steps=1, student_steps=1, progress=False)
+        >>> result.network(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 10])
+    """
 
     student: str
+    """The name of its code, as in ``models.py:make``."""
     generator: str
+    """The generator's name, such as ``gdfq``."""
     agreement: float
     """The fraction of held-out synthetic images, disturbed, on which both decide alike: the data-free metric."""
     teacher_accuracy: float | None
+    """The accuracy of the teacher."""
     accuracy: float | None
     """The accuracy after the last epoch."""
     teacher_parameters: int
+    """The number of the teacher's parameters."""
     student_parameters: int
+    """The number of the student's parameters."""
     loss: dict[str, float]
     """The terms of the generator's objective and the student's loss, in the last epoch."""
     generator_macs: int
+    """The multiply-accumulates of the generator for one image."""
     generator_parameters: int
+    """The number of the generator's parameters."""
     seconds: float
+    """The time of the whole distillation."""
     device: str = ""
     """The device on which the distillation ran."""
     network: nn.Module | None = field(default=None, repr=False, compare=False)

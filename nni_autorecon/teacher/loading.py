@@ -45,7 +45,7 @@ IN_MEMORY = "in memory: "
 class Teacher:
     """A pre-trained classifier M_p, frozen in eval mode, with the normalization that it expects.
 
-    It takes (images / 255 - mean) / std, [N, C, H, W], and returns logits [N, K].
+    ``of`` and ``load_teacher`` make it. It takes (images / 255 - mean) / std, [N, C, H, W], and returns logits [N, K].
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -55,11 +55,17 @@ class Teacher:
     """
 
     name: str
+    """The name by which it can be loaded again, or ``in memory:`` and a name for people."""
     network: nn.Module
+    """The frozen network itself."""
     num_classes: int
+    """The number K of its logits."""
     image: ImageShape
+    """Channels, height and width of its images, in pixels."""
     mean: tuple[float, ...]
+    """The mean of each channel, of pixels from 0 to 1."""
     std: tuple[float, ...]
+    """The standard deviation of each channel, likewise."""
     resize: int = 0
     """The short side of a picture before the centre crop to ``image``; 0 stands for the crop's own size."""
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -182,8 +188,13 @@ class Teacher:
     ) -> float:
         """Return the fraction of ``data``, normalized as this teacher takes them, that ``network`` gets right.
 
-        Training never uses it. ``on_images`` is called with the number of images of each batch. Raises InputError if
-        they do not fit.
+        Args:
+            network: The teacher's own network or a student's, in eval mode, on the teacher's device.
+            data: A data set of images, uint8 [C, H, W], each with its label.
+            on_images: A function called with the number of images of each batch.
+
+        Raises:
+            InputError: If the images or labels do not fit the network.
         """
         return accuracy(network, data, mean=self.mean, std=self.std, device=self.device, on_images=on_images)
 
