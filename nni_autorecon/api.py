@@ -81,7 +81,7 @@ def search(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
+        progress: Show a bar in a terminal or notebook, plain lines elsewhere; ``lines`` writes plain lines anywhere.
         on_epoch: A function called with the metrics of each epoch (or candidate). Its errors end the search.
         on_step: A function called with every batch. Its errors end the search.
         on_result: A function called with the result while the folder is still this process's own.
@@ -137,7 +137,7 @@ def compress(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
+        progress: Show a bar in a terminal or notebook, plain lines elsewhere; ``lines`` writes plain lines anywhere.
         on_epoch: A function called with the metrics of each epoch. Its errors end the run.
         on_step: A function called with every batch. Its errors end the run.
         on_result: A function called with the result while the folder is still this process's own.
@@ -191,7 +191,7 @@ def distill(
         resume: Go on with the unfinished run in ``folder``, as after an interruption.
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
-        progress: Show a progress bar; ``lines`` writes plain lines instead, for a log.
+        progress: Show a bar in a terminal or notebook, plain lines elsewhere; ``lines`` writes plain lines anywhere.
         on_epoch: A function called with the metrics of each epoch. Its errors end the run.
         on_step: A function called with every iteration. Its errors end the run.
         on_result: A function called with the result while the folder is still this process's own.

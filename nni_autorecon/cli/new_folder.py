@@ -236,17 +236,23 @@ nnictl stop ID
     "compress": """\
 Compress the network
 
+If it is to be fast and not only small, first write `--protocol integer` into `trialCommand` of `compress.yml`.
+
 ```
 nni-autorecon start compress.yml
-nni-autorecon report --experiment ID -o students
-nnictl stop ID
 ```
 
-If it is to be fast and not only small, first write `--protocol integer` into `trialCommand` of `compress.yml`.""",
+`nni-autorecon status` shows the trials. How long a student takes stands at the beginning of its log. When the
+trials have ended:
+
+```
+nni-autorecon report --experiment ID --html -o students
+nnictl stop ID
+```""",
     "student": """\
 Take a student away
 
-TRIAL is the id of a trial in the web UI. ONNX needs `pip install 'nni-autorecon[onnx]'`.
+`nni-autorecon status --experiment ID` shows the id of each TRIAL. ONNX needs `pip install 'nni-autorecon[onnx]'`.
 
 ```
 nni-autorecon to-onnx ~/nni-experiments/ID/environments/local-env/trials/TRIAL/student.safetensors{code} -o student.onnx

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from ..runs.log_file import LOG_FILE
 
@@ -67,9 +67,9 @@ def command_line(*words: str) -> str:
     return shlex.join([*program, *words])
 
 
-def progress() -> bool | Literal["lines"]:
-    """Return how progress is to be shown, as ``runs.progress`` takes it."""
-    return False if _quiet else True if sys.stderr.isatty() else "lines"
+def progress() -> bool:
+    """Return True if progress is to be shown."""
+    return not _quiet
 
 
 def say(message: str, style: str = "", *, unseen: bool = False) -> None:

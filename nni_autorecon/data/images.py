@@ -82,7 +82,7 @@ def accuracy(
     first = data[0][0][None]  # [1, C, H, W]
     if not len(mean) == len(std) == first.shape[1]:
         raise InputError(
-            f"images have {first.shape[1]} channels, mean {len(mean)} and std {len(std)}; "
+            f"images have {first.shape[1]} channel(s), mean {len(mean)} and std {len(std)}; "
             "measure on images of the kind the network was trained for"
         )
 

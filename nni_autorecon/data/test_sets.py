@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,8 @@ from ..shapes import ImageShape
 from .digits import digits_data
 from .folders import pictures_of_classes, pictures_of_table, read_picture
 from .images import EvaluationData, LabelledImages, load_images
+
+_log = logging.getLogger(__name__)
 
 SPECS = "digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or imagenet:FOLDER"
 DATA_SETS = ("cifar10", "cifar100", "imagenet")
@@ -128,11 +131,16 @@ def _from_arrays(path: str, fit: Callable[[Tensor], Tensor], channels: int) -> L
     """Return the fitted images of an ``.npz``. Raises InputError if they have another number of channels."""
     data = load_images(path)
     if data.images.shape[1] != channels:
+        last = data.images.shape[3] == channels
+        remedy = "store them as [N, C, H, W]" if last else "store images of the kind it was trained for"
         raise InputError(
-            f"test data {path} have {data.images.shape[1]} channels, the teacher takes {channels}; "
-            "store images of the kind it was trained for"
+            f"test data {path} have {data.images.shape[1]} channel(s), the teacher takes {channels}; {remedy}"
         )
-    return LabelledImages(fit(data.images), data.labels)
+    fitted = fit(data.images)
+    if fitted.shape != data.images.shape:
+        (height, width), (to_height, to_width) = data.images.shape[2:], fitted.shape[2:]
+        _log.info("test images of %d×%d in %s are fitted to %d×%d", height, width, path, to_height, to_width)
+    return LabelledImages(fitted, data.labels)
 
 
 def _from_folder(folder: Path, labels: Path | None, num_classes: int) -> Any:

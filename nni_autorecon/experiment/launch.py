@@ -93,8 +93,9 @@ def _require_reachable(config: ExperimentConfig, port: int, listen_everywhere: b
         try:
             probe.bind(("", port))
         except (OSError, OverflowError) as error:
+            fault = getattr(error, "strerror", None) or error
             raise InputError(
-                f"port {port} cannot be used for the web UI ({error}); choose another with --port"
+                f"port {port} cannot be used for the web UI ({fault}); choose another with --port"
             ) from error
     if not listen_everywhere:
         require_loopback_suffices(config, port)

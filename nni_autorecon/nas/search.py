@@ -143,7 +143,7 @@ def run_search(
         else:
             steps = config.epoch_steps
             strategy = _supernet_strategy(config, teacher, on_epoch=report, state=state)
-        bar.update(steps * len(run.rows))
+        bar.begin(steps * len(run.rows))
         run_strategy(strategy, config, teacher, objective, source, run)
         bar.set_description_str("training the found generator", refresh=False)
         choices, repaired = strategy.derive()

@@ -14,21 +14,21 @@ from tqdm import tqdm
 _log = logging.getLogger(__name__)
 
 Show = bool | Literal["lines"]
-"""True shows a bar, ``lines`` plain lines, as for a log file, and False nothing."""
+"""True shows a bar in a terminal or notebook, plain lines elsewhere; ``lines`` shows them anywhere, False nothing."""
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 FIRST, LATER = 5.0, 30.0
 """So many seconds pass before the first line, and between two later ones."""
 
 
-def progress_bar(what: str, total: float, show: Show, *, passes: bool = False) -> tqdm[Any]:
+def progress_bar(what: str, total: float, show: Show, *, passes: bool = False) -> Bar:
     """Return a bar of ``total`` units, which are of equal cost, so that the time left can be told from those before.
 
     passes: show the bar only if its work takes long, and leave nothing of it.
     """
-    if show == "lines":
+    if show == "lines" or (show and not sys.stderr.isatty()):
         return _Lines(total=total, desc=what, file=sys.stderr, delay=FIRST, mininterval=FIRST, miniters=0)
     brief: dict[str, Any] = {"delay": FIRST, "leave": False} if passes else {}
-    return tqdm(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr, **brief)
+    return Bar(total=total, desc=what, disable=not show, bar_format=BAR, file=sys.stderr, **brief)
 
 
 @contextmanager
@@ -43,7 +43,27 @@ def said_if_slow(message: str) -> Iterator[None]:
         timer.cancel()
 
 
-class _Lines(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that tells the time left by the average pace so far, because foreseen costs are right on average only."""
+
+    before: float = 0.0
+    """The seconds that do not count."""
+
+    def begin(self, done: float = 0) -> None:
+        """Leave out of the pace what came before: getting ready, and the units ``done`` by an earlier process."""
+        self.update(done)
+        self.initial, self.before = self.n, self.format_dict["elapsed"]
+
+    @property
+    def format_dict(self) -> Any:
+        """Return what tqdm shows."""
+        known = super().format_dict
+        if (seconds := known["elapsed"] - self.before) > 0:
+            known["rate"] = (self.n - self.initial) / seconds
+        return known
+
+
+class _Lines(Bar):
     """A bar that writes a line of its own each time, the first one soon."""
 
     @staticmethod

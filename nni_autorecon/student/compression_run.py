@@ -77,7 +77,7 @@ def run_compression(
             about = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{max(round(seconds), 1)} seconds"
             _log.info("the student takes about %s", about)
         bar.total += sum(costs)
-        bar.update(sum(costs[: compression.epoch]))
+        bar.begin(sum(costs[: compression.epoch]))
 
         def on_phase(epoch: int) -> None:
             nonlocal step_cost

@@ -82,7 +82,7 @@ def run_distillation(
     teacher_accuracy = measured_accuracy(config, teacher, data, progress)
     run.start("distill", config, device=teacher.device_name)
     with progress_bar("distill", config.epochs * config.steps, progress) as bar:
-        bar.update(distillation.epoch * config.steps)
+        bar.begin(distillation.epoch * config.steps)
 
         def step() -> None:
             bar.update()

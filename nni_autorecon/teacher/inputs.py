@@ -194,8 +194,8 @@ def _checked(mean: Any, std: Any, channels: int, name: str) -> Normalization:
     """Return mean and std as tuples. Raises InputError unless they are one number per channel, and within range."""
     if not len(mean) == len(std) == channels:
         raise InputError(
-            f"teacher {name} takes {channels} channels, but mean has {len(mean)} numbers and std {len(std)}; "
-            "give one of each per channel with --mean and --std"
+            f"teacher {name} takes {channels} channel(s), but mean has {len(mean)} and std {len(std)}; "
+            "give a number of each per channel with --mean and --std"
         )
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise InputError(f"teacher {name}: mean {mean} or std {std} is out of range; std must be above 0")

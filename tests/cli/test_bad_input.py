@@ -363,7 +363,7 @@ DATA = [
         ("t.npz: the least label is -1", "number the classes from 0", arrays(images=IMAGES, labels=LABELS - 1)),
         ("labels go up to 10", "number the classes from 0", arrays(images=IMAGES, labels=LABELS + 1)),
         ("labels go up to 11", "measure on the classes", arrays(images=IMAGES, labels=LABELS + 2)),
-        ("t.npz have 3 channels", "store images of the kind", arrays(images=IMAGES.repeat(3, 1), labels=LABELS)),
+        ("t.npz have 3 channel(s)", "store images of the kind", arrays(images=IMAGES.repeat(3, 1), labels=LABELS)),
     ]
 ] + [
     data("none.npz", "test data none.npz does not exist", "check the path"),

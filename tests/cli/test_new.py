@@ -143,6 +143,7 @@ def test_what_is_said_of_the_network_arrives_and_holds_in_another_folder(here, t
     readme = (tmp_path / "new" / "README.md").read_text()
     assert f"-o student.onnx\nnni-autorecon evaluate student.onnx --latency --teacher '{here}/models.py:make'" in readme
     assert f"--test-data '{here}/known.npz'\n" in readme
+    assert "start compress.yml\n```\n" in readme  # what is pasted with it would end the experiment
 
 
 def test_what_the_network_tells_itself_is_not_repeated(digits_teacher, here):

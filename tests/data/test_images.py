@@ -85,7 +85,7 @@ def test_labels_beyond_the_classes_are_refused_in_a_later_batch() -> None:
 
 
 def test_images_that_do_not_fit_the_normalization_are_refused() -> None:
-    with pytest.raises(InputError, match="3 channels, mean 1 and std 1"):
+    with pytest.raises(InputError, match=r"3 channel\(s\), mean 1 and std 1"):
         accuracy(BrightestChannel().eval(), DATA, mean=(0.0,), std=(1.0,), device="cpu")
 
 

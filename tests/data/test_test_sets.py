@@ -134,16 +134,23 @@ def arrays(folder: Path, images: Tensor, labels: list[int]) -> Path:
     return folder / "test.npz"
 
 
-def test_arrays_are_fitted(tmp_path: Path) -> None:
+def test_arrays_are_fitted_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     images = torch.randint(256, (2, 3, 9, 7), dtype=torch.uint8)
-    data = load(arrays(tmp_path, images, [2, 0]))
+    data = load(path := arrays(tmp_path, images, [2, 0]))
+    assert caplog.messages == [f"test images of 9×7 in {path} are fitted to 5×5"]
     assert torch.equal(data.images, fit_image(images, image=ImageShape(3, 5, 5)))
     assert data.labels.tolist() == [2, 0]
 
 
 def test_arrays_of_other_channels(tmp_path: Path) -> None:
     path = arrays(tmp_path, torch.zeros(2, 1, 5, 5, dtype=torch.uint8), [2, 0])
-    assert f"test data {path} have 1 channels, the teacher takes 3; store" in refusal(path)
+    assert f"test data {path} have 1 channel(s), the teacher takes 3; store images of the kind" in refusal(path)
+
+
+def test_arrays_whose_channels_come_last(tmp_path: Path) -> None:
+    path = arrays(tmp_path, torch.zeros(2, 5, 5, 3, dtype=torch.uint8), [2, 0])
+    assert f"test data {path} have 5 channel(s), the teacher takes 3; store them as [N, C, H, W]" in refusal(path)
 
 
 def test_digits_as_they_are_and_for_a_larger_color_network() -> None:

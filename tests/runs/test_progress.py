@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import time
 from typing import Any
 
@@ -59,12 +60,39 @@ def test_a_line_promises_no_more_than_is_known(
     assert capsys.readouterr().err == f"compress: {said}\n"
 
 
+def test_the_time_left_is_that_of_the_average_pace_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("compress", 100, "lines") as bar:
+        clock.now += 4  # it gets ready
+        bar.begin(20)
+        for seconds, units in ((1, 10), (10, 1), (20, 19)):
+            clock.now += seconds
+            bar.update(units)
+    assert capsys.readouterr().err.splitlines() == [
+        "compress: 30 % done after 00:05, 00:07 left",
+        "compress: 50 % done after 00:35, 00:51 left",
+    ]
+
+
 @pytest.mark.parametrize("show", [True, False])
-def test_a_bar_is_a_bar(show: bool, capsys: Any) -> None:
+def test_in_a_terminal_a_bar_is_a_bar(show: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar("compress", 10, show) as bar:
         bar.update(10)
     printed = capsys.readouterr().err
     assert ("compress: 100%|" in printed) == show
+
+
+def test_without_a_terminal_a_bar_is_lines(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("compress", 100, True) as bar:
+        clock.now += 5
+        bar.update(50)
+    assert capsys.readouterr().err == "compress: 50 % done after 00:05, 00:05 left\n"
 
 
 def test_a_short_run_writes_no_line_and_takes_seconds(
@@ -103,6 +131,7 @@ def test_what_follows_the_last_step_is_said_unless_all_was_quick(
 
 def test_a_measurement_has_a_bar_only_if_it_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(progress, "FIRST", 5.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     clock = Clock(monkeypatch)
     with progress_bar("student on test images", 100, True, passes=True) as bar:
         clock.now += 4
