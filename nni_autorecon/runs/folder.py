@@ -54,6 +54,8 @@ class RunFolder:
     def __init__(self, path: str | Path, mode: Mode = "new", *, tensorboard: bool = False) -> None:
         self.path, self.mode = Path(path), mode
         self._events = EventFile(self / EVENTS) if tensorboard else None
+        if mode == "new" and (self / SNAPSHOT).exists():
+            raise InputError(f"{path} holds an unfinished run; go on with --resume, or replace it with --force")
         require_absent(self.path, force=mode != "new")
         if self.path.is_file():
             raise InputError(f"{path} is a file; name a folder for the results")
@@ -112,6 +114,8 @@ class RunFolder:
             (self / SNAPSHOT).unlink(missing_ok=True)
             (self / LOCK).unlink(missing_ok=True)
         self._lock.release(force=True)  # it may have been taken several times
+        if kind is KeyboardInterrupt and self.mode != "trial" and (self / SNAPSHOT).exists():
+            raise KeyboardInterrupt(f"--resume goes on with the run in {self.path}")
 
     def _take(self) -> None:
         """Take the folder for this process alone; a trial waits for what may be an earlier attempt of its own.

@@ -73,12 +73,24 @@ def test_a_block_without_a_result_keeps_the_snapshot(tmp_path):
     assert names(tmp_path) >= {SNAPSHOT, "config.json", METRICS}
 
 
+@pytest.mark.parametrize(("mode", "rows", "said"), [("new", 1, True), ("new", 0, False), ("trial", 1, False)])
+def test_an_interrupted_run_says_how_it_goes_on(mode, rows, said, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught, RunFolder(tmp_path, mode) as run:  # noqa: PT012
+        run.start("search", CONFIG, device="cpu")
+        for _ in range(rows):
+            run.save("search", CONFIG, {"epoch": 1})
+        raise KeyboardInterrupt
+    assert str(caught.value) == f"--resume goes on with the run in {tmp_path}" * said
+
+
 @pytest.mark.parametrize("mode", ["replace", "resume", "trial"])
 def test_every_other_mode_takes_a_folder_that_holds_something(mode, tmp_path):
     begin(tmp_path)
     before = (tmp_path / METRICS).read_bytes()
-    with pytest.raises(InputError, match="already exists; choose another place or pass --force"):
+    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume, or replace it with --force"):
         RunFolder(tmp_path)
+    with pytest.raises(InputError, match="already exists; choose another place or pass --force"):
+        RunFolder(tmp_path.parent)
     RunFolder(tmp_path, mode)
     assert (tmp_path / METRICS).read_bytes() == before
 
