@@ -237,7 +237,9 @@ def _configured(
             raise InputError(f"config is given, and {', '.join(settings) or 'genotype'} beside it; give one of them")
         if isinstance(teacher, str):
             if teacher not in ("digits", config.teacher):  # digits is the parameter's default
-                raise InputError(f"teacher {teacher} is given beside a config of {config.teacher}; give one of them")
+                raise InputError(
+                    f"teacher {teacher} is given beside a config of teacher {config.teacher}; give one of them"
+                )
             return None, config
         return teacher, _of_loaded(teacher, config)
     values = dict(settings)

@@ -50,7 +50,10 @@ class _HelpAll(argparse.Action):
     """Shows the help with all groups."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        cast(Parser, parser).rare, parser.epilog = [], None
+        cast(Parser, parser).rare, parser.epilog = (
+            [],
+            "GDFQ, AdaDFQ and the like are papers; docs/settings.md lists them.",
+        )
         parser.print_help()
         parser.exit()
 
@@ -58,7 +61,9 @@ class _HelpAll(argparse.Action):
 def add_stage(parser: Parser, config: type[Config]) -> Parser:
     """Add the arguments of a stage, for its command and for its trial script, and return the parser."""
     parser.usage = "%(prog)s [--config FILE] [-o FOLDER] [settings]"
-    group = parser.add_argument_group("the run", "settings may also stand in the file given with --config")
+    group = parser.add_argument_group(
+        "the run", "Settings may also stand in the file of --config. Symbols in [brackets] are the paper's."
+    )
     group.add_argument("--config", metavar="FILE", help="settings in JSON or YAML; flags override it")
     group.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="folder for results (default: under runs/)")
     group.add_argument("--force", action="store_true", help="replace results that stand in the folder")

@@ -224,7 +224,7 @@ def _set_threads(threads: int) -> None:
     import torch
 
     if threads < 1:
-        raise InputError(f"--threads {threads} compute nothing; give 1 or more")
+        raise InputError(f"--threads {threads} is too few; give 1 or more")
     torch.set_num_threads(threads)
 
 
@@ -239,7 +239,7 @@ def _latency(saved: SavedNetwork, arguments: argparse.Namespace) -> Latency:
 
     known = saved.description
     if known.quantization is None:
-        raise InputError("latency is measured of quantized students; leave out --latency")
+        raise InputError("latency is measured for quantized students alone; leave out --latency")
     if arguments.teacher is None:
         require_trusted(known.teacher, arguments.file)
     network = floating_point(known.structure(arguments.teacher or known.teacher), known.image)

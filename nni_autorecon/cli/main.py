@@ -57,9 +57,7 @@ def console() -> NoReturn:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = Parser(
-        prog=PROGRAM, description="Search a generator for a frozen classifier, then quantize it without data."
-    )
+    parser = Parser(prog=PROGRAM, description="Compress a trained image classifier without its training data.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     kinds = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -70,9 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_new(command)
     for name, help, config in (
-        ("search", "search a generator architecture (stage 1)", SearchConfig),
-        ("compress", "quantize and distil the teacher (stage 2)", CompressConfig),
-        ("distill", "distil the teacher into another, smaller network", DistillConfig),
+        ("search", "search an architecture for the generator of images (stage 1, optional)", SearchConfig),
+        ("compress", "make a quantized student of a trained network, the teacher (stage 2)", CompressConfig),
+        ("distill", "train another, smaller network to answer as the teacher does", DistillConfig),
     ):
         add_stage(command(name, help, partial(run_stage, name)), config)
     _add_experiments(command)
@@ -93,7 +91,7 @@ def _add_new(command: AddCommand) -> None:
         "spaces and a README.md into FOLDER: what to type next, and why the settings are as they are. Everything else "
         "follows from the network. Without --teacher they are for the built-in teacher of handwritten digits."
     )
-    new.add_argument("folder", type=Path, metavar="FOLDER", help="it is made if it is not there")
+    new.add_argument("folder", type=Path, metavar="FOLDER", help="folder for them, made if it is not there")
     new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")
     screen.add_arguments(new)
     add_flags(new, CompressConfig, NETWORK)
@@ -104,9 +102,9 @@ def _add_experiments(command: AddCommand) -> None:
     start = command(
         "start", "start an NNI experiment that only this machine can reach, and see that it runs", commands.start
     )
-    start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, such as nni-autorecon new writes it")
+    start.add_argument("file", type=Path, metavar="FILE", help="experiment.yml, as nni-autorecon new writes it")
     going_on = command(
-        "continue", "go on with a stopped or killed NNI experiment, in the same way", commands.continue_experiment
+        "continue", "go on with a stopped or killed NNI experiment, as start does", commands.continue_experiment
     )
     going_on.add_argument("experiment", metavar="ID", help="experiment id")
     for each in (start, going_on):
@@ -117,12 +115,16 @@ def _add_experiments(command: AddCommand) -> None:
         screen.add_arguments(each)
 
     status = command("status", "say how the trials of an NNI experiment stand", commands.status)
-    status.add_argument("--experiment", metavar="ID", help="default: the one that is running")
+    status.add_argument("--experiment", metavar="ID", help="experiment id (default: the one that is running)")
     screen.add_arguments(status)
 
     doctor = command("doctor", "say what is wrong with this machine, or with an experiment file", commands.doctor)
     doctor.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE", help="an experiment, to check its GPU request too"
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="an experiment's file, to check it, too, and the GPUs that it asks for",
     )
     screen.add_arguments(doctor)
 
@@ -139,14 +141,20 @@ def _add_experiments(command: AddCommand) -> None:
 
 def _add_genotypes(command: AddCommand) -> None:
     """Add the commands around genotypes."""
-    best = command("best-genotype", "write the best genotype of an NNI experiment", commands.best_genotype)
+    best = command(
+        "best-genotype",
+        "write the best genotype (architecture of the generator) of an NNI experiment",
+        commands.best_genotype,
+    )
     best.add_argument("--experiment", metavar="ID", required=True, help="experiment id, as nnictl prints it")
-    best.add_argument("--trial", metavar="ID", help="take that trial's (default: the one with the least L_r)")
-    _add_output(best, default=Path("best-genotype.json"), metavar="FILE", help="default: %(default)s")
+    best.add_argument(
+        "--trial", metavar="ID", help="take this trial's (default: that of the least L_r, the loss of a search)"
+    )
+    _add_output(best, default=Path("best-genotype.json"), metavar="FILE", help="file to write (default: %(default)s)")
     _add_force(best)
     screen.add_arguments(best)
 
-    show = command("show", "print a genotype, node by node, or draw it", commands.show)
+    show = command("show", "print a genotype (architecture of the generator) node by node, or draw it", commands.show)
     show.add_argument("file", metavar="GENOTYPE", help="a file, or published:NAME")
     _add_output(show, metavar="FILE.png", help="draw it into this file")
     _add_force(show)
@@ -175,14 +183,16 @@ def _add_students(command: AddCommand) -> None:
         help="compare it with the student on N images of noise, beside the synthetic ones of its folder (default: as "
         "many in all as can be compared in the time of the export)",
     )
-    _add_output(onnx, metavar="FILE.onnx", help="default: beside it")
+    _add_output(onnx, metavar="FILE.onnx", help="file to write (default: beside the student)")
     _add_force(onnx)
 
     evaluate = command("evaluate", "measure a saved student, .safetensors, .onnx or .pt", commands.evaluate)
     evaluate.add_argument("file", type=Path, metavar="FILE", help="the student")
-    evaluate.add_argument("--test-data", metavar="SPEC", help="as for compress (default: digits for their students)")
+    evaluate.add_argument(
+        "--test-data", metavar="SPEC", help="images, as for compress (default: digits for their students)"
+    )
     evaluate.add_argument("--labels", metavar="FILE", help="labels of a test folder, as for compress")
-    evaluate.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if the folder has none")
+    evaluate.add_argument("--download", action="store_true", help="download cifar10 or cifar100 if the folder has none")
     evaluate.add_argument("--device", metavar="auto|cpu|cuda", default="cpu", help="where to compute (default: cpu)")
     evaluate.add_argument(
         "--latency",
@@ -191,7 +201,9 @@ def _add_students(command: AddCommand) -> None:
     )
     evaluate.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads for --latency (default: 1)")
     for each in (onnx, evaluate):
-        each.add_argument("--teacher", metavar="SPEC", help="where its structure is, if not where the file says")
+        each.add_argument(
+            "--teacher", metavar="SPEC", help="code of its structure, such as models.py:make, if it is yours"
+        )
         screen.add_arguments(each)
 
 

@@ -23,17 +23,26 @@ class Config(Settings):
 
     teacher: str = setting(
         "digits",
-        "frozen network: digits, torchvision:, timm:, pytorchcv: or lite:NAME, or module-or-file.py:factory",
+        "trained network, which stays as it is: digits (built in), torchvision:NAME, timm:NAME, pytorchcv:NAME, "
+        "lite:NAME, or FILE.py:FUNCTION or MODULE:FUNCTION that returns yours",
         symbol="M_p",
     )
     checkpoint: str | None = setting(None, "state_dict file for the teacher (default: its own weights)")
-    checkpoint_key: str | None = setting(None, "key of the state_dict in it, as state_dict_ema, if there are several")
+    checkpoint_key: str | None = setting(
+        None, "key of the state_dict in the checkpoint, such as state_dict_ema, if there are several"
+    )
     num_classes: int | None = setting(None, "number of classes, if the teacher cannot tell", low=2)
-    image_size: int | None = setting(None, "height and width of its input, if the teacher cannot tell", low=8)
-    mean: str | None = setting(None, "mean of its pixels per channel, as 0.485,0.456,0.406, if it cannot tell")
-    std: str | None = setting(None, "their standard deviation per channel, as 0.229,0.224,0.225")
+    image_size: int | None = setting(
+        None, "height and width of the teacher's images, in pixels, if it cannot tell", low=8
+    )
+    mean: str | None = setting(
+        None, "mean of the teacher's images per channel, of pixels from 0 to 1, as 0.485,0.456,0.406, if it cannot tell"
+    )
+    std: str | None = setting(
+        None, "standard deviation of its images per channel, as 0.229,0.224,0.225, if it cannot tell"
+    )
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
-    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "where to compute; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     threads: int | None = setting(None, "CPU threads (default: torch's choice, one per core)", low=1)
     batch_size: int = setting(32, "images per batch", low=2)
     weight_lr: float = setting(1e-3, "Adam learning rate of the generator's weights W", low=0.0)
@@ -41,11 +50,15 @@ class Config(Settings):
     weight_beta2: float = setting(0.999, "Adam beta 2 for W", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "Adam weight decay for W", low=0.0)
     bns_weight: float = setting(
-        100.0, "weight of the BatchNorm-statistics loss in L_r (eq. 1); GDFQ's is 0.1, 100 suits the digits", low=0.0
+        100.0,
+        "weight of the gap in BatchNorm statistics in L_r, the loss of images (eq. 1), beside the teacher's "
+        "cross-entropy; GDFQ's is 0.1, 100 suits the digits",
+        low=0.0,
     )
     bns_form: str = setting(
         "var",
-        "its form: squared gaps of means and of variances (GDFQ) or standard deviations, or KL divergences",
+        "form of that gap: squared differences of means and of variances (var, as in GDFQ) or standard deviations "
+        "(std), or KL divergences (kl)",
         choices=GAPS,
     )
 

@@ -71,20 +71,22 @@ class CompressConfig(StudentConfig):
 
     preset: str | None = setting(
         None,
-        "for 32×32 images: gdfq, its training with its generator; paper, the same with the one searched; best, "
-        "ours for a short training; other settings override its own",
+        "sets other settings, for 32×32 images: gdfq, GDFQ's training with its generator; paper, the same with a "
+        "searched one; best, ours for a short training; a setting that is given stands",
         choices=COMPRESS_PRESETS,
     )
     losses: str | None = setting(
         None,
-        "what these papers add to GDFQ's losses, or put in their place; other settings override its own",
+        "sets the weights of the student's and the generator's losses to what a paper adds to GDFQ's, or puts in "
+        "their place; a setting that is given stands",
         choices=LOSSES,
     )
     method: str = setting(
         "blockwise",
-        "blockwise: the student's blocks are fitted one by one on images of a generator that has learned before; gdfq: "
-        "the generator trains along, and the student on its images; without a generator: dfq (statistics alone), "
-        "zeroq (distilled images set the ranges), zeroq-kd (and train the student), dfc (the same, images of classes)",
+        "blockwise: the student's blocks are fitted one by one, on images of a generator that was trained before; "
+        "gdfq: generator and student are trained side by side; without a generator: dfq (BatchNorm statistics "
+        "alone, in seconds), zeroq (images distilled from the teacher set the ranges), zeroq-kd (they train the "
+        "student, too), dfc (the same, with images of classes)",
         choices=METHODS,
     )
     image_count: int = setting(256, "images that are distilled (methods zeroq, zeroq-kd, dfc)", low=2)
@@ -92,8 +94,8 @@ class CompressConfig(StudentConfig):
     image_lr: float = setting(0.5, "Adam learning rate of distilled images", low=0.0, high=1e6)
     minutes: float | None = setting(
         None,
-        "time for the student, without what measures it on test data: batches, images and updates that nobody set are "
-        "as many as fit (default: as many as suit the network)",
+        "time for the student, apart from measuring it on test data: batches, images and updates that nobody set "
+        "are as many as fit (default: as many as suit the network)",
         low=1e-3,
     )
     block_images: int | None = setting(
@@ -103,26 +105,26 @@ class CompressConfig(StudentConfig):
     )
     refine_steps: int | None = setting(
         None,
-        "updates of the pixels of these images, whose BatchNorm statistics come nearer to those of real ones (default: "
-        "30, or steps if these are fewer)",
+        "updates of the pixels of these images, by which their BatchNorm statistics come nearer to those of real "
+        "ones (default: 30, or as many as steps if these are fewer)",
         low=0,
     )
     block_steps: int | None = setting(
         None,
-        "updates of each block, after its weights were rounded (default: those of the epochs that warm-up and ranges "
-        "leave, or at most 30 where an image costs so much that they are few, and none there if activations have 8 "
-        "bits and weights 4 or more)",
+        "updates of each block after its weights were rounded (default: the batches of the epochs that warm-up and "
+        "range tracking leave; where images cost so much that they are few, at most 30, and none if activations "
+        "have 8 bits and weights 4 or more)",
         low=0,
     )
-    block_batch_size: int = setting(32, "images of each update", low=1)
+    block_batch_size: int = setting(32, "images in each update of a block", low=1)
     block_rate: float = setting(
-        0.02, "Adam learning rate of a block's weights, in steps of their quantization", low=0.0
+        0.02, "Adam learning rate of a block's weights, in units of their quantization step", low=0.0
     )
-    bits: Bits = setting(Bits("w4a4"), "bit widths of weights and activations, from 2 to 8")  # noqa: RUF009 (immutable)
+    bits: Bits = setting(Bits("w4a4"), "bit widths of weights and activations, from 2 to 8 each")  # noqa: RUF009 (immutable)
     size: Size | None = setting(  # noqa: RUF009 (immutable)
         None,
-        "largest size of the student's file, as 1.5MB (B, kB, MB): in place of those in bits, each layer's weights get "
-        "the 2 to 8 bits that do the least harm (default: no limit)",
+        "largest size of the student's file, such as 1.5MB (in B, kB or MB): each layer's weights get the 2 to 8 "
+        "bits that do the least harm, in place of those in bits (default: no limit)",
     )
     protocol: str = setting(
         "activations",
@@ -130,35 +132,38 @@ class CompressConfig(StudentConfig):
         choices=PROTOCOLS,
     )
     input_bits: int | None = setting(None, "bits of the network input in protocol integer (default: 8)", low=2, high=8)
-    first_bits: int | None = setting(None, "bits of the first layer's weights (default: as all)", low=2, high=8)
+    first_bits: int | None = setting(None, "bits of the first layer's weights (default: those in bits)", low=2, high=8)
     last_bits: int | None = setting(
-        None, "bits of the last layer's weights and, in protocol integer, input (default: as all)", low=2, high=8
+        None, "bits of the last layer's weights and, in protocol integer, input (default: those in bits)", low=2, high=8
     )
     weight_ranges: str | None = setting(
-        None, "ranges of weights, per output channel (default: mse with method blockwise, else minmax)", choices=RANGES
+        None,
+        "how the range of each output channel of a weight is found: its extremes, percentiles, or least squared "
+        "error; by-bits is mse below 8 bits, minmax at 8 (default: mse with method blockwise, else minmax)",
+        choices=RANGES,
     )
     activation_ranges: str | None = setting(
         None,
-        "ranges of activations, per batch tracked; by-bits is mse below 8 bits, minmax at 8 (default: by-bits with "
-        "method blockwise, else minmax)",
+        "how ranges of activations are found, from batch to batch, in the same ways (default: by-bits with method "
+        "blockwise, else minmax)",
         choices=RANGES,
     )
     range_lr: float = setting(
         0.0,
-        "Adam learning rate of the logarithms of these ranges while the student trains, by its schedule (LSQ); 0: "
-        "they rest",
+        "Adam learning rate of the logarithms of the activations' ranges while the student trains, by its schedule, "
+        "as in LSQ; 0: they stay",
         low=0.0,
     )
     epochs: int = setting(
         14,
-        "epochs in all, warm-up and range tracking included; with method blockwise, those left are of every block",
+        "epochs in all, warm-up and range tracking included; with method blockwise, those left count for each block",
         symbol="L2",
         low=1,
     )
     steps: int | None = setting(
         None, "batches per epoch (default: 50; with method blockwise fewer where one costs much)", symbol="T2", low=1
     )
-    warmup_epochs: int = setting(4, "first epochs: only the generator is trained", low=0)
+    warmup_epochs: int = setting(4, "first epochs, in which the generator alone is trained", low=0)
     range_epochs: int = setting(1, "epochs after the warm-up in which activation ranges are tracked", low=1)
     generator_updates: str = setting(
         "always",
@@ -170,13 +175,13 @@ class CompressConfig(StudentConfig):
     )
     mixed_classes: int = setting(2, "classes of each of these", low=2)
     low_pass: float = setting(
-        0.0, "standard deviation in pixels of a Gaussian over all images (SynQ); 0: none", low=0.0
+        0.0, "standard deviation, in pixels, of a Gaussian blur of all images (SynQ); 0: none", low=0.0
     )
     class_weight: float = setting(
         1.0, "weight of the cross-entropy in the generator's objective once the student trains (AdaDFQ: 0)", low=0.0
     )
     adaptability_weight: float = setting(
-        0.0, "weight of AdaDFQ's game in the generator's objective once the student trains (AdaDFQ: 1)", low=0.0
+        0.0, "weight of a game against the student in the same objective, likewise (AdaDFQ: 1)", low=0.0
     )
     hard_step: float = setting(
         0.0,
@@ -184,33 +189,34 @@ class CompressConfig(StudentConfig):
         low=0.0,
     )
     student_clip: float | None = setting(None, "largest gradient norm of the student (default: no clipping)", low=1e-9)
-    ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S", low=0.0)
-    kd_weight: float = setting(1.0, "weight of the distillation term in L_S", symbol="α", low=0.0)
-    kd_temperature: float = setting(20.0, "temperature of the distillation term", symbol="T", low=1e-3, high=1e6)
+    ce_weight: float = setting(1.0, "weight of the cross-entropy in L_S, the student's loss", low=0.0)
+    kd_weight: float = setting(1.0, "weight of the distillation from the teacher in L_S", symbol="α", low=0.0)
+    kd_temperature: float = setting(20.0, "temperature of that distillation", symbol="T", low=1e-3, high=1e6)
     kd_reduction: str = setting(
         "mean",
-        "mean also divides by the class count (as GDFQ does); batchmean does not",
+        "mean of the distillation: mean also divides by the class count, as GDFQ does; batchmean does not",
         choices=REDUCTIONS,
     )
     ce_gate: float = setting(
         1.0,
-        "cross-entropy in L_S only where the teacher's probability of the label exceeds 1 - this (SynQ); 1: all",
+        "leaves out the cross-entropy of images to whose label the teacher gives a probability of 1 minus this, or "
+        "less (SynQ); 1: of none",
         low=1e-6,
         high=1.0,
     )
     disagreement_weight: float = setting(
-        0.0, "weight of -T^2 H(softmax((t - s) / T)) in L_S, the student's side of AdaDFQ's game", low=0.0
+        0.0, "weight of -T^2 H(softmax((t - s) / T)) in L_S, for logits t, s and entropy H (AdaDFQ's game)", low=0.0
     )
     feature_weight: float = setting(
-        0.0, "weight of feature alignment at residual blocks in L_S (HAST: 1000 for CIFAR-10 at 1e-5)", low=0.0
+        0.0, "weight of the gap in features behind residual blocks in L_S (HAST: 1000 at student_lr 1e-5)", low=0.0
     )
     flip_share: float = setting(
         0.0,
-        "share of the integers of each weight that a step of the student must change (AIT: 0.001); 0: any step",
+        "share of a layer's integer weights that a step of the student must change (AIT: 0.001); 0: none",
         low=0.0,
         high=0.5,
     )
-    allow_partial: bool = setting(False, "go on when parts of the network cannot be quantized")
+    allow_partial: bool = setting(False, "leave in floating point what cannot be quantized, and go on")
     onnx: bool = setting(
         False,
         "also write student.onnx, checked in onnxruntime, and measure its latency beside the network in floating point",
@@ -221,7 +227,7 @@ class CompressConfig(StudentConfig):
         super().require_consistent()
         self._require_something_to_learn()
         if self.method == "gdfq" and self.generator_updates == "warmup" and self.warmup_epochs == 0:
-            raise InputError("generator_updates = warmup with warmup_epochs = 0 never trains it; raise warmup_epochs")
+            raise InputError("generator_updates is warmup, and warmup_epochs 0 train nothing; raise warmup_epochs")
         if self.method not in ("dfq", "zeroq") and self.warmup_epochs + self.range_epochs >= self.epochs:
             raise InputError(
                 f"epochs ({self.epochs}) must exceed warmup_epochs + range_epochs "

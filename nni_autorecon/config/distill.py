@@ -47,14 +47,23 @@ class DistillConfig(StudentConfig):
 
     weight_lr: float = setting(5e-3, "Adam learning rate of the generator's weights W", low=0.0)
     student: str = setting(
-        "nni_autorecon.networks:digits_student", "network to train, freshly initialized: module-or-file.py:factory"
+        "nni_autorecon.networks:digits_student",
+        "network to train, freshly initialized: FILE.py:FUNCTION or MODULE:FUNCTION, which returns it",
     )
     reconstruction_weight: float = setting(1.0, "weight of L_r (eq. 1) in the generator's objective", low=0.0)
-    adversarial_weight: float = setting(1.0, "weight of L1(t, s), which the generator maximizes (DFAD)", low=0.0)
-    balance_weight: float = setting(1.0, "weight of the batch-balance loss in the generator's objective", low=0.0)
+    adversarial_weight: float = setting(
+        1.0,
+        "weight of the mean |t - s| over the logits of teacher and student, which the generator maximizes (DFAD)",
+        low=0.0,
+    )
+    balance_weight: float = setting(
+        1.0,
+        "weight of a term that makes the classes of a batch equally frequent, in the generator's objective",
+        low=0.0,
+    )
     epochs: int = setting(10, "epochs", low=1)
     steps: int = setting(20, "iterations per epoch: student_steps updates of the student, one of the generator", low=1)
-    student_steps: int = setting(5, "updates of the student per iteration, on fresh images each", low=1)
+    student_steps: int = setting(5, "updates of the student per iteration, each on fresh images", low=1)
     student_lr: float = setting(0.1, "SGD learning rate of the student", low=0.0)
     student_decay: float = setting(5e-4, "weight decay of the student", low=0.0)
 

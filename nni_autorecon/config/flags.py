@@ -13,9 +13,11 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 _METAVARS = {
     "checkpoint": "FILE",
+    "checkpoint_key": "KEY",
     "genotype": "FILE",
     "labels": "FILE",
     "bits": "wNaN",
+    "student_bits": "wNaN",
     "size": "SIZE",
     "mean": "N,N,N",
     "std": "N,N,N",

@@ -82,7 +82,8 @@ class SearchConfig(Config):
 
     preset: str | None = setting(
         None,
-        "for 32×32 images: paper, as there; best, ours for minutes on a CPU; other settings override its own",
+        "sets other settings, for 32×32 images: paper, the paper's; best, ours for minutes on a CPU; a setting that "
+        "is given stands",
         choices=SEARCH_PRESETS,
     )
     strategy: str = setting(
@@ -94,35 +95,47 @@ class SearchConfig(Config):
     weight_lr: float = setting(0.016, "Adam learning rate of the generator's weights W", low=0.0)
     weight_schedule: str = setting(
         "cosine",
-        "that rate over the training of one generator, a candidate or the one found; a supernet has it throughout",
+        "course of that learning rate while one generator is trained, a candidate or the one found; while "
+        "candidates share weights it stays",
         choices=SCHEDULES,
     )
     latent_dim: int = setting(100, "dimensions of the latent vector z", symbol="z", low=3, high=LARGEST_SIZE)
     width: int = setting(
-        16, "channels of every node (the paper's generators: 64)", symbol="C", low=1, high=LARGEST_SIZE
+        16, "channels of every node of the generator (in the paper: 64)", symbol="C", low=1, high=LARGEST_SIZE
     )
     epochs: int = setting(8, "search epochs", symbol="L1", low=1)
-    weight_steps: int = setting(16, "batches per epoch that update W, alpha fixed", symbol="T1", low=1)
-    architecture_steps: int = setting(
-        16, "batches per epoch that update alpha, or reward ENAS's controller, W fixed", symbol="V1", low=1
+    weight_steps: int = setting(
+        16, "batches per epoch that update the generator's weights W, with alpha fixed", symbol="T1", low=1
     )
-    validation_steps: int = setting(8, "batches of the validation loss after each epoch or candidate", low=1)
+    architecture_steps: int = setting(
+        16,
+        "batches per epoch that update the architecture parameters alpha, or reward ENAS's controller, with W fixed",
+        symbol="V1",
+        low=1,
+    )
+    validation_steps: int = setting(8, "batches on which the loss is measured after each epoch or candidate", low=1)
     candidate_steps: int = setting(
         8,
-        "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates "
-        "as L1 * (T1 + V1) batches allow",
+        "batches that train each candidate of strategies random, evolution and tpe; there are as many candidates as "
+        "epochs * (weight_steps + architecture_steps) batches allow",
         low=1,
     )
     relaxation: str = setting(
-        "logits", "Gumbel noise on log p (logits) or on p as eq. 7 prints it (paper)", choices=RELAXATIONS
+        "logits",
+        "what Gumbel noise is added to: the logarithms of the operations' probabilities (logits), or the "
+        "probabilities, as eq. 7 prints it (paper)",
+        choices=RELAXATIONS,
     )
     sampling: str = setting(
         "soft",
-        "mix candidates by their weights, or run the one that is sampled, with a straight-through gradient",
+        "soft mixes the operations of an edge by their weights; hard runs the one that is sampled, with a "
+        "straight-through gradient",
         choices=("soft", "hard"),
     )
-    temperature_start: float = setting(5.0, "temperature of the first epoch", symbol="τ", low=1e-3)
-    temperature_end: float = setting(1.5, "temperature of the last epoch", symbol="τ", low=1e-3)
+    temperature_start: float = setting(
+        5.0, "temperature of the Gumbel softmax in the first epoch", symbol="τ", low=1e-3
+    )
+    temperature_end: float = setting(1.5, "that in the last epoch", symbol="τ", low=1e-3)
     temperature_schedule: str = setting("exponential", "path between the two", choices=TEMPERATURES)
     architecture_lr: float = setting(
         0.1, "Adam learning rate of the architecture parameters, or of ENAS's controller", symbol="α", low=0.0
@@ -132,18 +145,21 @@ class SearchConfig(Config):
     architecture_decay: float = setting(0.0, "Adam weight decay for the same", low=0.0)
     architecture_init: float = setting(1e-3, "standard deviation of alpha at the start", low=0.0)
     mac_penalty: float = setting(
-        0.0, "weight of the expected MACs (1 = those of uniform alpha) in the loss of alpha", low=0.0
+        0.0,
+        "weight of the generator's expected multiply-accumulates (1: those of uniform alpha) in the loss of alpha, "
+        "so that a cheap one is found",
+        low=0.0,
     )
     entropy_penalty: float = setting(
         0.0,
-        "weight of the entropy of p (1 = that of uniform p, mean over edges) in the loss of alpha, reached by "
-        "equal steps over the epochs; edges get decided",
+        "weight of the entropy of an edge's probabilities (1: that of uniform ones) in the loss of alpha, so that "
+        "edges get decided; it is reached by equal steps over the epochs",
         low=0.0,
     )
     adaptability_weight: float = setting(
         0.0,
-        "weight of AdaDFQ's game against a student that learns along, beside L_r, from the second quarter of the "
-        "epochs; 0: none",
+        "weight, beside L_r, of a game against a low-bit student that learns along (AdaDFQ), from the second "
+        "quarter of the epochs on; 0: none",
         low=0.0,
     )
     student_bits: Bits = setting(Bits("w4a4"), "bit widths of that student")  # noqa: RUF009 (immutable)
@@ -156,11 +172,9 @@ class SearchConfig(Config):
     )
     tournament_steps: int = setting(24, "batches that train each of these", low=1)
     inherit_weights: bool = setting(
-        False, "start the final training of the found generator from the supernet's weights, not from scratch"
+        False, "start the final training of the found generator from the weights of the search, not from scratch"
     )
-    final_steps: int = setting(
-        150, "batches that train the found generator; its L_r afterwards is the final metric", low=1
-    )
+    final_steps: int = setting(150, "batches that train the found generator; its L_r afterwards is the result", low=1)
 
     @property
     def epoch_steps(self) -> int:
@@ -188,9 +202,9 @@ class SearchConfig(Config):
         """Raise InputError if a given setting would have no effect, or if settings allow no candidate."""
         self.require_used()
         if self.adaptability_weight and self.epochs == 1:
-            raise InputError("adaptability_weight takes effect from the second epoch on; raise epochs from 1")
+            raise InputError("adaptability_weight takes effect from the second epoch on; give 2 epochs or more")
         if self.strategy == "enas" and self.architecture_steps == 1:
-            raise InputError("strategy enas compares the architectures of an epoch; raise architecture_steps from 1")
+            raise InputError("strategy enas compares the architectures of an epoch; give architecture_steps 2 or more")
         if self.strategy in MULTI_TRIAL and not self.candidates:
             raise InputError(
                 f"candidate_steps ({self.candidate_steps}) exceeds epochs * (weight_steps + architecture_steps) "

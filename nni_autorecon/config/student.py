@@ -34,14 +34,16 @@ class StudentConfig(Config):
 
     genotype: str | None = setting(
         None,
-        "genotype that `searched` and `@equal-macs` mean, a file or JSON; {seed} in a name stands for the seed",
+        "architecture of the generator, as a search finds it: a file, or its JSON; {seed} in a name stands for the "
+        "seed",
     )
     generator: str | None = setting(
         None,
-        "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq, gdfq-conditional, gdfq@equal-macs "
-        "(as wide as the MACs of the genotype's allow), or noise, which nothing trains (method blockwise alone); "
-        "{seed} stands for the seed (default: searched if there is a genotype, else gdfq; with method blockwise noise, "
-        "where GDFQ's would cost more than the network and no setting of a generator is changed)",
+        "what makes images: searched[:FILE], published:NAME (the authors'), random:SEED and all:OPERATION "
+        "(genotypes all), gdfq and gdfq-conditional (designed by hand), gdfq@equal-macs (as wide as the cost of the "
+        "genotype's allows), or noise (smooth noise, which nothing trains; method blockwise alone); {seed} stands "
+        "for the seed (default: searched if there is a genotype, else gdfq; with method blockwise noise, where gdfq "
+        "would cost more than the network and no setting of a generator is changed)",
         symbol="M_g",
     )
     generator_scale: float = setting(
@@ -49,32 +51,41 @@ class StudentConfig(Config):
     )
     width: int | None = setting(
         None,
-        "channels of the generator (default: the genotype's; GDFQ: 128, or fewer where nobody chose that generator "
-        "and it would cost more than the teacher)",
+        "channels of the generator (default: the genotype's; 128 for gdfq, or fewer where nobody chose it and it "
+        "would cost more than the teacher)",
         low=1,
         high=LARGEST_SIZE,
     )
     latent_dim: int | None = setting(
-        None, "dimensions of z (default: the genotype's, or 100)", symbol="z", low=3, high=LARGEST_SIZE
+        None,
+        "dimensions of the latent vector z (default: the genotype's, or 100)",
+        symbol="z",
+        low=3,
+        high=LARGEST_SIZE,
     )
     weight_schedule: str = setting(
         "constant",
-        "generator's learning rate over all epochs; step is GDFQ's x0.1 at 1/4, 1/2 and 3/4",
+        "course of that learning rate over all epochs; step multiplies it by 0.1 after 1/4, 1/2 and 3/4 of them, as "
+        "GDFQ does",
         choices=SCHEDULES,
     )
     student_lr: float = setting(1e-3, "SGD learning rate of the student", low=0.0)
     student_momentum: float = setting(0.9, "Nesterov momentum of the student", low=0.0, high=0.9999)
     student_decay: float = setting(1e-4, "weight decay of the student", low=0.0)
     student_schedule: str = setting(
-        "cosine", "learning rate over the student's epochs (step as above)", choices=SCHEDULES
+        "cosine",
+        "course of that learning rate over the student's epochs; step as for the generator",
+        choices=SCHEDULES,
     )
     agreement_steps: int = setting(
-        8, "held-out batches, the same in every epoch, on which student and teacher are compared", low=1
+        8,
+        "batches of synthetic images, held out and the same in every epoch, on which student and teacher are compared",
+        low=1,
     )
     test_data: str | None = setting(
         None,
-        "images to measure on: digits, FILE.npz, a folder of class folders, or cifar10:, cifar100: or "
-        "imagenet:FOLDER (default: digits for the digits teacher)",
+        "images to measure on, never to train on: digits, FILE.npz, a folder of class folders, cifar10:FOLDER, "
+        "cifar100:FOLDER or imagenet:FOLDER (default: digits for the digits teacher)",
     )
     labels: str | None = setting(
         None,
@@ -84,7 +95,7 @@ class StudentConfig(Config):
     allow_weak_teacher: bool = setting(
         False, "go on although the teacher decides hardly better than a guess on the test data"
     )
-    download: bool = setting(False, "fetch test data cifar10 or cifar100 if its folder has none")
+    download: bool = setting(False, "download test data cifar10 or cifar100 if the folder has none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +143,7 @@ class StudentConfig(Config):
 
     def _require_use_of_noise(self) -> None:
         if getattr(self, "method", None) != "blockwise":
-            raise InputError("generator noise trains nothing; only method blockwise can do with it")
+            raise InputError("generator noise is for method blockwise alone; choose another generator")
         idle = [name for name in IDLE_WITH_NOISE if name in self.given - self.shared]
         if idle:
             raise InputError(f"{idle[0]} has no effect with generator noise, which has nothing to train; leave it out")

@@ -58,7 +58,7 @@ def _refuse_unmeetable(top: Mapping[str, Any], service: Mapping[str, Any], gpus:
         return
     if gpus == 0:
         raise InputError(
-            f"trialGpuNumber: {asked}, but NNI can see no GPU on this machine; leave out it and maxTrialNumberPerGpu"
+            f"trialGpuNumber: {asked}, but NNI sees no GPU on this machine; leave out both it and maxTrialNumberPerGpu"
         )
     if service.get("useactivegpu") is None:
         raise InputError("useActiveGpu is missing beside trialGpuNumber; add useActiveGpu: true to trainingService")
@@ -110,7 +110,7 @@ def _whole(settings: Mapping[str, Any], name: str, *, default: int, least: int =
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}: {value!r} must be a whole number from {least} on")
+        raise InputError(f"{name}: {value!r} is not a whole number of {least} or more; correct it")
     return value
 
 
@@ -123,4 +123,4 @@ def _indices(service: Mapping[str, Any]) -> list[int]:
     try:
         return [int(index) for index in (str(value).split(",") if isinstance(value, (str, int)) else value or [])]
     except (TypeError, ValueError) as error:
-        raise InputError(f"gpuIndices: {value!r} must be numbers of GPUs, such as [0, 2]") from error
+        raise InputError(f"gpuIndices: {value!r} is no list of GPUs; write their numbers, such as [0, 2]") from error

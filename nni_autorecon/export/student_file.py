@@ -241,7 +241,7 @@ def _read(content: bytes, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]
             f"saved network {path} is damaged or no safetensors file; give the student.safetensors of a compression"
         ) from error
     if not isinstance(known, dict) or not known.keys() >= {"format", "sha256"}:
-        raise InputError(f"{path} is damaged or not written by save_network; give the .safetensors file of a student")
+        raise InputError(f"{path} is damaged or not written by nni-autorecon; give the .safetensors file of a student")
     if (found := known.pop("format")) not in READABLE:
         raise InputError(f"{path} has format {shown(found)}, this version reads {FORMAT}; update nni-autorecon")
     if known.pop("sha256") != _digest(known, tensors):

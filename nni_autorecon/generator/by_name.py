@@ -42,7 +42,7 @@ def generator_from_spec(
         raise InputError(f"generator {str(spec)!r} needs a genotype; give its file with --genotype")
     if spec.kind in HUMAN_DESIGNED:
         if spec.equal_macs and width is not None:
-            raise InputError(f"generator {str(spec)!r} has the width of equal MACs; leave out --width")
+            raise InputError(f"generator {str(spec)!r} is as wide as equal MACs make it; leave out --width")
         latent_dim = latent_dim or LATENT_DIM
         if spec.equal_macs:
             width = equal_macs_width(str(genotype), image=image, latent_dim=latent_dim)

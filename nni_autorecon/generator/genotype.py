@@ -95,9 +95,12 @@ class Genotype:
         try:
             document = parse_json(text)
         except ValueError as error:
-            raise InputError(f"{source} is not JSON ({error}); write it again by best-genotype") from error
+            raise InputError(f"{source} is not JSON ({error}); give one that search or best-genotype wrote") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError(f'{source} is not a genotype: it lacks "format": "{FORMAT}"; give a file of best-genotype')
+            raise InputError(
+                f'{source} is not a genotype: it lacks "format": "{FORMAT}"; '
+                "give one that search or best-genotype wrote"
+            )
         if (version := document.get("version")) != VERSION or isinstance(version, bool):
             raise InputError(f"{source} has version {shown(version)}; this release reads version {VERSION}")
         sizes: dict[str, int] = {}

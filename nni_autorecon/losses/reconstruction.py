@@ -126,7 +126,7 @@ class MeanLoss:
 def require_finite(value: float, what: str) -> None:
     """Raise DivergenceError, naming ``what``, if ``value`` is NaN or infinite."""
     if not math.isfinite(value):
-        raise DivergenceError(f"{what} became {value}; lower the learning rate or the BNS weight")
+        raise DivergenceError(f"{what} became {value}; lower the learning rate or bns_weight")
 
 
 def require_finite_weights(network: nn.Module, whose: str) -> None:

@@ -66,7 +66,7 @@ def equalized(network: nn.Module, image: ImageShape) -> tuple[fx.GraphModule, di
     """
     if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
         raise InputError(
-            f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than DFQ"
+            f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than dfq"
         )
     float_network, outputs = folded(network, image=image)
     pairs = equalization_pairs(float_network)

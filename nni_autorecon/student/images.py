@@ -70,7 +70,9 @@ class GeneratorImages:
         ``on_ready`` is called when the generator is there. Raises InputError if ``mixed_classes`` exceeds the classes.
         """
         if config.mixed_classes > teacher.num_classes:
-            raise InputError(f"mixed_classes ({config.mixed_classes}) exceeds {teacher.num_classes} classes; lower it")
+            raise InputError(
+                f"mixed_classes ({config.mixed_classes}) exceeds the teacher's {teacher.num_classes} classes; lower it"
+            )
         generator = configured_generator(config, teacher)
         source = LatentSource(
             config.batch_size,

@@ -88,7 +88,11 @@ GDFQ = CompressConfig(method="gdfq", generator="gdfq")
     ("config", "settings", "message"),
     [
         (GDFQ, {"epochs": 5, "warmup_epochs": 4, "range_epochs": 1}, "epochs .* must exceed"),
-        (GDFQ, {"generator_updates": "warmup", "warmup_epochs": 0}, "never trains it; raise warmup_epochs"),
+        (
+            GDFQ,
+            {"generator_updates": "warmup", "warmup_epochs": 0},
+            "warmup_epochs 0 train nothing; raise warmup_epochs",
+        ),
         (GDFQ, {"method": "zeroq"}, "method is zeroq, so that generator would do nothing; leave out generator"),
         (GDFQ, {"input_bits": 4}, "protocol is activations, so that input_bits would do nothing"),
         (CompressConfig(), {"generator": "searched"}, "generator searched needs a genotype; give --genotype FILE"),

@@ -187,7 +187,7 @@ def test_gpus(monkeypatch, tmp_path):
     ("text", "state", "found", "remedy"),
     [
         ("trainingService: {platform: local}", OK, "asks for GPUs that NNI can give, or for none", ""),
-        ("trialGpuNumber: 1\ntrainingService: {platform: local}", WRONG, "NNI can see no GPU", "leave out it"),
+        ("trialGpuNumber: 1\ntrainingService: {platform: local}", WRONG, "NNI sees no GPU", "leave out both it"),
         ("", WRONG, "e.yml is empty", "nni-autorecon new"),
         ("- 1", WRONG, "expected names and values, got list", "nni-autorecon new"),
         ("a: [", WRONG, "is neither JSON nor YAML", "nni-autorecon new"),

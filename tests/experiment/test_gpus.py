@@ -86,18 +86,26 @@ def test_as_nnis_own_scheduler(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "gpus", "message"),
     [
-        (_settings(trialGpuNumber=1, useActiveGpu=True), 0, "trialGpuNumber: 1, but NNI can see no GPU"),
+        (_settings(trialGpuNumber=1, useActiveGpu=True), 0, "trialGpuNumber: 1, but NNI sees no GPU"),
         (_settings(trialGpuNumber=1), 2, "useActiveGpu is missing beside trialGpuNumber; add useActiveGpu: true"),
         (_settings(trialGpuNumber=1, useActiveGpu=True), 1, "write trialGpuNumber: 1 and maxTrialNumberPerGpu: 2"),
         (_settings(trialGpuNumber=4, useActiveGpu=True), 4, "write trialGpuNumber: 7 and maxTrialNumberPerGpu: 2"),
         (_settings(trialGpuNumber=1, useActiveGpu=True, gpuIndices=2), 2, "gpuIndices: 2 leaves 0 of the 2"),
         (_settings(trialGpuNumber=2, useActiveGpu=True, gpuIndices="0,1,1"), 3, None),
-        (_settings(trialGpuNumber=1, useActiveGpu=True, gpuIndices="all"), 2, "gpuIndices: 'all' must be numbers"),
+        (
+            _settings(trialGpuNumber=1, useActiveGpu=True, gpuIndices="all"),
+            2,
+            "gpuIndices: 'all' is no list of GPUs; write their numbers",
+        ),
         (_settings(5, trialGpuNumber=1, useActiveGpu=True), 3, "trialConcurrency: 5, but 3 such.*: 3$"),
         ({**_settings(5, trialGpuNumber=1, useActiveGpu=True), "maxTrialNumber": 3}, 3, None),
         (_settings(trialGpuNumber=1, maxTrialNumberPerGpu=2, useActiveGpu=False), 1, "write useActiveGpu: true"),
-        (_settings(trialGpuNumber="1"), 1, "trialGpuNumber: '1' must be a whole number from 0 on"),
-        (_settings(trialGpuNumber=1, useActiveGpu=True, maxTrialNumberPerGpu=0), 1, "must be a whole number from 1 on"),
+        (_settings(trialGpuNumber="1"), 1, "trialGpuNumber: '1' is not a whole number of 0 or more"),
+        (
+            _settings(trialGpuNumber=1, useActiveGpu=True, maxTrialNumberPerGpu=0),
+            1,
+            "is not a whole number of 1 or more",
+        ),
     ],
 )
 def test_one_line_names_the_key_and_the_remedy(settings, gpus, message):

@@ -127,7 +127,7 @@ def test_a_search_does_not_go_on_with_anothers_candidates(config):
             {"strategy": "enas", "sampling": "hard", "mac_penalty": 1.0},
             "enas, so that sampling, mac_penalty",
         ),
-        ({"strategy": "enas", "architecture_steps": 1}, "enas compares .*; raise architecture_steps from 1"),
+        ({"strategy": "enas", "architecture_steps": 1}, "enas compares .*; give architecture_steps 2 or more"),
         ({"candidate_steps": 4}, "strategy is autorecon, so that candidate_steps would do nothing"),
         ({"strategy": "evolution", "candidate_steps": 300}, r"candidate_steps \(300\) exceeds .* \(256\); lower it"),
     ],

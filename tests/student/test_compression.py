@@ -438,7 +438,7 @@ def test_a_student_is_trained_on_labels_that_are_mixed_and_measured_on_others():
 
 
 def test_more_classes_than_there_are_cannot_be_mixed():
-    with pytest.raises(InputError, match=r"mixed_classes \(6\) exceeds 5 classes; lower it"):
+    with pytest.raises(InputError, match=r"mixed_classes \(6\) exceeds the teacher's 5 classes; lower it"):
         _start(CONFIG.override({"mixed_share": 0.5, "mixed_classes": 6}))
 
 
