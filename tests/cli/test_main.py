@@ -94,7 +94,7 @@ def test_a_mean_below_0_reaches_the_settings(text):
 
 def test_a_number_is_judged_by_the_settings(tmp_path, capsys):
     assert "epochs = -3 is too small; the least is 1" in refused(capsys, 2, "search", "--epochs", "-3")
-    assert "mean has 3 numbers" in refused(capsys, 2, "search", "--mean", "-1,0,0", "--std", "1,1,1", "-o", tmp_path)
+    assert "mean has 3 and std 3" in refused(capsys, 2, "search", "--mean", "-1,0,0", "--std", "1,1,1", "-o", tmp_path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["search", "--mean", "-o", "run"])
     assert "expected at least one argument; see nni-autorecon search --help" in capsys.readouterr().err
