@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .traced_values import Value
 
@@ -36,6 +36,38 @@ def what_takes_no_proxies() -> Iterator[None]:
         stack.enter_context(_replaced(torch.autograd.Variable, "__new__", _passing_proxies_on))
         stack.enter_context(_replaced(torch.jit.ScriptFunction, "__call__", _followed))
         yield
+
+
+@contextmanager
+def numbers_that_take_proxies(network: nn.Module) -> Iterator[None]:
+    """Let ``int`` and ``float`` take a traced number within the block, in the files that define the network's classes.
+
+    They are no longer the types that PyTorch knows there, so that ``dtype=int`` fails.
+    """
+    names = {type(module).__module__ for module in network.modules()}
+    files = [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
+    own = [{name: file[name] for name in ("int", "float") if name in file} for file in files]
+    for file in files:
+        file.update(int=_taking_proxies(int), float=_taking_proxies(float))
+    try:
+        yield
+    finally:
+        for file, former in zip(files, own, strict=True):
+            del file["int"], file["float"]
+            file.update(former)
+
+
+def _taking_proxies(kind: type) -> type:
+    """Return a type that is ``kind`` to a call, which may be one of the graph, and to ``isinstance``."""
+
+    class Kind(type):
+        def __call__(cls, *args: Any, **named: Any) -> Any:
+            return args[0].to_number(kind) if _has_proxy(args) else kind(*args, **named)
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, kind)
+
+    return Kind(kind.__name__, (kind,), {})
 
 
 @contextmanager

@@ -69,6 +69,15 @@ class Value(fx.Proxy):
             return super().__len__()
         return self.size(0) if self.is_tensor() else len(self.known[0])
 
+    def to_number(self, kind: type) -> Any:
+        """Return what ``kind``, int or float, makes of a number; that of a number of images is a call."""
+        if self.known is UNKNOWN or self.is_tensor():
+            return kind(self)
+        if isinstance(self.known[0], kind):
+            return self
+        function = torch.sym_int if kind is int else torch.sym_float
+        return self.tracer.create_proxy("call_function", function, (self,), {})
+
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
             self.stale = None

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from .functional_layers import LAYERS, are_equal, attention, takes_place
-from .proxies import what_takes_no_proxies
+from .proxies import numbers_that_take_proxies, what_takes_no_proxies
 from .traced_values import (
     UNKNOWN,
     Value,
@@ -67,7 +67,11 @@ class Tracer(fx.Tracer):
                 self._in_place.add(module)
                 module.inplace = False
         with what_takes_no_proxies():
-            return super().trace(root, concrete_args)
+            try:
+                return super().trace(root, concrete_args)
+            except TypeError:  # perhaps of int(x.shape[0])
+                with numbers_that_take_proxies(root):
+                    return super().trace(root, concrete_args)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Trace a call of the network with images alone, and with all its hooks."""

@@ -298,6 +298,7 @@ CODE = {
     "sizes by NumPy": lambda x: F.relu(x).view(-1, np.prod(x.shape[1:])).view(x.shape),
     "length": lambda x: F.relu(x).view(len(x), -1).view(x.shape),
     "number of values": lambda x: F.relu(x).view(x.shape.numel() // 63, 63).view(x.shape) / len(x.shape),
+    "whole number": lambda x: F.relu(x).view(int(x.shape[0]), int(63 * 6.0)).view(x.shape) / float(len(x)),
     "asserts": lambda x: F.relu(x) if not torch._assert(x.ndim == 4, "four dimensions") else x,
 }
 
@@ -313,7 +314,8 @@ REFUSED = {
     "values": (lambda x: F.relu(x) if x.mean() > 5 else x, r"control flow by values .* in test_tracing.py:\d+"),
     "number of images": (lambda x: F.relu(x) if x.shape[0] > 2 else x, "control flow"),
     "each image": (lambda x: torch.stack([F.relu(each) for each in x]), r"a loop over images in test_tracing.py:\d+"),
-    "number of Python": (lambda x: x / float(x.shape[0]), r"float\(\) argument .* in test_tracing.py:\d+"),
+    "number of Python": (lambda x: x / complex(x.shape[0]), r"complex\(\) .* in test_tracing.py:\d+"),
+    "whole number of values": (lambda x: x[:, : int(x.mean())], r"int\(\) argument .* in test_tracing.py:\d+"),
     "layer of no one": (lambda x: UNREGISTERED(x), "calls a Conv2d that is none of its modules"),
     "item": (lambda x: x * x.abs().max().item() if x.max().item() else x, "control flow"),
 }
