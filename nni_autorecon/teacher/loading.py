@@ -278,9 +278,9 @@ def _examined(network: nn.Module, name: str, given: Given, expected: Expected, n
         with record_bn_statistics(network) as statistics:
             image, logits = find_image(network, channels, size, device, name, remedy)
         if need_batchnorm and not statistics:
+            away = "give need_batchnorm=False and later bns_weight=0" if IN_MEMORY in name else "set --bns-weight 0"
             raise InputError(
-                f"teacher {name} has no BatchNorm2d with running statistics to match; "
-                "set --bns-weight 0 or choose another teacher"
+                f"teacher {name} has no BatchNorm2d with running statistics to match; {away}, or choose another teacher"
             )
         with images_to_try(1, image, device, f"teacher {name}") as images:
             mean, std = normalization(network, (images, logits), expected, given.mean, given.std, name)
