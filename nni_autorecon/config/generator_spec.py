@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-FORMS = "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs], noise"
+FORMS = (
+    "searched[:FILE], published:NAME, random:SEED, all:OPERATION, gdfq[-conditional][@equal-macs], noise, dead-leaves"
+)
 HUMAN_DESIGNED = ("gdfq", "gdfq-conditional")
-NOISE = "noise"
-"""This stands in for a generator: smooth noise, which nothing trains."""
+NOISE, LEAVES = DRAWN = ("noise", "dead-leaves")
+"""These stand in for a generator: images that are drawn, and that nothing trains."""
 SEARCH_SPACE = ("searched", "published", "random", "all")
 
 
@@ -33,8 +35,8 @@ class GeneratorSpec:
         design, at, modifier = text.partition("@")
         if design in HUMAN_DESIGNED and modifier == ("equal-macs" if at else ""):
             return cls(design, equal_macs=bool(at))
-        if text == NOISE:
-            return cls(NOISE)
+        if text in DRAWN:
+            return cls(text)
         kind, _, argument = text.partition(":")
         if kind not in SEARCH_SPACE or not (argument or text == "searched"):
             raise InputError(f"generator {text!r} is not known; use one of {FORMS}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..shapes import LARGEST_SIZE
 from .common import SCHEDULES, Config
-from .generator_spec import NOISE, GeneratorSpec
+from .generator_spec import DRAWN, GeneratorSpec
 from .settings import setting
 
-IDLE_WITH_NOISE = (
+IDLE_WHEN_DRAWN = (
     "genotype",
     "width",
     "latent_dim",
@@ -132,8 +132,8 @@ class StudentConfig(Config):
         spec = self.generator_spec
         if spec is None:
             return
-        if spec.kind == NOISE:
-            self._require_use_of_noise()
+        if spec.kind in DRAWN:
+            self._require_use_of_drawn(spec)
         if spec.needs_genotype and self.genotype is None:
             raise InputError(
                 f"generator {spec} needs a genotype; give --genotype FILE or another generator, such as gdfq"
@@ -141,9 +141,9 @@ class StudentConfig(Config):
         if "genotype" in self.given - self.shared and self.genotype and not spec.uses_genotype(self.width):
             raise InputError(f"generator {spec} has no use for a genotype; leave out --genotype or --generator")
 
-    def _require_use_of_noise(self) -> None:
+    def _require_use_of_drawn(self, spec: GeneratorSpec) -> None:
         if getattr(self, "method", None) != "blockwise":
-            raise InputError("generator noise is for method blockwise alone; choose another generator")
-        idle = [name for name in IDLE_WITH_NOISE if name in self.given - self.shared]
+            raise InputError(f"generator {spec} is for method blockwise alone; choose another generator")
+        idle = [name for name in IDLE_WHEN_DRAWN if name in self.given - self.shared]
         if idle:
-            raise InputError(f"{idle[0]} has no effect with generator noise, which has nothing to train; leave it out")
+            raise InputError(f"{idle[0]} has no effect with generator {spec}, which has nothing to train; leave it out")

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,19 +46,14 @@ def numbers_that_take_proxies(network: nn.Module) -> Iterator[None]:
     They are no longer the types that PyTorch knows there, so that ``dtype=int`` fails.
     """
     names = {type(module).__module__ for module in network.modules()}
-    files = [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
-    own = [{name: file[name] for name in ("int", "float") if name in file} for file in files]
-    for file in files:
-        file.update(int=_taking_proxies(int), float=_taking_proxies(float))
-    try:
+    with ExitStack() as stack:
+        for name in names.intersection(sys.modules):
+            for kind in () if name.startswith("torch.") else (int, float):
+                stack.enter_context(_replaced(sys.modules[name], kind.__name__, partial(_taking_proxies, kind)))
         yield
-    finally:
-        for file, former in zip(files, own, strict=True):
-            del file["int"], file["float"]
-            file.update(former)
 
 
-def _taking_proxies(kind: type) -> type:
+def _taking_proxies(kind: type, _: object) -> type:
     """Return a type that is ``kind`` to a call, which may be one of the graph, and to ``isinstance``."""
 
     class Kind(type):
@@ -71,10 +67,10 @@ def _taking_proxies(kind: type) -> type:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
     """Put ``change`` of an attribute in its place within the block."""
     own = vars(owner).get(name, MISSING)
-    setattr(owner, name, change(getattr(owner, name)))
+    setattr(owner, name, change(getattr(owner, name, None)))
     try:
         yield
     finally:

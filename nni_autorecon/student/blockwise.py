@@ -16,9 +16,9 @@ from ..quantization.quantizers import observe_ranges
 from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import COPIES
+from .drawn_images import DrawnImages
 from .images import GeneratorImages, OnStep
 from .lengths import Lengths
-from .noise import NoiseToRefine
 from .pace import ROUNDING_PASSES, UPDATE, Pace
 from .reconstruction import BlockError, Rates, Reconstruction
 from .refined_images import BATCH, from_pixels, refined, to_pixels
@@ -52,7 +52,7 @@ class Blockwise:
         config: CompressConfig,
         teacher: Teacher,
         student: nn.Module,
-        source: GeneratorImages | NoiseToRefine,
+        source: GeneratorImages | DrawnImages,
         *,
         lengths: Lengths,
         measured: int,

@@ -17,7 +17,7 @@ from ..accel.cuda_graphs import Recorded
 from ..accel.memory import in_usual_layout
 from ..config.common import SCHEDULES
 from ..config.compress import BLOCK, REFINING, TRACKING, TRAINING, WARM_UP, CompressConfig
-from ..config.generator_spec import NOISE
+from ..config.generator_spec import DRAWN
 from ..generator.training import reconstruction_total
 from ..losses.game import adaptability_loss
 from ..losses.reconstruction import MeanLoss, ReconstructionLoss, require_finite, require_finite_weights
@@ -28,6 +28,7 @@ from ..runs.snapshots import State
 from ..teacher.loading import Teacher
 from .agreement import Decisions, batches_within_budget, decisions
 from .blockwise import Blockwise
+from .drawn_images import DrawnImages
 from .features import with_features
 from .generators import with_generator_chosen
 from .images import FixedImages, GeneratorImages, OnStep
@@ -35,7 +36,7 @@ from .layer_bits import MixedPrecision, choose_layer_bits
 from .layer_costs import IMAGES, LayerCost, layer_costs
 from .lengths import Lengths
 from .making import make_counterpart, make_student
-from .noise import NoiseImages, NoiseToRefine
+from .noise import NoiseImages
 from .pace import Pace, chosen_lengths
 from .training import StudentTraining
 
@@ -45,7 +46,7 @@ EpochMetrics = dict[str, Any]
 LOSSES = ("loss", "class_loss", "bns_loss")
 """The metrics of the images: L_r and its parts."""
 
-Images = GeneratorImages | FixedImages | NoiseImages | NoiseToRefine
+Images = GeneratorImages | FixedImages | NoiseImages | DrawnImages
 
 
 class Settled(NamedTuple):
@@ -117,8 +118,8 @@ class Compression:
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
         source: type[Images] = GeneratorImages
-        if config.generator_spec is not None and config.generator_spec.kind == NOISE:
-            source = NoiseToRefine
+        if config.generator_spec is not None and config.generator_spec.kind in DRAWN:
+            source = DrawnImages
         elif config.generator_spec is None:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
@@ -171,7 +172,7 @@ class Compression:
         self.phases = self.config.phases
         self.blockwise = None
         if self.config.method == "blockwise":
-            assert isinstance(self.images, (GeneratorImages, NoiseToRefine))
+            assert isinstance(self.images, (GeneratorImages, DrawnImages))
             self.blockwise = Blockwise(
                 self.config,
                 self.teacher,
@@ -187,7 +188,7 @@ class Compression:
     def run_epoch(self, epoch: int, on_step: OnStep = lambda: None) -> EpochMetrics:
         """Run one epoch and return its metrics. Raises DivergenceError if a loss is no longer finite."""
         config, phase = self.config, self.phases[epoch]
-        if phase == WARM_UP and isinstance(self.images, NoiseToRefine):
+        if phase == WARM_UP and isinstance(self.images, DrawnImages):
             return {"epoch": epoch + 1, "phase": WARM_UP}  # the epochs have the same numbers with all generators
         if self.blockwise and phase != WARM_UP:
             return self._run_blockwise(self.blockwise, epoch, on_step)
@@ -238,7 +239,7 @@ class Compression:
     @torch.no_grad()
     def to_show(self) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] for a person and for the check of an export, and labels [n]."""
-        if not isinstance(self.images, NoiseToRefine) and not self.blockwise:
+        if not isinstance(self.images, DrawnImages) and not self.blockwise:
             return self.images.to_show(8)
         batches = list(self._aside())
         return torch.cat(batches), torch.cat([self.teacher.observed(batch).argmax(1) for batch in batches])

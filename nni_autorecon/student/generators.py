@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from ..config.compress import CompressConfig
-from ..config.generator_spec import NOISE
-from ..config.student import IDLE_WITH_NOISE, StudentConfig
+from ..config.generator_spec import LEAVES
+from ..config.student import IDLE_WHEN_DRAWN, StudentConfig
 from ..generator.by_name import generator_from_spec
 from ..generator.costs import gdfq_macs
 from ..generator.gdfq import GDFQ_WIDTH, LATENT_DIM, GDFQGenerator
@@ -39,17 +39,18 @@ def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator |
 
 
 def with_generator_chosen(config: CompressConfig, teacher: Teacher) -> CompressConfig:
-    """Return the settings with generator ``noise`` where nobody chose one and GDFQ's would cost more than the teacher.
+    """Return the settings with dead leaves where nobody chose a generator and GDFQ's would cost more than the teacher.
 
-    It would learn too little in the time that the rest takes, and refined images then begin as well with noise.
+    It would learn too little in the time that the rest takes, and networks of photographs, as those are that cost so
+    much, learn more from leaves (docs/results/imagenet.md).
     """
     defaults = CompressConfig()
-    untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WITH_NOISE))
+    untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WHEN_DRAWN))
     own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)
     if config.method != "blockwise" or not untouched or own <= _affordable(teacher):
         return config
-    _log.info("images begin as smooth noise, for GDFQ's generator would cost more than the network (see --generator)")
-    return config.override({"generator": NOISE}).as_shared()
+    _log.info("images are dead leaves, for GDFQ's generator would cost more than the network (see --generator)")
+    return config.override({"generator": LEAVES}).as_shared()
 
 
 def _affordable(teacher: Teacher) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..config.compress import CompressConfig
+from ..config.generator_spec import LEAVES
 from ..quantization.specification import Bits
 
 _log = logging.getLogger(__name__)
@@ -44,14 +45,14 @@ class Lengths:
         steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
         refining = config.refine_steps
         if refining is None:
-            refining = min(REFINE_STEPS, config.steps or REFINE_STEPS)
+            refining = 0 if config.generator == LEAVES else min(REFINE_STEPS, config.steps or REFINE_STEPS)
         images = config.block_images or min(BLOCK_IMAGES, max(updates * config.block_batch_size, LEAST_IMAGES))
         asked = steps, images, updates
         if config.method == "blockwise":
             if config.steps is None:
                 warm_up = 3 * config.warmup_epochs * config.batch_size * (macs + generator_macs)
                 steps = _within(WARM_UP_BUDGET, warm_up, 1, steps)
-            affordable = _within(IMAGES_BUDGET, 3 * max(refining, 1) * macs, LEAST_IMAGES, BLOCK_IMAGES)
+            affordable = _within(IMAGES_BUDGET, 3 * (refining or REFINE_STEPS) * macs, LEAST_IMAGES, BLOCK_IMAGES)
             if config.block_images is None:
                 images = min(images, affordable)
             if config.steps is None and config.block_steps is None:
