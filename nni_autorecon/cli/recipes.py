@@ -75,7 +75,7 @@ def recipe(teacher: Teacher) -> Recipe:
         "With 8 bits method `dfq`, which needs no images, cost an EfficientNet-Lite0 nothing. 4 bits of weights cost "
         "it four points by method `blockwise`, and less than one in a file of the same size whose layers differ: "
         """for that, add `"size": {"_type": "choice", "_value": ["6MB"]}` beside `bits` in `compress.json`. """
-        "Students hardly depended on the generator where it was measured, so that images begin as noise here. "
+        "Students see drawn images, `dead-leaves`, from which that network's learned more than from others. "
         f"An image of {height}×{width} costs {height * width // 32**2} times as much as one of 32×32, and a search "
         f"computes every operation of every edge at once. So it has 8 channels and batches of {batch['search']}, "
         "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory. `--bns-weight 0.1` is "

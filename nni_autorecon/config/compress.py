@@ -106,7 +106,7 @@ class CompressConfig(StudentConfig):
     refine_steps: int | None = setting(
         None,
         "updates of the pixels of these images, by which their BatchNorm statistics come nearer to those of real "
-        "ones (default: 30, or as many as steps if these are fewer)",
+        "ones (default: 30, or as many as steps if these are fewer; with generator dead-leaves 0)",
         low=0,
     )
     block_steps: int | None = setting(

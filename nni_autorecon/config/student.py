@@ -41,9 +41,10 @@ class StudentConfig(Config):
         None,
         "what makes images: searched[:FILE], published:NAME (the authors'), random:SEED and all:OPERATION "
         "(genotypes all), gdfq and gdfq-conditional (designed by hand), gdfq@equal-macs (as wide as the cost of the "
-        "genotype's allows), or noise (smooth noise, which nothing trains; method blockwise alone); {seed} stands "
-        "for the seed (default: searched if there is a genotype, else gdfq; with method blockwise noise, where gdfq "
-        "would cost more than the network and no setting of a generator is changed)",
+        "genotype's allows), or what nothing trains, with method blockwise alone: noise (smooth noise) and dead-leaves "
+        "(ellipses and rectangles that hide each other); {seed} stands for the seed (default: searched if there is a "
+        "genotype, else gdfq; with method blockwise dead-leaves, where gdfq would cost more than the network and no "
+        "setting of a generator is changed)",
         symbol="M_g",
     )
     generator_scale: float = setting(

@@ -11,6 +11,7 @@ from torch import nn
 import nni_autorecon as nar
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.config.distill import DistillConfig
+from nni_autorecon.config.generator_spec import DRAWN
 from nni_autorecon.errors import InputError
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
@@ -143,12 +144,18 @@ SHORT = {
 }
 
 
-def test_large_images_begin_as_noise(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_large_network_is_shown_dead_leaves_that_are_not_refined(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    result = nar.compress(large_teacher(), **{**SHORT, "epochs": 14, "warmup_epochs": 4}, progress=False)
-    assert result.generator == "noise"
-    assert result.generator_macs is None
-    assert "images begin as smooth noise" in caplog.text
+    config = CompressConfig(**{**SHORT, "epochs": 14, "warmup_epochs": 4, "refine_steps": None}).as_shared()
+    compression = Compression.start(config, large_teacher())
+    assert str(compression.config.generator_spec) == "dead-leaves"
+    assert compression.lengths.refine_steps == 0
+    assert "images are dead leaves" in caplog.text
+
+
+def test_dead_leaves_are_refined_if_asked_for() -> None:
+    config = CompressConfig(generator="dead-leaves", **{**SHORT, "epochs": 14, "warmup_epochs": 4}).as_shared()
+    assert Compression.start(config, large_teacher()).lengths.refine_steps == 1
 
 
 @pytest.mark.parametrize("settings", [{"generator": "gdfq"}, {"width": 2}, {"weight_lr": 0.01}])
@@ -157,17 +164,19 @@ def test_a_generator_that_a_person_says_something_of_is_taken(settings: dict[str
     assert result.generator == "gdfq"
 
 
-def test_noise_goes_with_blocks_alone_and_trains_nothing() -> None:
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_drawn_images_go_with_blocks_alone_and_train_nothing(drawn: str) -> None:
     with pytest.raises(InputError, match="only method blockwise can do with it"):
-        CompressConfig(generator="noise", method="gdfq").require_consistent()
-    with pytest.raises(InputError, match="weight_lr has no effect with generator noise"):
-        CompressConfig(generator="noise", weight_lr=0.1).require_consistent()
+        CompressConfig(generator=drawn, method="gdfq").require_consistent()
+    with pytest.raises(InputError, match=f"weight_lr has no effect with generator {drawn}"):
+        CompressConfig(generator=drawn, weight_lr=0.1).require_consistent()
     with pytest.raises(InputError, match="only method blockwise can do with it"):
-        DistillConfig(generator="noise").require_consistent()
+        DistillConfig(generator=drawn).require_consistent()
 
 
-def test_noise_is_taken_up_in_any_epoch() -> None:
-    config = CompressConfig(generator="noise", **{**SHORT, "warmup_epochs": 4, "epochs": 14}).as_shared()
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_drawn_images_are_taken_up_in_any_epoch(drawn: str) -> None:
+    config = CompressConfig(generator=drawn, **{**SHORT, "warmup_epochs": 4, "epochs": 14}).as_shared()
     whole = Compression.start(config, large_teacher())
     rows = [whole.run_epoch(epoch) for epoch in range(len(whole.phases))]
     for done in (3, 5, 6):
