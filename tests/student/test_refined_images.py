@@ -166,11 +166,11 @@ def test_a_generator_that_a_person_says_something_of_is_taken(settings: dict[str
 
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_drawn_images_go_with_blocks_alone_and_train_nothing(drawn: str) -> None:
-    with pytest.raises(InputError, match="only method blockwise can do with it"):
+    with pytest.raises(InputError, match="is for method blockwise alone"):
         CompressConfig(generator=drawn, method="gdfq").require_consistent()
     with pytest.raises(InputError, match=f"weight_lr has no effect with generator {drawn}"):
         CompressConfig(generator=drawn, weight_lr=0.1).require_consistent()
-    with pytest.raises(InputError, match="only method blockwise can do with it"):
+    with pytest.raises(InputError, match="is for method blockwise alone"):
         DistillConfig(generator=drawn).require_consistent()
 
 
