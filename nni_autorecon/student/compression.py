@@ -124,7 +124,8 @@ class Compression:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         macs = images.cost()[0] or 0
-        pace = Pace.measure(teacher, student, generator_macs=macs) if config.method == "blockwise" else None
+        learner = images if isinstance(images, GeneratorImages) else None
+        pace = Pace.measure(teacher, student, learner) if config.method == "blockwise" else None
         if state is not None:
             lengths = Lengths(**state["lengths"])
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from ..quantization.ranges import minmax_range
 from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
 from .agreement import COPIES, batches_within_budget
+from .images import GeneratorImages
 from .lengths import Lengths
 from .reconstruction import learn_scales
 
@@ -41,11 +42,8 @@ class Pace:
     learning: float
 
     @classmethod
-    def measure(cls, teacher: Teacher, student: nn.Module, *, generator_macs: int) -> Pace:
-        """Return the pace on this machine.
-
-        The generator's is told from its multiply-accumulates beside the teacher's; 0 of them are those of no generator.
-        """
+    def measure(cls, teacher: Teacher, student: nn.Module, source: GeneratorImages | None) -> Pace:
+        """Return the pace on this machine. Nothing learns; ``source`` is None where there is no generator."""
         student = copy.deepcopy(student)
         for module in student.modules():
             if isinstance(module, WeightQuantizer):
@@ -70,9 +68,8 @@ class Pace:
             (gradient,) = torch.autograd.grad(loss, images)
             gradient.sum().item()
 
-        refining = _seconds(refine, teacher)
-        share = (teacher.macs + generator_macs) / max(teacher.macs, 1) if generator_macs else 0.0
-        return cls(warm_up=refining * share, refining=refining, learning=_seconds(learn, teacher))
+        warm_up = 0.0 if source is None else _seconds_of_warm_up(source)
+        return cls(warm_up, _seconds(refine, teacher), _seconds(learn, teacher))
 
     def warm_up_epoch(self, config: CompressConfig, lengths: Lengths) -> float:
         """Return the seconds of an epoch in which the generator learns."""
@@ -118,6 +115,18 @@ def chosen_lengths(
         return lengths
     held_out = config.batch_size * batches_within_budget(teacher, config.agreement_steps, config.batch_size)
     return lengths.within(config, 60 * config.minutes - spent, partial(pace.whole, config, held_out=held_out))
+
+
+def _seconds_of_warm_up(source: GeneratorImages) -> float:
+    """Return the seconds of an update of the generator for each of its images: the faster of two."""
+    generator = copy.deepcopy(source.generator)
+    twin = replace(source, generator=generator, optimizer=torch.optim.Adam(generator.parameters()))
+    spent, started = [], time.perf_counter()
+    for images, _, _ in twin.batches(0, 2, learning_rate=0.0):
+        images.sum().item()  # a GPU is waited for
+        spent.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return min(spent) / source.source.batch_size
 
 
 def _seconds(update: Callable[[Tensor], object], teacher: Teacher) -> float:

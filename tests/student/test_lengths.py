@@ -13,6 +13,7 @@ from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.quantizers import WeightQuantizer
 from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.images import GeneratorImages
 from nni_autorecon.student.lengths import Lengths
 from nni_autorecon.student.making import make_student
 from nni_autorecon.student.pace import Pace
@@ -136,13 +137,15 @@ def test_a_pace_is_measured_and_leaves_no_trace(norms: bool) -> None:
         network = nn.Sequential(*(layer for layer in network if not isinstance(layer, nn.BatchNorm2d)))
     teacher = nar.Teacher.of(network, IMAGE, need_batchnorm=norms)
     student, _ = make_student(CONFIG, teacher, CONFIG.quantization)
-    weights, random = snapshot(student), torch.get_rng_state()
-    pace = Pace.measure(teacher, student, generator_macs=3 * teacher.macs)
-    assert pace.warm_up == pytest.approx(4 * pace.refining)
-    assert min(pace.refining, pace.learning) > 0
-    assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+    source = GeneratorImages.start(CONFIG.override({"bns_weight": float(norms), "batch_size": 4}), teacher)
+    before, random = (snapshot(student), snapshot(source.generator)), torch.get_rng_state()
+    pace = Pace.measure(teacher, student, source)
+    assert min(pace.warm_up, pace.refining, pace.learning) > 0
+    for module, state in zip((student, source.generator), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert source.state()["optimizer"]["state"] == {}
     assert torch.equal(torch.get_rng_state(), random)
-    assert Pace.measure(teacher, student, generator_macs=0).warm_up == 0
+    assert Pace.measure(teacher, student, None).warm_up == 0
 
 
 def never(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,7 +158,7 @@ def test_a_pace_estimates_no_ranges_of_weights() -> None:
     quantizers = [module for module in student.modules() if isinstance(module, WeightQuantizer)]
     for quantizer in quantizers:
         quantizer.estimate = never
-    Pace.measure(teacher, student, generator_macs=0)
+    Pace.measure(teacher, student, None)
     assert quantizers
     assert all(quantizer.estimate is never for quantizer in quantizers)
 
