@@ -20,7 +20,8 @@ from .images import OnStep
 from .noise import STEEPEST, smooth_noise, within_pixels
 
 Pixels = npt.NDArray[np.float32]
-LEAF_COUNT = 200
+MOST_LEAVES = 200
+"""An image has so many leaves or fewer; with none it is smooth noise."""
 RADII = 0.04, 0.6
 """The least and the largest radius of a leaf, in sides of an image."""
 DEVIATION = 0.6
@@ -45,7 +46,7 @@ def dead_leaves(count: int, image: ImageShape, *, seed: int) -> Tensor:
 def _covered(ground: Pixels, texture: Pixels, random: np.random.Generator) -> Pixels:
     """Return the ground [C, H, W] when leaves with pieces of the texture [C, H, W] lie on it."""
     channels, *size = ground.shape
-    for _ in range(LEAF_COUNT):
+    for _ in range(random.integers(MOST_LEAVES + 1)):
         radius = random.uniform(RADII[1] ** -2, RADII[0] ** -2) ** -0.5 * min(size)
         stretch, angle, position = np.exp(random.uniform(-0.8, 0.8)), random.uniform(0, np.pi), random.random(2) * size
         reach = radius * 1.5 * max(stretch, 1 / stretch)

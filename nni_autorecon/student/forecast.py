@@ -14,7 +14,7 @@ def phase_name(compression: Compression, epoch: int) -> str:
     if phase == BLOCK:
         first = compression.phases.index(BLOCK)
         return f"block {epoch - first + 1} of {len(compression.phases) - first}"
-    names = {WARM_UP: "the generator learns", REFINING: "images are refined", TRACKING: "ranges"}
+    names = {WARM_UP: "the generator learns", REFINING: "images are made", TRACKING: "ranges"}
     return names.get(phase, "the student learns")
 
 
