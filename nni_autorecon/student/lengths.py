@@ -38,9 +38,9 @@ class Lengths:
         """Return the lengths for a network of ``macs`` multiply-accumulates an image, and such a generator.
 
         What was not asked for is shortened, down to a least, where it would exceed its budget, and a line says so; an
-        update costs three forward passes. A run that is to be short has no more images than its blocks see, and no more
-        updates of their pixels than batches in an epoch. Where images are few, blocks have few updates, or none
-        (:func:`most_updates`).
+        update costs three forward passes. Images that are not refined are as many as if they were. A run that is to be
+        short has no more images than its blocks see, and no more updates of their pixels than batches in an epoch.
+        Where images are few, blocks have few updates, or none (:func:`most_updates`).
         """
         steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
         refining = config.refine_steps
