@@ -153,7 +153,7 @@ def test_a_search_whose_student_diverges_says_what_to_lower(digits_teacher, tmp_
     [
         ({"student_bits": "w3a3"}, "adaptability_weight is 0, so that student_bits would do nothing"),
         ({"student_lr": 0.1, "student_bits": "w3a3"}, "student_bits, student_lr would do nothing"),
-        ({"adaptability_weight": 1.0, "epochs": 1}, "raise epochs"),
+        ({"adaptability_weight": 1.0, "epochs": 1}, "give 2 epochs or more"),
         ({"adaptability_weight": 1.0, "strategy": "random"}, "so that adaptability_weight would do nothing"),
         ({"adaptability_weight": 1.0, "strategy": "enas"}, "so that adaptability_weight would do nothing"),
     ],
