@@ -140,7 +140,7 @@ class Blockwise:
         images = self.image_count + self.measured * self.config.batch_size
         phases = {
             WARM_UP: pace.warm_up_epoch(self.config, self.lengths),
-            REFINING: pace.refining_all(self.lengths, images=images),
+            REFINING: pace.making(self.lengths, images=images),
             TRACKING: pace.forward(self.image_count),
         }
         macs = [max(own, 1) for own in self.reconstruction.block_macs(self._zero_image())]

@@ -124,8 +124,10 @@ class Compression:
             source = NoiseImages if config.method == "dfq" else FixedImages
         images = source.start(config, teacher, on_step, state and state["images"], on_ready)
         macs = images.cost()[0] or 0
-        learner = images if isinstance(images, GeneratorImages) else None
-        pace = Pace.measure(teacher, student, learner) if config.method == "blockwise" else None
+        pace = None
+        if config.method == "blockwise":
+            assert isinstance(images, (GeneratorImages, DrawnImages))
+            pace = Pace.measure(teacher, student, images)
         if state is not None:
             lengths = Lengths(**state["lengths"])
         else:

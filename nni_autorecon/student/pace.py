@@ -19,12 +19,15 @@ from ..quantization.ranges import minmax_range
 from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
 from .agreement import COPIES, batches_within_budget
+from .drawn_images import DrawnImages
 from .images import GeneratorImages
 from .lengths import Lengths
 from .reconstruction import learn_scales
 
 MOST = 32
 """The pace is measured on at most so many images, and on fewer large ones, which would fill the memory."""
+DRAWN = 4
+"""The pace of drawing is that of so many images."""
 UPDATE = 3
 """An update costs about so many forward passes."""
 MEASUREMENTS = 4
@@ -35,15 +38,19 @@ ROUNDING_PASSES = 6
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for an image of an update of the generator, of the image's pixels, and of all blocks of the student."""
+    """Seconds for an image of an update of the generator, of the image's pixels, and of all blocks of the student.
+
+    Images that are drawn have no generator; ``drawing`` are the seconds of an image of theirs.
+    """
 
     warm_up: float
     refining: float
     learning: float
+    drawing: float = 0.0
 
     @classmethod
-    def measure(cls, teacher: Teacher, student: nn.Module, source: GeneratorImages | None) -> Pace:
-        """Return the pace on this machine. Nothing learns; ``source`` is None where there is no generator."""
+    def measure(cls, teacher: Teacher, student: nn.Module, source: GeneratorImages | DrawnImages) -> Pace:
+        """Return the pace on this machine. Nothing learns."""
         student = copy.deepcopy(student)
         for module in student.modules():
             if isinstance(module, WeightQuantizer):
@@ -68,16 +75,20 @@ class Pace:
             (gradient,) = torch.autograd.grad(loss, images)
             gradient.sum().item()
 
-        warm_up = 0.0 if source is None else _seconds_of_warm_up(source)
-        return cls(warm_up, _seconds(refine, teacher), _seconds(learn, teacher))
+        refining, learning = _seconds(refine, teacher), _seconds(learn, teacher)
+        if isinstance(source, GeneratorImages):
+            return cls(_seconds_of_warm_up(source), refining, learning)
+        started = time.perf_counter()
+        source.fixed(DRAWN)
+        return cls(0.0, refining, learning, (time.perf_counter() - started) / DRAWN)
 
     def warm_up_epoch(self, config: CompressConfig, lengths: Lengths) -> float:
         """Return the seconds of an epoch in which the generator learns."""
         return self.warm_up * lengths.steps * config.batch_size
 
-    def refining_all(self, lengths: Lengths, *, images: int) -> float:
-        """Return the seconds of refining so many images."""
-        return self.refining * lengths.refine_steps * images
+    def making(self, lengths: Lengths, *, images: int) -> float:
+        """Return the seconds of making so many images, of their updates, and of their L_r."""
+        return (self.drawing + self.refining * (lengths.refine_steps + 1 / UPDATE)) * images
 
     def forward(self, images: int) -> float:
         """Return the seconds of the student's forward passes over so many images."""
@@ -96,7 +107,7 @@ class Pace:
         """Return the seconds of a run with so many images that are held out, without what measures it on test data."""
         return (
             config.warmup_epochs * self.warm_up_epoch(config, lengths)
-            + self.refining_all(lengths, images=lengths.block_images + held_out)
+            + self.making(lengths, images=lengths.block_images + held_out)
             + config.range_epochs * self.forward(lengths.block_images)
             + self.blocks(config, lengths)
             + MEASUREMENTS * self.measuring(held_out)

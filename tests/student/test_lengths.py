@@ -13,6 +13,7 @@ from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.quantizers import WeightQuantizer
 from nni_autorecon.student.compression import Compression
+from nni_autorecon.student.drawn_images import DrawnImages
 from nni_autorecon.student.images import GeneratorImages
 from nni_autorecon.student.lengths import Lengths
 from nni_autorecon.student.making import make_student
@@ -130,6 +131,10 @@ def test_minutes_are_for_blockwise_alone() -> None:
         CONFIG.override({"method": "gdfq", "minutes": 1}).require_consistent()
 
 
+def drawn_images(teacher: nar.Teacher) -> DrawnImages:
+    return DrawnImages.start(CompressConfig(generator="dead-leaves", bns_weight=0.0), teacher)
+
+
 @pytest.mark.parametrize("norms", [True, False])
 def test_a_pace_is_measured_and_leaves_no_trace(norms: bool) -> None:
     network = toy_teacher()
@@ -145,7 +150,11 @@ def test_a_pace_is_measured_and_leaves_no_trace(norms: bool) -> None:
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     assert source.state()["optimizer"]["state"] == {}
     assert torch.equal(torch.get_rng_state(), random)
-    assert Pace.measure(teacher, student, None).warm_up == 0
+    drawn = Pace.measure(teacher, student, drawn_images(teacher))
+    assert drawn.warm_up == 0
+    assert drawn.drawing > 0
+    lengths = Lengths(50, 100, 0, 30)
+    assert drawn.making(lengths, images=200) == pytest.approx(200 * (drawn.drawing + drawn.refining / 3))
 
 
 def never(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +167,7 @@ def test_a_pace_estimates_no_ranges_of_weights() -> None:
     quantizers = [module for module in student.modules() if isinstance(module, WeightQuantizer)]
     for quantizer in quantizers:
         quantizer.estimate = never
-    Pace.measure(teacher, student, None)
+    Pace.measure(teacher, student, drawn_images(teacher))
     assert quantizers
     assert all(quantizer.estimate is never for quantizer in quantizers)
 
