@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -46,10 +47,10 @@ def numbers_that_take_proxies(network: nn.Module) -> Iterator[None]:
     They are no longer the types that PyTorch knows there, so that ``dtype=int`` fails.
     """
     names = {type(module).__module__ for module in network.modules()}
+    own = [name for name in names.intersection(sys.modules) if not name.startswith("torch.")]
     with ExitStack() as stack:
-        for name in names.intersection(sys.modules):
-            for kind in () if name.startswith("torch.") else (int, float):
-                stack.enter_context(_replaced(sys.modules[name], kind.__name__, partial(_taking_proxies, kind)))
+        for name, kind in itertools.product(own, (int, float)):
+            stack.enter_context(_replaced(sys.modules[name], kind.__name__, partial(_taking_proxies, kind)))
         yield
 
 

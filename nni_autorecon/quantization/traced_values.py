@@ -16,6 +16,8 @@ UNKNOWN: Any = object()
 """The value of a proxy about which nothing is known."""
 TRANSPOSED: dict[str, tuple[str, tuple[int, ...]]] = {"T": ("t", ()), "mT": ("transpose", (-2, -1))}
 """These attributes of a tensor are written down as calls of methods."""
+ELEMENTWISE = {torch.max: torch.maximum, torch.min: torch.minimum, "max": torch.maximum, "min": torch.minimum}
+"""These functions of two tensors are called by other names, so that what is left takes values of one tensor."""
 
 
 class Value(fx.Proxy):

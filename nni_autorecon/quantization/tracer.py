@@ -22,6 +22,7 @@ from torch.fx.proxy import TraceError
 from .functional_layers import LAYERS, are_equal, attention, takes_place
 from .proxies import numbers_that_take_proxies, what_takes_no_proxies
 from .traced_values import (
+    ELEMENTWISE,
     UNKNOWN,
     Value,
     adds_nothing,
@@ -35,9 +36,6 @@ from .traced_values import (
     set_item,
     shares_memory,
 )
-
-ELEMENTWISE = {torch.max: torch.maximum, torch.min: torch.minimum, "max": torch.maximum, "min": torch.minimum}
-"""These functions of two tensors are called by other names, so that what is left takes values of one tensor."""
 
 
 class Tracer(fx.Tracer):
@@ -84,10 +82,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return True for a layer: a module whose forward is that of a class of ``torch.nn``."""
-        if "forward" in vars(m) or m is self.root or isinstance(m, nn.Sequential):
-            return False
-        if isinstance(m, nn.Conv1d):
-            return False  # its call of conv1d becomes one of Conv2d
+        if "forward" in vars(m) or m is self.root or isinstance(m, (nn.Sequential, nn.Conv1d)):
+            return False  # a Conv1d's call of conv1d becomes one of Conv2d
         forward_class = next(kind for kind in type(m).__mro__ if "forward" in vars(kind))
         return forward_class.__module__.startswith(("torch.nn.", "torch.ao.nn."))
 

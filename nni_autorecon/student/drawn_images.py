@@ -64,7 +64,7 @@ def _covered(ground: Pixels, texture: Pixels, random: np.random.Generator) -> Pi
     return ground
 
 
-DRAWN: dict[str, Callable[..., Tensor]] = {NOISE: smooth_noise, LEAVES: dead_leaves}
+DRAWINGS: dict[str, Callable[..., Tensor]] = {NOISE: smooth_noise, LEAVES: dead_leaves}
 """What draws images, by the kind of the generator in whose place they stand."""
 
 
@@ -91,7 +91,7 @@ class DrawnImages:
         """Return the images, which depend on the seed alone. ``on_step`` is never called."""
         on_ready()
         assert config.generator_spec is not None
-        draw = DRAWN[config.generator_spec.kind]
+        draw = DRAWINGS[config.generator_spec.kind]
         return cls(teacher, config.batch_size, config.seed, objective_for(teacher.observed, config), draw)
 
     def state(self) -> State:

@@ -21,9 +21,9 @@ STEEPEST = 2.0
 def smooth_noise(count: int, image: ImageShape, *, seed: int, least: float = 0.0) -> Tensor:
     """Return images of noise [count, C, H, W] whose amplitudes fall with the spatial frequency f as f^-a.
 
-    Photographs have an a of about 1 (Field, 1987); here it goes from ``least``, 0 for white
-    noise, to ``STEEPEST`` over the images.
-    Each channel has deviation 1 and a mean of its own, with deviation 0.7, as images have that are standardized.
+    Photographs have an a of about 1 (Field, 1987); here it goes from ``least``, 0 for white noise, to ``STEEPEST``
+    over the images. Each channel has deviation 1 and a mean of its own, with deviation 0.7, as images have that are
+    standardized.
     """
     generator = torch.Generator().manual_seed(seed)
     spectrum = torch.fft.rfft2(torch.randn(count, *image, generator=generator))

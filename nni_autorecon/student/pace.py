@@ -26,7 +26,7 @@ from .reconstruction import learn_scales
 
 MOST = 32
 """The pace is measured on at most so many images, and on fewer large ones, which would fill the memory."""
-DRAWN = 4
+FEW_DRAWN = 4
 """The pace of drawing is that of so many images."""
 UPDATE = 3
 """An update costs about so many forward passes."""
@@ -79,8 +79,8 @@ class Pace:
         if isinstance(source, GeneratorImages):
             return cls(_seconds_of_warm_up(source), refining, learning)
         started = time.perf_counter()
-        source.fixed(DRAWN)
-        return cls(0.0, refining, learning, (time.perf_counter() - started) / DRAWN)
+        source.fixed(FEW_DRAWN)
+        return cls(0.0, refining, learning, (time.perf_counter() - started) / FEW_DRAWN)
 
     def warm_up_epoch(self, config: CompressConfig, lengths: Lengths) -> float:
         """Return the seconds of an epoch in which the generator learns."""
