@@ -20,6 +20,15 @@ from nni_autorecon.student.refined_images import from_pixels, refined, to_pixels
 from tests.helpers.toys import IMAGE, snapshot, toy_teacher
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.25)
+QUICK = {
+    "generator": "random:0",
+    "width": 2,
+    "batch_size": 4,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "steps": 1,
+    "agreement_steps": 1,
+}
 
 
 @pytest.fixture
@@ -59,13 +68,7 @@ def test_a_network_without_batchnorms_keeps_the_generators_images() -> None:
     teacher = nar.Teacher.of(network, IMAGE, mean=MEAN, std=STD, need_batchnorm=False)
     result = nar.compress(
         teacher,
-        generator="random:0",
-        width=2,
-        batch_size=4,
-        epochs=3,
-        warmup_epochs=1,
-        steps=1,
-        agreement_steps=1,
+        **QUICK,
         block_images=4,
         bns_weight=0.0,
         progress=False,
@@ -77,13 +80,7 @@ def test_a_block_may_only_be_rounded() -> None:
     torch.manual_seed(0)
     teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
     config = CompressConfig(
-        generator="random:0",
-        width=2,
-        batch_size=4,
-        epochs=3,
-        warmup_epochs=1,
-        steps=1,
-        agreement_steps=1,
+        **QUICK,
         block_images=16,
         block_steps=0,
         bits="w3a8",
@@ -99,13 +96,7 @@ def test_refined_images_are_kept_in_a_snapshot() -> None:
     torch.manual_seed(0)
     teacher = nar.Teacher.of(toy_teacher(), IMAGE, mean=MEAN, std=STD)
     config = CompressConfig(
-        generator="random:0",
-        width=2,
-        batch_size=4,
-        epochs=3,
-        warmup_epochs=1,
-        steps=1,
-        agreement_steps=1,
+        **QUICK,
         block_images=10,
         refine_steps=2,
     ).as_shared()
