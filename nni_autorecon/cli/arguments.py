@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -35,15 +36,26 @@ class Parser(argparse.ArgumentParser):
         """Refuse unknown arguments in the parser of the command, which can say the name that was meant."""
         known, unknown = super().parse_known_args(*arguments, **named)
         if unknown:
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
+            meant = _meant(unknown[0].partition("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is not among the choices, which for a COMMAND are the commands, by the name that was meant."""
+        if action.choices is not None and value not in action.choices:
+            meant = _meant(str(value), action.choices) or f"; choose from {', '.join(map(str, action.choices))}"
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{meant}")
 
     def error(self, message: str) -> NoReturn:
         """Print one line that names the error and the help, and exit with code 2."""
         screen.error(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help")
         self.exit(2)
+
+
+def _meant(word: str, choices: Iterable[Any]) -> str:
+    """Return a question for the one of ``choices`` that ``word`` is nearly; nothing if there is none."""
+    close = difflib.get_close_matches(word, map(str, choices), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class _HelpAll(argparse.Action):

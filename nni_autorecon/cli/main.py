@@ -88,8 +88,9 @@ def _add_new(command: AddCommand) -> None:
     new.usage = "%(prog)s FOLDER [settings]"
     new.description = (
         "Load a network, check it as search and compress do, and write experiment.yml and compress.yml, their search "
-        "spaces and a README.md into FOLDER: what to type next, and why the settings are as they are. Everything else "
-        "follows from the network. Without --teacher they are for the built-in teacher of handwritten digits."
+        "spaces and a README.md into FOLDER: what to type next, how long it takes on this machine, and why the "
+        "settings are as they are. Everything else follows from the network. Without --teacher they are for the "
+        "built-in teacher of handwritten digits."
     )
     new.add_argument("folder", type=Path, metavar="FOLDER", help="folder for them, made if it is not there")
     new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")

@@ -8,6 +8,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,13 @@ def new_folder(folder: Path, given: CompressConfig, *, force: bool = False) -> N
     with nothing written, and if the folder holds something and ``force`` is False.
     """
     from ..files import require_absent, write_text
+    from ..runs.progress import said_if_slow
 
     require_absent(folder, force=force)
     teacher = checked_teacher(given)
     chosen = recipe(teacher)
+    with said_if_slow("the time of a search and of a student is measured"):
+        chosen = replace(chosen, duration=duration_of(given, teacher, chosen))
     files = folder_files(absolute(given), teacher, chosen)
     for name, text in files.items():
         write_text(folder / name, text)
@@ -120,12 +124,9 @@ def _absolute_data(spec: str) -> str:
 
 def folder_files(config: CompressConfig, teacher: Teacher, chosen: Recipe) -> dict[str, str]:
     """Return the texts of all files by name. ``config``: what the person says of the network, with absolute paths."""
-    said = {name: value for name, value in config.to_dict().items() if name in config.given}
     files = {}
     for stage, name in EXPERIMENTS.items():
-        own = {key: value for key, value in said.items() if key in STAGES[stage].config.__dataclass_fields__}
-        rest = {key: value for key, value in chosen.flags[stage].items() if key not in own}
-        words = as_flags({"teacher": config.teacher, **own, **rest})
+        words = as_flags(stage_settings(config, chosen, stage))
         files[name] = EXPERIMENT.format(
             title=json.dumps(f"AutoReCon {stage}, {teacher.name}", ensure_ascii=False),
             about=chosen.about[stage],
@@ -138,6 +139,29 @@ def folder_files(config: CompressConfig, teacher: Teacher, chosen: Recipe) -> di
         entries = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in chosen.spaces[stage].items()]
         files[SPACES[stage]] = "{\n" + ",\n".join(entries) + "\n}\n"
     return {**files, "README.md": _readme(config, teacher, chosen)}
+
+
+def stage_settings(config: CompressConfig, chosen: Recipe, stage: str) -> dict[str, Any]:
+    """Return the settings of a stage that all its trials share: what the person says, and what is chosen for that."""
+    fields = STAGES[stage].config.__dataclass_fields__
+    own = {key: value for key, value in config.to_dict().items() if key in config.given and key in fields}
+    rest = {key: value for key, value in chosen.flags[stage].items() if key not in own}
+    return {"teacher": config.teacher, **own, **rest}
+
+
+def duration_of(config: CompressConfig, teacher: Teacher, chosen: Recipe) -> str:
+    """Return what is said of the time that the experiments take here, by the first steps of a search and a student.
+
+    Raises InputError if either is refused.
+    """
+    from ..experiment.status import duration
+    from .foretelling import search_seconds, student_seconds
+
+    student = {**stage_settings(config, chosen, "compress"), **chosen.typical}
+    return chosen.duration.format(
+        search=duration(search_seconds(teacher, stage_settings(config, chosen, "search"))),
+        student=duration(student_seconds(teacher, student)),
+    )
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:

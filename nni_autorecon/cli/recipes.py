@@ -26,6 +26,9 @@ class Recipe:
     """What the experiments do."""
     reason: str
     duration: str
+    """What is said of the time, with places for the times of a search and of a student, {search} and {student}."""
+    typical: Mapping[str, Any]
+    """Settings of a student whose time is typical of those in the search space."""
     first: str = "search"
     """The stage to begin with. Students of large images need no search."""
 
@@ -35,6 +38,7 @@ def recipe(teacher: Teacher) -> Recipe:
     height, width = teacher.image[1:]
     found = {"genotype": _choice("best-genotype.json")}
     seeds = {"seed": _choice(0, 1, 2)}
+    unsearched = {"generator": "random:0"}  # nothing is found yet, and costs about as much when it is
     about = {
         "search": "Search a generator for the network.",
         "compress": "Quantize the network with the generator that was found, at several bit widths.",
@@ -48,7 +52,8 @@ def recipe(teacher: Teacher) -> Recipe:
             },
             about,
             "All settings have their defaults, which are for this network.",
-            "Each of the six searches and of the three students takes about half a minute on an idle core.",
+            "Each of the six searches takes about {search} on this machine, each of the three students {student}.",
+            unsearched,
         )
     if min(height, width) < LARGE:
         return Recipe(
@@ -60,8 +65,8 @@ def recipe(teacher: Teacher) -> Recipe:
             "Where it was measured, students hardly depended on the generator: to do without a search, delete the line "
             "`genotype` in `compress.json` and start `compress.yml`. "
             "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
-            "For a ResNet-20 at 32×32, each of the three searches and of the three students takes some minutes on an "
-            "idle core.",
+            "Each of the three searches takes about {search} on this machine, each of the three students {student}.",
+            unsearched,
         )
     batch = {stage: max(4, min(32, pixels // (height * width))) for stage, pixels in PIXELS.items()}
     methods = _choice({"_name": "dfq", "bits": _choice("w8a8")}, {"_name": "blockwise", "bits": _choice("w4a8")})
@@ -80,10 +85,10 @@ def recipe(teacher: Teacher) -> Recipe:
         f"computes every operation of every edge at once. So it has 8 channels and batches of {batch['search']}, "
         "where the paper has 64 channels. For a MobileNetV2 at 224×224 that is 2.7 GB of memory. `--bns-weight 0.1` is "
         "GDFQ's for ImageNet.",
-        f"The trial by `dfq` takes some minutes, that by `blockwise` about the {MINUTES} that `--minutes` in "
-        "`trialCommand` says: with more, it has more images. Measuring on test data comes on top. "
-        "By its first updates, each of the three searches takes about a quarter of an hour for a ResNet-18 at 224×224, "
-        "on an idle core.",
+        "The trial by `blockwise` takes about {student} on this machine, that by `dfq` less. Measuring on test data "
+        f"comes on top. `--minutes {MINUTES}` in `trialCommand` is the most that the former may take; with more, it "
+        "has more images, up to what the disk has room for. Each of the three searches takes about {search}.",
+        {"bits": "w4a8"},
         first="compress",
     )
 

@@ -20,8 +20,7 @@ from ..config.rules import MULTI_TRIAL
 from ..config.search import SearchConfig
 from ..config.stages import STAGES, Stage, stage_of_command
 from ..errors import InputError
-from ..runs.folder import SNAPSHOT
-from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, read_config
+from ..runs.records import CANCELED, FAILED, FINISHED, INCOMPLETE, RUNNING, SNAPSHOT, read_config
 from .database import (
     STATUSES,
     TrialRecord,

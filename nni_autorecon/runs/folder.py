@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..files import parse_json, read_text, require_absent, sealed, unwritable, write_json, write_text
 from .log_file import LOG, LOG_FILE
 from .provenance import versions
+from .records import SNAPSHOT
 from .resuming import changes, contents, why_not
 from .snapshots import LAYOUT, State, load_snapshot, save_snapshot
 from .tensorboard import EventFile, remove_events
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-SNAPSHOT, LOCK, RESULT, METRICS = "snapshot.bin", ".lock", "result.json", "metrics.csv"
+LOCK, RESULT, METRICS = ".lock", "result.json", "metrics.csv"
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""
 RESULTS = (SNAPSHOT, METRICS, RESULT, LOG, *sorted({name for stage in STAGES.values() for name in stage.files}))

@@ -19,6 +19,8 @@ FINISHED, INCOMPLETE, FAILED, CANCELED, RUNNING, WAITING = STATUSES = (
     "running",
     "waiting",
 )
+SNAPSHOT = "snapshot.bin"
+"""This file of a run's folder lets it go on."""
 LOSS_SETTINGS = ("image_size", "mean", "std", "bns_weight", "bns_form")
 """L_r depends on these settings beside the teacher and the generator."""
 

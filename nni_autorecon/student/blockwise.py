@@ -19,7 +19,7 @@ from .agreement import COPIES
 from .drawn_images import DrawnImages
 from .images import GeneratorImages, OnStep
 from .lengths import Lengths
-from .pace import ROUNDING_PASSES, UPDATE, Pace
+from .pace import ROUNDING_PASSES, UPDATE, Pace, few_images
 from .reconstruction import BlockError, Rates, Reconstruction
 from .refined_images import BATCH, from_pixels, refined, to_pixels
 
@@ -143,9 +143,9 @@ class Blockwise:
             REFINING: pace.making(self.lengths, images=images),
             TRACKING: pace.forward(self.image_count),
         }
-        macs = [max(own, 1) for own in self.reconstruction.block_macs(self._zero_image())]
+        seconds = self.reconstruction.block_seconds(few_images(self.teacher))
         blocks = pace.blocks(self.config, self.lengths)
-        return phases, [blocks * own / sum(macs) for own in macs]
+        return phases, [blocks * own / sum(seconds) for own in seconds]
 
     def state(self) -> State:
         """Return the images, for :meth:`load`; the student has a state of its own."""

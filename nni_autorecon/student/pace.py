@@ -32,7 +32,7 @@ UPDATE = 3
 """An update costs about so many forward passes."""
 MEASUREMENTS = 4
 """Agreement is measured about so often: by ranges, after blocks, and of both students at the end."""
-ROUNDING_PASSES = 6
+ROUNDING_PASSES = 9
 """A block sees all images some so many times while its ranges are tracked, its weights rounded, its errors measured."""
 
 
@@ -142,11 +142,15 @@ def _seconds_of_warm_up(source: GeneratorImages) -> float:
 
 def _seconds(update: Callable[[Tensor], object], teacher: Teacher) -> float:
     """Return the seconds of an update for each of its images: the fastest of three, for the first one is slow."""
-    count = min(measured_at_once(teacher.image), MOST)
-    images = torch.rand(count, *teacher.image, generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    spent = []
+    images, spent = few_images(teacher), []
     for _ in range(3):
         started = time.perf_counter()
         update(images.clone())
         spent.append(time.perf_counter() - started)
-    return min(spent) / count
+    return min(spent) / len(images)
+
+
+def few_images(teacher: Teacher) -> Tensor:
+    """Return images [N, C, H, W] to measure the pace on."""
+    count = min(measured_at_once(teacher.image), MOST)
+    return torch.rand(count, *teacher.image, generator=torch.Generator().manual_seed(0)).to(teacher.device)

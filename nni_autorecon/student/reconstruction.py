@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.common import SCHEDULES
 from ..errors import DivergenceError, InputError
@@ -89,13 +89,21 @@ class Reconstruction:
         largest = max(2 * (before + after) for before, after in itertools.pairwise(sizes))
         return max(memory // largest, 2)
 
-    def block_macs(self, image: Tensor) -> list[int]:
-        """Return the multiply-accumulates of each block for one image, [1, C, H, W]."""
+    def block_seconds(self, images: Tensor) -> list[float]:
+        """Return how long each block takes for ``images`` [N, C, H, W] in floating point, in seconds.
+
+        Multiply-accumulates would not tell: the first blocks of a network have few for the memory that they go through.
+        """
         found = []
         for block in self._teacher_blocks:
-            with in_floating_point(self._teacher), FlopCounterMode(display=False) as counter:
-                image = outputs(block, image)
-            found.append(int(counter.get_total_flops()) // 2)
+            spent, features = [], images
+            for _ in range(2):  # the first one is slow
+                started = time.perf_counter()
+                with in_floating_point(self._teacher):
+                    images = outputs(block, features)
+                images.flatten()[-1].item()  # a GPU is waited for
+                spent.append(time.perf_counter() - started)
+            found.append(min(spent))
         return found
 
     def begin(self, images: Tensor, *, learned: int = 0) -> None:
@@ -157,7 +165,8 @@ class Reconstruction:
             optimizer.step()
             schedule.step()
             on_step()
-        best.settle()
+        if steps:
+            best.settle()
         self._features, self._teacher_features = outputs(block, inputs), target
         return BlockError(before, best.error)
 

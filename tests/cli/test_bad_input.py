@@ -387,7 +387,9 @@ DATA = [
 
 MISUSE = [
     case("", "the following arguments are required: COMMAND", "see nni-autorecon --help"),
-    case("serch", "invalid choice: 'serch'", "choose from"),
+    case("serch", "'serch' is unknown", "did you mean search?"),
+    case("make", "'make' is unknown", "choose from new, search"),
+    case("to-onnx run/student.safetensors --for sped", "--for: 'sped' is unknown", "did you mean speed?"),
     case("search --nonsense 3", "unrecognized arguments: --nonsense", "see nni-autorecon search --help"),
     case("new x --checkpont=a.pt", "arguments: --checkpont=a.pt", "did you mean --checkpoint?; see nni-autorecon new"),
     case("search --epochs", "argument --epochs: expected one argument", "see nni-autorecon search --help"),

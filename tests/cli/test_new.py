@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from nni_autorecon import files
+from nni_autorecon.cli import foretelling
 from nni_autorecon.cli import main as cli
 from nni_autorecon.cli.recipes import recipe
 from nni_autorecon.experiment import trial
@@ -57,7 +58,7 @@ MINE = "--teacher models.py:make --checkpoint make.pt --image-size 12".split()
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def network_here(tmp_path, monkeypatch):
     """A working folder, with a space in its name, of somebody who has a network and images that it knows."""
     folder = tmp_path / "my work"
     folder.mkdir()
@@ -73,6 +74,14 @@ def here(tmp_path, monkeypatch):
     np.savez("known.npz", images=images.numpy(), labels=labels.numpy())
     np.savez("unknown.npz", images=images.numpy(), labels=(labels.numpy() + 1) % 5)
     return folder
+
+
+@pytest.fixture
+def here(network_here, monkeypatch):
+    """The same folder, where times need not be measured."""
+    monkeypatch.setattr(foretelling, "search_seconds", lambda *_: 50)
+    monkeypatch.setattr(foretelling, "student_seconds", lambda *_: 200)
+    return network_here
 
 
 def _new(*arguments):
@@ -202,6 +211,27 @@ def test_force_replaces_what_it_writes_and_nothing_else(here):
 def test_an_empty_folder_is_as_good_as_none(here):
     (here / "new").mkdir()
     assert _new("new", *MINE) == 0
+
+
+def test_times_are_those_of_this_machine(network_here, capsys):
+    threads = torch.get_num_threads()
+    assert _new("new", *MINE) == 0
+    time = r"about (\d+ s|\d+ min)"
+    assert re.search(f"three searches takes {time} on this machine, .* students {time[6:]}", capsys.readouterr().out)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_search_takes_as_long_as_its_updates(monkeypatch):
+    def four_seconds_each(config, run, teacher, *, on_step):
+        for _ in range(9):
+            clock.append(clock[-1] + 4)
+            on_step()
+
+    clock = [0]
+    monkeypatch.setattr("nni_autorecon.nas.search.run_search", four_seconds_each)
+    monkeypatch.setattr(foretelling, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    settings = {"epochs": 5, "weight_steps": 7, "architecture_steps": 3, "final_steps": 30}
+    assert foretelling.search_seconds(None, settings) == pytest.approx(4 * (5 * 10 + 30 / 3))
 
 
 # What is refused

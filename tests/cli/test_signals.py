@@ -16,7 +16,7 @@ from nni_autorecon import files
 from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.cli import main as cli
 from nni_autorecon.figures import curves as plots
-from nni_autorecon.runs.folder import SNAPSHOT
+from nni_autorecon.runs.records import SNAPSHOT
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import Teacher
 from tests.helpers.command_line import heed_ctrl_c

@@ -26,7 +26,7 @@ from nni_autorecon.generator import training as reconstruction
 from nni_autorecon.nas import search
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import folder as runs
-from nni_autorecon.runs.folder import SNAPSHOT
+from nni_autorecon.runs.records import SNAPSHOT
 from nni_autorecon.runs.snapshots import load_snapshot
 from nni_autorecon.student import compression_run, distillation, distillation_run
 from nni_autorecon.student import training as student_training

@@ -11,7 +11,8 @@ from filelock import FileLock
 from nni_autorecon.cli import main as cli
 from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import InputError
-from nni_autorecon.runs.folder import LOCK, METRICS, RESULT, SNAPSHOT, NoFolder, RunFolder
+from nni_autorecon.runs.folder import LOCK, METRICS, RESULT, NoFolder, RunFolder
+from nni_autorecon.runs.records import SNAPSHOT
 
 CONFIG = SearchConfig(epochs=3)
 

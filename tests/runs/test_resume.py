@@ -19,7 +19,8 @@ from nni_autorecon.nas import enas, search
 from nni_autorecon.nas.space import GeneratorSpace
 from nni_autorecon.networks import digits_resnet
 from nni_autorecon.runs import folder as runs
-from nni_autorecon.runs.folder import LOCK, SNAPSHOT, RunFolder
+from nni_autorecon.runs.folder import LOCK, RunFolder
+from nni_autorecon.runs.records import SNAPSHOT
 from nni_autorecon.runs.snapshots import LAYOUT, load_snapshot, save_snapshot
 from nni_autorecon.shapes import ImageShape
 from nni_autorecon.student import compression_run, distillation_run

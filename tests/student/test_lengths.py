@@ -181,3 +181,15 @@ def test_a_run_goes_on_with_the_lengths_that_it_began_with() -> None:
     assert (
         begun.lengths.block_images < Compression.start(config.override({"minutes": 10}), teacher).lengths.block_images
     )
+
+
+def test_a_block_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that takes two of five seconds for a few images is foreseen to have two fifths of all blocks' time."""
+    compression = Compression.start(CONFIG, nar.Teacher.of(toy_teacher(), IMAGE))
+    blockwise, pace = compression.blockwise, Pace(warm_up=0.0, refining=0.0, learning=1.0)
+    assert blockwise is not None
+    seconds = [2.0, *[3.0 / (blockwise.count - 1)] * (blockwise.count - 1)]
+    monkeypatch.setattr(blockwise.reconstruction, "block_seconds", lambda images: seconds)
+    _, blocks = blockwise.seconds(pace)
+    assert blocks[0] == pytest.approx(0.4 * sum(blocks))
+    assert sum(blocks) == pytest.approx(pace.blocks(CONFIG, compression.lengths))
