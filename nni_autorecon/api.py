@@ -138,7 +138,8 @@ def compress(
         replace: Replace the results of an earlier run in ``folder``.
         tensorboard: Write the metrics for TensorBoard, too.
         progress: Show a bar in a terminal or notebook, plain lines elsewhere; ``lines`` writes plain lines anywhere.
-        on_epoch: A function called with the metrics of each epoch. Its errors end the run.
+        on_epoch: A function called with the metrics of each epoch, and with about how many ``seconds_left`` the
+            epochs after it take. Its errors end the run.
         on_step: A function called with every batch. Its errors end the run.
         on_result: A function called with the result while the folder is still this process's own.
         config: All settings at once, instead of ``genotype`` and ``settings``.

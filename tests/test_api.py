@@ -194,6 +194,9 @@ def test_a_row_comes_with_every_epoch(stage, teacher, tmp_path):
     assert len(steps) > len(rows)
     assert results == [result]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(rows) + 1
+    if stage == "compress":
+        left = [row["seconds_left"] for row in rows]
+        assert min(left[:-1]) > left[-1] == 0
 
 
 def test_all_settings_may_be_given_at_once():

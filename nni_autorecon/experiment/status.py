@@ -211,7 +211,10 @@ def _trial(
 ) -> TrialStatus:
     plan, last = _plan(trial, command), points[-1] if points else None
     epoch, left = _epochs_done(trial, plan, last), None
-    if state == RUNNING and epoch and plan.epochs is not None and started is not None:
+    foretold = last.metrics.get("seconds_left") if last else None
+    if state == RUNNING and last and isinstance(foretold, (int, float)):
+        left = max(foretold - (now - last.time), 0.0)
+    elif state == RUNNING and epoch and plan.epochs is not None and started is not None:
         heard = max(started, last.time) if last else now
         pace = _pace(points) or ((heard if heard > started else now) - started) / epoch
         left = max(pace * (plan.epochs + plan.afterwards - epoch) - (now - heard), 0.0)

@@ -50,7 +50,8 @@ def run_compression(
 ) -> CompressionResult:
     """Compress ``teacher``, or the configured one, or go on with a run; leave result, student and figures in ``run``.
 
-    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all. Raises
+    The student is measured on ``test_data``, or on the held-out digits for the digits teacher, or not at all.
+    ``on_epoch`` receives each epoch's metrics, and about how many ``seconds_left`` the epochs after it take. Raises
     InputError for errors that the person can mend, and DivergenceError if a loss is no longer finite.
     """
     config.require_consistent()
@@ -78,6 +79,7 @@ def run_compression(
             _log.info("the student takes about %s", about)
         bar.total += sum(costs)
         bar.begin(sum(costs[: compression.epoch]))
+        begun, taken = time.perf_counter(), sum(costs[: compression.epoch])
 
         def on_phase(epoch: int) -> None:
             nonlocal step_cost
@@ -90,9 +92,9 @@ def run_compression(
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
             run.save("compress", config, compression.state())
-            left = sum(costs[compression.epoch :])
+            done, left = sum(costs[: compression.epoch]), sum(costs[compression.epoch :])
             bar.update((bar.total or 0) - left - bar.n)  # not all work of an epoch is in its steps
-            on_epoch(metrics)
+            on_epoch({**metrics, "seconds_left": (time.perf_counter() - begun) * left / (done - taken)})
 
         result = compress(
             compression,

@@ -115,6 +115,18 @@ def test_the_warm_up_of_a_compression_counts_though_nni_does_not_hear_of_it(data
     assert trial.seconds_left == pytest.approx(3 * 5)
 
 
+def test_a_student_of_blocks_says_itself_how_long_it_takes(database):
+    """Blocks differ, so that the time of one does not tell that of another."""
+    _profile(database, COMPRESS.replace("gdfq", "blockwise"))
+    points = [(30, 0, {"default": 0.5, "seconds_left": 80.0}), (50, 4, {"default": 0.75, "seconds_left": 25.5})]
+    _add(database, "a", (0, "RUNNING"), points=points)
+    _add(database, "b", (0, "RUNNING"), (51, "SUCCEEDED"), points=points, final={"default": 0.75})
+    a, b = experiment_status("e", now=53).trials
+    assert (a.epochs, a.seconds_left) == (None, pytest.approx(25.5 - 3))
+    assert b.seconds_left is None
+    assert experiment_status("e", now=99).trials[0].seconds_left == 0
+
+
 @pytest.mark.parametrize(
     ("command", "config"),
     [
