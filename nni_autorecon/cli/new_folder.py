@@ -266,8 +266,7 @@ If it is to be fast and not only small, first write `--protocol integer` into `t
 nni-autorecon start compress.yml
 ```
 
-`nni-autorecon status` shows the trials. How long a student takes stands at the beginning of its log. When the
-trials have ended:
+`nni-autorecon status` shows the trials, and how much time is left. When they have ended:
 
 ```
 nni-autorecon report --experiment ID --html -o students
