@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from ..config.compress import CompressConfig
 from ..config.generator_spec import LEAVES
-from ..quantization.specification import Bits
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +18,7 @@ BLOCKS_BUDGET = 1e13
 """The warm-up of the generator, the images and all blocks cost so many multiply-accumulates, each some minutes of a
 core. They suffice for the lengths that suit networks of 32×32 pixels."""
 FEW_UPDATES = 30
-"""On fewer images than those of small networks, blocks have no more updates than these."""
+"""On fewer images than those of small networks, blocks have no more updates than these (docs/results/imagenet.md)."""
 FACTORS = 2.0**-10, 2.0**6
 """Lengths are multiplied by something between these to fit a person's time."""
 
@@ -40,7 +39,7 @@ class Lengths:
         What was not asked for is shortened, down to a least, where it would exceed its budget, and a line says so; an
         update costs three forward passes. Images that are not refined are as many as if they were. A run that is to be
         short has no more images than its blocks see, and no more updates of their pixels than batches in an epoch.
-        Where images are few, blocks have few updates, or none (:func:`most_updates`).
+        Where images are few, blocks have few updates: they soon learn what holds for these images alone.
         """
         steps, updates = config.steps or STEPS, config.block_updates(config.steps or STEPS)
         refining = config.refine_steps
@@ -58,7 +57,7 @@ class Lengths:
             if config.steps is None and config.block_steps is None:
                 updates = _within(BLOCKS_BUDGET, 3 * config.block_batch_size * macs, 1, updates)
                 if max(images, affordable) < BLOCK_IMAGES:
-                    updates = min(updates, most_updates(config.bits))
+                    updates = min(updates, FEW_UPDATES)
             if config.minutes is None and (steps, images, updates) != asked:
                 _log.info(
                     "an image costs %d million multiply-accumulates, so that epochs have %d batches, and blocks %d "
@@ -88,7 +87,7 @@ class Lengths:
 
     def _times(self, factor: float, config: CompressConfig) -> Lengths:
         def times(value: int) -> int:
-            return max(round(factor * value), 1) if value else 0
+            return max(round(factor * value), 1)
 
         found = self
         if config.steps is None:
@@ -98,15 +97,6 @@ class Lengths:
         if config.steps is None and config.block_steps is None:
             found = replace(found, block_steps=times(self.block_steps))
         return found
-
-
-def most_updates(bits: Bits) -> int:
-    """Return after how many updates blocks learn nothing that holds for real images, if they see few synthetic ones.
-
-    With weights of 4 bits or more, and activations of 8, it is better to round and correct alone
-    (docs/results/imagenet.md).
-    """
-    return 0 if bits.weights >= 4 and bits.activations >= 8 else FEW_UPDATES
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:
