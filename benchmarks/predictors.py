@@ -26,6 +26,7 @@ import nni_autorecon as nar
 from nni_autorecon.cache import cache_folder
 from nni_autorecon.cli.exits import report_errors
 from nni_autorecon.config.compress import CompressConfig
+from nni_autorecon.figures.images import diversity
 from nni_autorecon.files import require_absent, write_text
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
@@ -119,7 +120,7 @@ def fit(teacher: nar.Teacher, config: CompressConfig) -> Fitted:
         "its cross-entropy": loss["class_loss"],
         "its BN statistics": loss["bns_loss"],
         "BN statistics as KL": statistics(teacher, blockwise.fitted),
-        "diversity within a class": diversity(teacher, blockwise.fitted),
+        "diversity within a class": diversity(blockwise.fitted, labels_of(teacher, blockwise.fitted)),
         "kappa on own images": own.kappa,
     }
     return Fitted(compression.student, blockwise.held_out[:IN_POOL], row)
@@ -134,12 +135,9 @@ def statistics(teacher: nar.Teacher, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def diversity(teacher: nar.Teacher, images: Tensor) -> float:
-    """Return the variance of images within the classes that the teacher sees in them, as a share of all variance."""
-    labels = teacher.observed(images).argmax(1)
-    pixels = images.flatten(1)
-    within = sum(((own := pixels[labels == label]) - own.mean(0)).square().sum() for label in labels.unique())
-    return float(within / (pixels - pixels.mean(0)).square().sum())
+def labels_of(teacher: nar.Teacher, images: Tensor) -> Tensor:
+    """Return the classes [N] that the teacher sees in images [N, C, H, W]."""
+    return torch.cat([teacher.observed(batch).argmax(1) for batch in images.split(64)])
 
 
 @torch.no_grad()
@@ -174,8 +172,8 @@ def to_markdown(rows: pd.DataFrame, bits: str) -> str:
         f"By `python benchmarks/predictors.py`: students of {bits}, {STUDENT['block_images']} images of {len(KINDS)} "
         f"kinds, {STUDENT['block_steps']} updates of each block. Rank correlation (Spearman's) of the accuracy on test "
         "data with each measure, its sign turned where less is meant to be better, so that 1 foretells and 0 does not. "
-        "Diversity is the share of the variance of pixels that is within the teacher's classes; kappa is Cohen's, of "
-        "decisions on disturbed images.",
+        "Diversity is the variance of pixels within the teacher's classes over that of all images; kappa is Cohen's, "
+        "of decisions on disturbed images.",
         "",
         f"| measure | {' | '.join(groups)} |",
         f"|---|{'---|' * len(groups)}",

@@ -1,8 +1,9 @@
-"""Synthetic images are drawn here, class by class."""
+"""Synthetic images are drawn here, class by class, with how much those of one class differ."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,10 +35,26 @@ def image_grid_info(images: Tensor, labels: Tensor, *, per_class: int, max_class
     return grid
 
 
+def diversity(images: Tensor, labels: Tensor) -> float | None:
+    """Return the variance of the pixels within classes, divided by that of all: 0 if those of a class are the same.
+
+    It is about 1 if classes look alike. Both variances are unbiased, so that few images of a class do not pass for
+    alike. images: [N, C, H, W]; labels: [N]. None if no class has two images, or if all images are the same.
+    """
+    pixels, classes = images.flatten(1).double(), labels.unique()
+    apart = (pixels - pixels.mean(0)).square().sum()
+    if len(pixels) == len(classes) or apart == 0:
+        return None
+    members = [pixels[labels == class_] for class_ in classes]
+    within = torch.stack([(own - own.mean(0)).square().sum() for own in members]).sum()
+    return float(within / (len(pixels) - len(classes)) / (apart / (len(pixels) - 1)))
+
+
 def plot_images(images: Tensor, labels: Tensor, *, per_class: int, max_classes: int = 10, title: str = "") -> Figure:
     """Draw one row of images per class, with the class at the left; the title says so if not all classes are shown.
 
-    images: [N, C, H, W]; labels: [N].  Raises InputError as :func:`image_grid_info` does.
+    Below the images stands their :func:`diversity`. images: [N, C, H, W]; labels: [N]. Raises InputError as
+    :func:`image_grid_info` does.
     """
     grid = image_grid_info(images, labels, per_class=per_class, max_classes=max_classes)
     rows, columns, height, width, channels = grid.shape
@@ -51,4 +68,6 @@ def plot_images(images: Tensor, labels: Tensor, *, per_class: int, max_classes: 
     axes.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2, [str(class_) for class_ in classes[:rows]])
     axes.tick_params(length=0, labelsize=9.5)
     axes.set(xticks=[], ylabel="class")
+    if (share := diversity(images, labels)) is not None:
+        axes.set_xlabel(f"variance in a class / in all: {share:.2f}")
     return figure

@@ -24,7 +24,7 @@ from ..export.student import Student
 from ..export.student_file import float_size
 from ..figures.canvas import save_figure
 from ..figures.curves import plot_loss_curves
-from ..figures.images import plot_images
+from ..figures.images import diversity, plot_images
 from ..figures.layers import plot_frontier, plot_layers
 from ..runs.beginning import taken_up
 from ..runs.folder import RunFolder
@@ -174,6 +174,7 @@ def compress(
         mixed_precision=compression.mixed,
         layers=compression.layer_costs(),
         ranges_only_agreement=settled.ranges_only_agreement,
+        diversity=diversity(*compression.to_show()),
         taken_back=settled.taken_back,
     )
 

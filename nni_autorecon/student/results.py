@@ -69,6 +69,9 @@ class CompressionResult:
     """The cost of each quantized layer, in the order of their calls; None for a network that cannot be traced."""
     ranges_only_agreement: float | None = None
     """The agreement with ranges set, on the same images; None if nothing was trained."""
+    diversity: float | None = None
+    """The variance of synthetic images within the classes that the teacher sees in them, over that of all of them; None
+    if no class has two."""
     taken_back: bool = False
     """True if training made the agreement beyond chance worse, so that the student by ranges alone was kept."""
     file_bytes: int | None = None

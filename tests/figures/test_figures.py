@@ -240,6 +240,27 @@ def test_the_image_grid_refuses_shapes_that_do_not_fit(shape: tuple[int, ...], l
         image_grids.image_grid_info(torch.zeros(shape), torch.zeros(labels), per_class=per_class)
 
 
+def test_diversity_is_the_variance_within_classes_over_all_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(400, 1, 5, 5, generator=generator), torch.arange(400) % 4
+    assert image_grids.diversity(images, labels) == pytest.approx(1.0, abs=0.01)  # classes look alike
+    means = torch.tensor([-3.0, 3.0])[labels % 2].view(-1, 1, 1, 1)
+    assert image_grids.diversity(images + means, labels) == pytest.approx(1 / (1 + 9), rel=0.05)
+    assert image_grids.diversity(images[labels], labels) == 0.0  # all of a class are the same
+    few = torch.arange(8) // 2
+    assert image_grids.diversity(images[:8], few) == pytest.approx(1.0, abs=0.3)  # as with many
+    assert image_grids.diversity(images[:4], labels[:4]) is None
+    assert image_grids.diversity(images[:1].expand(4, -1, -1, -1), few[:4]) is None
+
+
+def test_the_diversity_stands_below_the_images() -> None:
+    images = torch.tensor([0.0, 2.0, 4.0, 6.0]).view(4, 1, 1, 1).expand(4, 1, 2, 3)
+    (axes,) = image_grids.plot_images(images, torch.tensor([0, 0, 1, 1]), per_class=2).axes
+    assert axes.get_xlabel() == "variance in a class / in all: 0.30"  # 4 / 2 of 20 / 3
+    (axes,) = image_grids.plot_images(images, torch.arange(4), per_class=2).axes
+    assert axes.get_xlabel() == ""
+
+
 def test_the_image_rows_are_named_and_the_title_admits_what_is_left_out() -> None:
     figure = FIGURES["images"][0]()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "1", "2"]
