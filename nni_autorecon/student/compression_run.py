@@ -94,7 +94,9 @@ def run_compression(
             run.save("compress", config, compression.state())
             done, left = sum(costs[: compression.epoch]), sum(costs[compression.epoch :])
             bar.update((bar.total or 0) - left - bar.n)  # not all work of an epoch is in its steps
-            on_epoch({**metrics, "seconds_left": (time.perf_counter() - begun) * left / (done - taken)})
+            # Seconds are foreseen by method blockwise, where images that are drawn need no warm-up; units by others.
+            pace = (time.perf_counter() - begun) / (done - taken) if done > taken else 1.0
+            on_epoch({**metrics, "seconds_left": pace * left})
 
         result = compress(
             compression,
