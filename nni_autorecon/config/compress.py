@@ -112,8 +112,7 @@ class CompressConfig(StudentConfig):
     block_steps: int | None = setting(
         None,
         "updates of each block after its weights were rounded (default: the batches of the epochs that warm-up and "
-        "range tracking leave; where images cost so much that they are few, at most 30, and none if activations "
-        "have 8 bits and weights 4 or more)",
+        "range tracking leave; at most 30 where images cost so much that they are few)",
         low=0,
     )
     block_batch_size: int = setting(32, "images in each update of a block", low=1)
