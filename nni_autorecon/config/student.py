@@ -43,8 +43,8 @@ class StudentConfig(Config):
         "(genotypes all), gdfq and gdfq-conditional (designed by hand), gdfq@equal-macs (as wide as the cost of the "
         "genotype's allows), or what nothing trains, with method blockwise alone: noise (smooth noise) and dead-leaves "
         "(ellipses and rectangles that hide each other); {seed} stands for the seed (default: searched if there is a "
-        "genotype, else gdfq; with method blockwise dead-leaves, where gdfq would cost more than the network and no "
-        "setting of a generator is changed)",
+        "genotype, else gdfq; with method blockwise, if no setting of a generator is changed, noise, or dead-leaves "
+        "where gdfq would cost more than the network)",
         symbol="M_g",
     )
     generator_scale: float = setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..config.compress import CompressConfig
-from ..config.generator_spec import LEAVES
+from ..config.generator_spec import LEAVES, NOISE
 from ..config.student import IDLE_WHEN_DRAWN, StudentConfig
 from ..generator.by_name import generator_from_spec
 from ..generator.costs import gdfq_macs
@@ -16,6 +16,8 @@ from ..teacher.loading import Teacher
 
 _log = logging.getLogger(__name__)
 
+CHOSEN = {NOISE: "smooth noise, which is refined", LEAVES: "dead leaves"}
+"""What is said of these."""
 CIFAR = ImageShape(3, 32, 32)
 
 
@@ -39,18 +41,19 @@ def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator |
 
 
 def with_generator_chosen(config: CompressConfig, teacher: Teacher) -> CompressConfig:
-    """Return the settings with dead leaves where nobody chose a generator and GDFQ's would cost more than the teacher.
+    """Return the settings with images that are drawn where nobody chose a generator for method ``blockwise``.
 
-    It would learn too little in the time that the rest takes, and networks of photographs, as those are that cost so
-    much, learn more from leaves (docs/results/imagenet.md).
+    They are smooth noise, which is refined. Where GDFQ's generator would cost more than the teacher, they are dead
+    leaves, for to refine noise takes too long there (docs/results/teachers.md, docs/results/imagenet.md).
     """
     defaults = CompressConfig()
     untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WHEN_DRAWN))
     own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)
-    if config.method != "blockwise" or not untouched or own <= _affordable(teacher):
+    if config.method != "blockwise" or not untouched:
         return config
-    _log.info("images are dead leaves, for GDFQ's generator would cost more than the network (see --generator)")
-    return config.override({"generator": LEAVES}).as_shared()
+    chosen = NOISE if own <= _affordable(teacher) else LEAVES
+    _log.info("no generator is named: the images are %s (see --generator)", CHOSEN[chosen])
+    return config.override({"generator": chosen}).as_shared()
 
 
 def _affordable(teacher: Teacher) -> int:

@@ -135,13 +135,21 @@ SHORT = {
 }
 
 
+def test_where_nothing_is_said_images_are_refined_noise(teacher: nar.Teacher, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    compression = Compression.start(CompressConfig(), teacher)
+    assert str(compression.config.generator_spec) == "noise"
+    assert compression.lengths.refine_steps == 30
+    assert "no generator is named: the images are smooth noise, which is refined" in caplog.text
+
+
 def test_a_large_network_is_shown_dead_leaves_that_are_not_refined(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     config = CompressConfig(**{**SHORT, "epochs": 14, "warmup_epochs": 4, "refine_steps": None}).as_shared()
     compression = Compression.start(config, large_teacher())
     assert str(compression.config.generator_spec) == "dead-leaves"
     assert compression.lengths.refine_steps == 0
-    assert "images are dead leaves" in caplog.text
+    assert "the images are dead leaves" in caplog.text
 
 
 def test_dead_leaves_are_refined_if_asked_for() -> None:
