@@ -107,7 +107,6 @@ class Compression:
         do not go together.
         """
         config.require_consistent()
-        config = with_generator_chosen(config, teacher)
         started = time.perf_counter()
         torch.manual_seed(config.seed)
         quantization, mixed = config.quantization, None
@@ -117,6 +116,7 @@ class Compression:
         student, coverage = make_student(config, teacher, quantization)
         if config.feature_weight:
             with_features(student)  # it raises its errors before images are made
+        config = with_generator_chosen(config, teacher)  # which says so, now that the network has proved usable
         source: type[Images] = GeneratorImages
         if config.generator_spec is not None and config.generator_spec.kind in DRAWN:
             source = DrawnImages
