@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from teachers import FASHION, TEACHERS, Bench
+from teachers import FASHION, TEACHERS, prepared
 from torch import Tensor, nn
 
 import nni_autorecon as nar
-from nni_autorecon.cache import cache_folder
 from nni_autorecon.cli.exits import report_errors
 from nni_autorecon.config.compress import CompressConfig
 from nni_autorecon.figures.images import diversity
-from nni_autorecon.files import require_absent, write_text
+from nni_autorecon.files import write_text
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
 from nni_autorecon.student.agreement import decisions
@@ -72,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", type=Path, help="a folder with models.py, cifar10/ and cifar100/")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     arguments = parser.parse_args(argv)
-    for suffix in (".md", ".csv"):
-        require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
-    torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments.fashion, arguments.networks, cache_folder() / "teachers")
-    bench.folder.mkdir(parents=True, exist_ok=True)
+    bench = prepared(arguments)
     rows: list[dict[str, Any]] = []
     for name in arguments.teachers:
         made = TEACHERS[name].settings(bench)

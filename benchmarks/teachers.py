@@ -181,11 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("settings", nargs="*", help="of every compression, behind --")
     arguments = parser.parse_args(argv)
-    for suffix in (".md", ".csv"):
-        require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
-    torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments.fashion, arguments.networks, cache_folder() / "teachers")
-    bench.folder.mkdir(parents=True, exist_ok=True)
+    bench = prepared(arguments)
     chosen = arguments.teachers or [
         name
         for name, teacher in TEACHERS.items()
@@ -202,6 +198,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 frame = pd.DataFrame(rows)  # it is written after each, for a run may be ended early
                 write_text(arguments.output.with_suffix(".csv"), frame.to_csv(index=False))
                 write_text(arguments.output.with_suffix(".md"), to_markdown(frame, arguments.settings))
+
+
+def prepared(arguments: argparse.Namespace) -> Bench:
+    """Return the bench, once nothing stands where the results go. Raises InputError if something does."""
+    for suffix in (".md", ".csv"):
+        require_absent(arguments.output.with_suffix(suffix), force=arguments.force)
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments.fashion, arguments.networks, cache_folder() / "teachers")
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    return bench
 
 
 def given(settings: Sequence[str]) -> dict[str, Any]:
