@@ -62,8 +62,8 @@ def recipe(teacher: Teacher) -> Recipe:
             about,
             "`--preset best` is a longer search than the default, which is for tiny digits, with the weight of the "
             "BatchNorm term that suits networks of 32×32 images. Searches differ by seed alone, and the best is taken. "
-            "Where it was measured, students did as well from noise that was refined as from a generator's images: to do "
-            "without a search, delete the line `genotype` in `compress.json` and start `compress.yml`. "
+            "Where it was measured, students did as well from noise that was refined as from a generator's images: to "
+            "do without a search, delete the line `genotype` in `compress.json` and start `compress.yml`. "
             "`--threads 1`: on busy cores the threads of PyTorch wait for each other longer than they work.",
             "Each of the three searches takes about {search} on this machine, each of the three students {student}.",
             unsearched,
