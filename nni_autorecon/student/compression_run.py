@@ -109,7 +109,8 @@ def run_compression(
         )
         bar.set_postfix_str("", refresh=False)
     student = _student(compression, result)
-    result = replace(result, student=student, device=run.device)
+    images, labels = compression.to_show()
+    result = replace(result, student=student, device=run.device, diversity=diversity(images, labels))
     if run.keeps:
         run.write_result(result.to_dict())  # this comes before anything else can fail
         student.save(run / "student.safetensors")
@@ -117,7 +118,6 @@ def run_compression(
         ratio = float_size(teacher.network) / file_bytes
         result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
         run.write_result(result.to_dict())
-        images, labels = compression.to_show()
         save_images(run / "images.npz", images)
         _draw(run, result, images, labels)
         if float_network is not None:
@@ -176,7 +176,6 @@ def compress(
         mixed_precision=compression.mixed,
         layers=compression.layer_costs(),
         ranges_only_agreement=settled.ranges_only_agreement,
-        diversity=diversity(*compression.to_show()),
         taken_back=settled.taken_back,
     )
 

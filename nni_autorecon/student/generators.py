@@ -43,14 +43,15 @@ def configured_generator(config: StudentConfig, teacher: Teacher) -> Generator |
 def with_generator_chosen(config: CompressConfig, teacher: Teacher) -> CompressConfig:
     """Return the settings with images that are drawn where nobody chose a generator for method ``blockwise``.
 
-    They are smooth noise, which is refined. Where GDFQ's generator would cost more than the teacher, they are dead
-    leaves, for to refine noise takes too long there (docs/results/teachers.md, docs/results/imagenet.md).
+    They are smooth noise, which is refined. Where GDFQ's generator would cost more than the teacher, images are large,
+    and most likely photographs, whose networks learn more from dead leaves, in less time (docs/results/teachers.md,
+    docs/results/imagenet.md).
     """
     defaults = CompressConfig()
     untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WHEN_DRAWN))
-    own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)
     if config.method != "blockwise" or not untouched:
         return config
+    own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)
     chosen = NOISE if own <= _affordable(teacher) else LEAVES
     _log.info("no generator is named: the images are %s (see --generator)", CHOSEN[chosen])
     return config.override({"generator": chosen}).as_shared()
