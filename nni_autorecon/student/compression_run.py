@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -200,8 +201,9 @@ def _student(compression: Compression, result: CompressionResult) -> Student:
 
 
 def _draw(run: RunFolder, result: CompressionResult, images: Tensor, labels: Tensor) -> None:
-    known = {name for row in run.rows for name in row}
-    losses = [name for name in (*LOSSES, "student_loss", "block_error") if name in known]
+    known = Counter(name for row in run.rows for name in row)
+    least = 2 if known["block_error"] > 1 else 1  # images that nothing trains have one loss, which is no curve
+    losses = [name for name in (*LOSSES, "student_loss", "block_error") if known[name] >= least]
     if run.rows:
         save_figure(plot_loss_curves(run.rows, series=losses, title="Compression: losses", log=True), run / "loss.png")
         save_figure(

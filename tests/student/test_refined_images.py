@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nni_autorecon.config.generator_spec import DRAWN
 from nni_autorecon.errors import InputError
 from nni_autorecon.losses.batchnorm import record_bn_statistics
 from nni_autorecon.losses.reconstruction import bn_statistics_loss
+from nni_autorecon.student import compression_run
 from nni_autorecon.student.compression import Compression
 from nni_autorecon.student.refined_images import from_pixels, refined, to_pixels
 from tests.helpers.toys import IMAGE, snapshot, toy_teacher
@@ -141,6 +143,24 @@ def test_where_nothing_is_said_images_are_refined_noise(teacher: nar.Teacher, ca
     assert str(compression.config.generator_spec) == "noise"
     assert compression.lengths.refine_steps == 30
     assert "no generator is named: the images are smooth noise, which is refined" in caplog.text
+
+
+@pytest.mark.parametrize("generator", ["noise", "gdfq"])
+def test_losses_that_are_no_curves_are_not_drawn(
+    generator: str, teacher: nar.Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, ...]] = []
+    plot = compression_run.plot_loss_curves
+    monkeypatch.setattr(
+        compression_run,
+        "plot_loss_curves",
+        lambda *rows, series, **how: drawn.append(tuple(series)) or plot(*rows, series=series, **how),
+    )
+    settings = {**SHORT, "epochs": 14, "warmup_epochs": 4} if generator == "noise" else SHORT
+    config = CompressConfig(**settings, generator=generator).as_shared()
+    nar.compress(teacher, config=config, folder=tmp_path / "run", progress=False)
+    images = () if generator == "noise" else ("loss", "class_loss", "bns_loss")
+    assert drawn[0] == (*images, "block_error")
 
 
 def test_a_large_network_is_shown_dead_leaves_that_are_not_refined(caplog: pytest.LogCaptureFixture) -> None:
