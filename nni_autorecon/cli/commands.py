@@ -137,10 +137,8 @@ def report(arguments: argparse.Namespace) -> None:
 
 def to_onnx(arguments: argparse.Namespace) -> None:
     """Write a saved student as ONNX; print its size, how well it agrees with the student, and its latency."""
-    import torch
-
     from ..export.check_images import images_beside
-    from ..export.latency import own_latency
+    from ..export.latency import measure_latency
     from ..export.onnx import export_onnx
     from ..export.onnx_runtime import OnnxNetwork, load_onnx
     from ..export.student_file import load_network
@@ -159,9 +157,9 @@ def to_onnx(arguments: argparse.Namespace) -> None:
     lines = [agreement.summary()]
     values = {"file": output, **_size(written), "agreement": dataclasses.asdict(agreement)}
     if isinstance(written.network, OnnxNetwork):
-        milliseconds, threads = own_latency(written.network, saved.description.image), torch.get_num_threads()
-        lines.append(f"latency of one image in onnxruntime, {threads} thread(s): {milliseconds:.2f} ms")
-        values |= {"latency": milliseconds, "latency_threads": threads}
+        latency = measure_latency(written, None)
+        lines.append(latency.summary())
+        values |= latency.to_dict()
     structure = ["--teacher", arguments.teacher] if arguments.teacher else []
     then = command_line("evaluate", str(output), "--latency", *structure)
     conclude(f"{output}: {written.size()}", lines, values=values, then=then)
@@ -229,21 +227,23 @@ def _set_threads(threads: int) -> None:
 
 
 def _latency(saved: SavedNetwork, arguments: argparse.Namespace) -> Latency:
-    """Return the latency of a student; the structure of its teacher is built anew, by its name.
+    """Return the latency of a student, beside its teacher's where that can be built anew, by its name.
 
-    Raises InputError if it is a distilled network or code that must be named.
+    Raises InputError if it is code that must be named.
     """
     from ..export.latency import measure_latency
     from ..export.onnx import floating_point
     from ..export.student_file import require_trusted
+    from ..teacher.sources import names_code
 
     known = saved.description
-    if known.quantization is None:
-        raise InputError("latency is measured for quantized students alone; leave out --latency")
+    distilled = known.quantization is None  # its structure is no teacher's, and --teacher names its own
+    if distilled and names_code(known.teacher):
+        return measure_latency(saved, None)
     if arguments.teacher is None:
         require_trusted(known.teacher, arguments.file)
-    network = floating_point(known.structure(arguments.teacher or known.teacher), known.image)
-    return measure_latency(saved, network)
+    teacher = known.teacher if distilled else arguments.teacher or known.teacher
+    return measure_latency(saved, floating_point(known.structure(teacher), known.image))
 
 
 def show(arguments: argparse.Namespace) -> None:

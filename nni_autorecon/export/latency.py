@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import ImageShape
-from .onnx import Exported
+from .onnx import Exported, floating_point
 from .onnx_runtime import OnnxNetwork
 from .saved_network import SavedNetwork
 
@@ -25,13 +25,9 @@ class Latency:
     """Milliseconds of one image, medians over rounds in which both networks take turns."""
 
     milliseconds: float
-    float_milliseconds: float
+    float_milliseconds: float | None
+    """None if there is no network to compare with."""
     threads: int
-
-    @property
-    def times_faster(self) -> float:
-        """Return how many times as fast as the network in floating point the student is."""
-        return self.float_milliseconds / self.milliseconds
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same under the names of result.json."""
@@ -39,29 +35,31 @@ class Latency:
 
     def summary(self) -> str:
         """Return one line for people."""
-        times = self.times_faster
+        line = f"latency of one image in onnxruntime, {self.threads} thread(s): {self.milliseconds:.2f} ms"
+        if self.float_milliseconds is None:
+            return line
+        times = self.float_milliseconds / self.milliseconds
         compared = f"{times:.2f} times as fast" if times >= 1 else f"{1 / times:.2f} times as slow"
-        return (
-            f"latency of one image in onnxruntime, {self.threads} thread(s): {self.milliseconds:.2f} ms, "
-            f"in floating point {self.float_milliseconds:.2f} ms: {compared}"
-        )
+        return f"{line}, in floating point {self.float_milliseconds:.2f} ms: {compared}"
 
 
-def measure_latency(saved: SavedNetwork, float_network: OnnxNetwork, *, rounds: int = ROUNDS) -> Latency:
-    """Measure a student, from a file of either kind, beside its teacher with any weights, ``onnx.floating_point``.
+def measure_latency(saved: SavedNetwork, float_network: OnnxNetwork | None, *, rounds: int = ROUNDS) -> Latency:
+    """Measure a student, from a file of any kind, beside its teacher with any weights, ``onnx.floating_point``.
 
     Both have as many threads as PyTorch. Raises InputError if the student cannot be exported.
     """
-    image = saved.description.image
-    student = saved.network if isinstance(saved.network, OnnxNetwork) else Exported.of(saved).network
-    times = in_turns({"student": student, "float": float_network}, image, rounds=rounds)
-    milliseconds, float_milliseconds = (1000 * statistics.median(times[name]) for name in ("student", "float"))
-    return Latency(milliseconds, float_milliseconds, torch.get_num_threads())
+    networks = {"student": _in_onnxruntime(saved)} | ({} if float_network is None else {"float": float_network})
+    times = in_turns(networks, saved.description.image, rounds=rounds)
+    medians = {name: 1000 * statistics.median(each) for name, each in times.items()}
+    return Latency(medians["student"], medians.get("float"), torch.get_num_threads())
 
 
-def own_latency(network: OnnxNetwork, image: ImageShape, *, rounds: int = ROUNDS) -> float:
-    """Return the median milliseconds of one image."""
-    return 1000 * statistics.median(in_turns({"student": network}, image, rounds=rounds)["student"])
+def _in_onnxruntime(saved: SavedNetwork) -> OnnxNetwork:
+    if isinstance(saved.network, OnnxNetwork):
+        return saved.network
+    if saved.description.quantization is None:
+        return floating_point(saved.network, saved.description.image)
+    return Exported.of(saved).network
 
 
 def in_turns(

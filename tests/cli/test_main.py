@@ -185,6 +185,8 @@ def test_a_distilled_student_is_measured_from_its_file(digits_teacher, tmp_path,
     for flags in ([], ["--device", "cpu"], ["--test-data", "digits"]):
         assert cli.main(["evaluate", str(tmp_path / "student.pt"), *flags]) == 0
         assert f"test accuracy {accuracy} on" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(tmp_path / "student.pt"), "--latency"]) == 0
+    assert re.search(r"latency .*, in floating point .* times as (fast|slow)$", capsys.readouterr().out, re.MULTILINE)
     loaded = load_student(tmp_path / "student.pt").network.state_dict()
     stored = torch.load(tmp_path / "student.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(loaded[name], value) for name, value in stored.items())
