@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the site is built of this checkout, installed or not
 
 from nni_autorecon.cli.main import FORMER_NAMES, build_parser  # noqa: E402
+from nni_autorecon.config.rules import Rule  # noqa: E402
 from nni_autorecon.config.settings import Settings  # noqa: E402
 from nni_autorecon.config.stages import STAGES  # noqa: E402
 
@@ -101,7 +102,7 @@ def settings_lines(kind: type[Settings]) -> Iterator[str]:
 
 def _setting(kind: type[Settings], field: dataclasses.Field[Any]) -> tuple[str, ...]:
     meta = field.metadata
-    used = [_condition(rule.when, rule.values) for rule in kind.RULES if field.name in rule.names]
+    used = [_condition(rule) for rule in kind.RULES if field.name in rule.names]
     symbol = f" ({meta['symbol']})" if meta["symbol"] else ""
     default = "–" if field.default is None else f"`{str(field.default).lower()}`"
     return f"`{field.name}`{symbol}", meta["help"], _values(kind, field), default, "; and if ".join(used) or "always"
@@ -119,9 +120,11 @@ def _values(kind: type[Settings], field: dataclasses.Field[Any]) -> str:
     return f"{words}, {low} or more" if low else f"{words}, {high} or less" if high else words
 
 
-def _condition(when: tuple[str, ...], values: tuple[str, ...] | None) -> str:
-    names = " or ".join(f"`{name}`" for name in when)
-    return f"{names} is not 0" if values is None else f"{names} is {', '.join(f'`{value}`' for value in values)}"
+def _condition(rule: Rule) -> str:
+    names = " or ".join(f"`{name}`" for name in rule.when)
+    if rule.values is None:
+        return f"{names} is not {' or '.join(f'`{value}`' for value in rule.others)}"
+    return f"{names} is {', '.join(f'`{value}`' for value in rule.values)}"
 
 
 def preset_lines(kind: type[Settings]) -> Iterator[str]:

@@ -319,9 +319,8 @@ def test_the_reference_has_every_public_name_command_setting_and_file(hooks):
 def test_a_line_of_the_settings_says_range_default_and_use(hooks):
     lines = list(hooks.settings_lines(STAGES["compress"].config))
     (line,) = (line for line in lines if line.startswith("| `mixed_classes`"))
-    assert line == (
-        "| `mixed_classes` | classes of each of these | whole number, 2 or more | `2` | `mixed_share` is not 0 |"
-    )
+    used = "`generator` is not `noise` or `dead-leaves`; and if `mixed_share` is not `0`"
+    assert line == f"| `mixed_classes` | classes of each of these | whole number, 2 or more | `2` | {used} |"
     (line,) = (line for line in lines if line.startswith("| `input_bits`"))
     assert line.endswith("| whole number, 2 to 8 | – | `protocol` is `integer` |")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .generator_spec import DRAWN
+
 MULTI_TRIAL = ("random", "evolution", "tpe")
 STRATEGIES = ("autorecon", "enas", *MULTI_TRIAL)
 METHODS = ("gdfq", "blockwise", "dfq", "zeroq", "zeroq-kd", "dfc")
@@ -13,7 +15,7 @@ GENERATOR_METHODS = ("gdfq", "blockwise")
 
 
 class Rule(NamedTuple):
-    """The settings ``names`` are used only if one of the settings ``when`` has one of ``values``, or is not 0.
+    """The settings ``names`` are used only if one of the settings ``when`` has one of ``values``.
 
     Worked example: ``image_count`` is used if ``method`` is zeroq, zeroq-kd or dfc.
     """
@@ -21,7 +23,8 @@ class Rule(NamedTuple):
     names: tuple[str, ...]
     when: tuple[str, ...]
     values: tuple[str, ...] | None = None
-    """None stands for all values but 0."""
+    """None stands for all values but ``others``."""
+    others: tuple[Any, ...] = (0,)
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
         """Return True if the settings are used, also if the deciding setting is unknown (None or absent)."""
@@ -29,7 +32,7 @@ class Rule(NamedTuple):
 
     def _decides(self, value: Any) -> bool:
         if self.values is None:
-            return value != 0
+            return value not in self.others
         return value is None or value in self.values
 
     def reason(self, settings: Mapping[str, Any]) -> str:
@@ -63,7 +66,25 @@ SEARCH_RULES = (
     Rule(("bns_form",), ("bns_weight",)),
 )  # fmt: skip
 
+OF_TRAINED_GENERATORS = (
+    "genotype",
+    "width",
+    "latent_dim",
+    "generator_scale",
+    "warmup_epochs",
+    "weight_lr",
+    "weight_schedule",
+    "weight_beta1",
+    "weight_beta2",
+    "weight_decay",
+    "mixed_share",
+    "mixed_classes",
+    "low_pass",
+)
+"""Images that are drawn use none of these settings."""
+
 COMPRESS_RULES = (
+    Rule(OF_TRAINED_GENERATORS, ("generator",), others=DRAWN),
     Rule(
         (
             "generator", "genotype", "generator_scale", "width", "latent_dim", "mixed_share", "weight_lr",

@@ -10,23 +10,6 @@ from .common import SCHEDULES, Config
 from .generator_spec import DRAWN, GeneratorSpec
 from .settings import setting
 
-IDLE_WHEN_DRAWN = (
-    "genotype",
-    "width",
-    "latent_dim",
-    "generator_scale",
-    "warmup_epochs",
-    "weight_lr",
-    "weight_schedule",
-    "weight_beta1",
-    "weight_beta2",
-    "weight_decay",
-    "mixed_share",
-    "mixed_classes",
-    "low_pass",
-)
-"""These settings are of generators that train."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Config):
@@ -133,18 +116,11 @@ class StudentConfig(Config):
         spec = self.generator_spec
         if spec is None:
             return
-        if spec.kind in DRAWN:
-            self._require_use_of_drawn(spec)
+        if spec.kind in DRAWN and getattr(self, "method", None) != "blockwise":
+            raise InputError(f"generator {spec} is for method blockwise alone; choose another generator")
         if spec.needs_genotype and self.genotype is None:
             raise InputError(
                 f"generator {spec} needs a genotype; give --genotype FILE or another generator, such as gdfq"
             )
         if "genotype" in self.given - self.shared and self.genotype and not spec.uses_genotype(self.width):
             raise InputError(f"generator {spec} has no use for a genotype; leave out --genotype or --generator")
-
-    def _require_use_of_drawn(self, spec: GeneratorSpec) -> None:
-        if getattr(self, "method", None) != "blockwise":
-            raise InputError(f"generator {spec} is for method blockwise alone; choose another generator")
-        idle = [name for name in IDLE_WHEN_DRAWN if name in self.given - self.shared]
-        if idle:
-            raise InputError(f"{idle[0]} has no effect with generator {spec}, which has nothing to train; leave it out")

@@ -58,10 +58,11 @@ def comparable_entries(runs: Sequence[Run]) -> list[Entry]:
         # If only the generator's own name refers to the genotype, that name holds it.
         matters = settings.get("genotype") and _has_width_of_genotype(settings)
         settings["genotype"] = genotype.partition(":")[2] if matters else None
-    for rule in SEARCH_RULES if any("strategy" in one for one in filled) else COMPRESS_RULES:
-        for name in rule.names:
-            if name not in ("generator", "genotype"):  # these have names of their own below
-                _level_unless_used(filled, name, [rule.holds(one) for one in filled])
+    rules = SEARCH_RULES if any("strategy" in one for one in filled) else COMPRESS_RULES
+    ruled = {name for rule in rules for name in rule.names} - {"generator", "genotype"}  # these have names of their own
+    uses = {name: [all(r.holds(one) for r in rules if name in r.names) for one in filled] for name in ruled}
+    for name in ruled:
+        _level_unless_used(filled, name, uses[name])
     _level_unless_used(filled, "genotype", [_has_width_of_genotype(one) for one in filled])
     for stage in STAGES.values():
         for preset, meanings in stage.config.PRESETS.items():

@@ -6,7 +6,8 @@ import logging
 
 from ..config.compress import CompressConfig
 from ..config.generator_spec import LEAVES, NOISE
-from ..config.student import IDLE_WHEN_DRAWN, StudentConfig
+from ..config.rules import OF_TRAINED_GENERATORS
+from ..config.student import StudentConfig
 from ..generator.by_name import generator_from_spec
 from ..generator.costs import gdfq_macs
 from ..generator.gdfq import GDFQ_WIDTH, LATENT_DIM, GDFQGenerator
@@ -48,7 +49,7 @@ def with_generator_chosen(config: CompressConfig, teacher: Teacher) -> CompressC
     docs/results/imagenet.md).
     """
     defaults = CompressConfig()
-    untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *IDLE_WHEN_DRAWN))
+    untouched = all(getattr(config, name) == getattr(defaults, name) for name in ("generator", *OF_TRAINED_GENERATORS))
     if config.method != "blockwise" or not untouched:
         return config
     own = gdfq_macs(width=GDFQ_WIDTH, image=teacher.image, latent_dim=LATENT_DIM)

@@ -160,7 +160,10 @@ def test_a_rule_is_of_settings_of_its_stage_and_of_values_that_they_take(kind):
         assert {*rule.names, *rule.when} <= kind().to_dict().keys()
         for name in rule.when:
             choices = kind.__dataclass_fields__[name].metadata["choices"]
-            assert rule.values is None or set(rule.values) < set(choices)
+            if rule.values is not None:
+                assert set(rule.values) < set(choices)
+            elif set(rule.others) != {0}:
+                assert all(str(getattr(kind(**{name: value}), name)) == value for value in rule.others)
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,10 @@ def test_a_generator_that_a_person_says_something_of_is_taken(settings: dict[str
 def test_drawn_images_go_with_blocks_alone_and_train_nothing(drawn: str) -> None:
     with pytest.raises(InputError, match="is for method blockwise alone"):
         CompressConfig(generator=drawn, method="gdfq").require_consistent()
-    with pytest.raises(InputError, match=f"weight_lr has no effect with generator {drawn}"):
+    with pytest.raises(InputError, match=f"generator is {drawn}, so that weight_lr would do nothing"):
         CompressConfig(generator=drawn, weight_lr=0.1).require_consistent()
+    with pytest.raises(InputError, match="so that mixed_share would do nothing; leave out losses qimera"):
+        CompressConfig(generator=drawn, losses="qimera").require_consistent()
     with pytest.raises(InputError, match="is for method blockwise alone"):
         DistillConfig(generator=drawn).require_consistent()
 
