@@ -48,8 +48,8 @@ class Settings:
     A value that the constructor is given stands. A preset among these sets other settings (of two presets, the later in
     ``PRESETS`` wins). All remaining settings have their defaults. ``given`` holds the names that were given.
 
-    Raises InputError for a value of a wrong type or out of range. A whole float is taken for an int, because NNI's
-    ``quniform`` sends 4.0.
+    Raises InputError for an unknown name and for a value of a wrong type or out of range. A whole float is taken for an
+    int, because NNI's ``quniform`` sends 4.0.
     """
 
     PRESETS: ClassVar[Presets] = {}
@@ -69,6 +69,7 @@ class Settings:
     """These given names may have no effect, because they are meant for several trials; see :meth:`as_shared`."""
 
     def __new__(cls, **values: Any) -> Self:
+        cls._require_known(values, "settings")
         made = super().__new__(cls)
         object.__setattr__(made, "given", frozenset(values))
         return made
@@ -175,11 +176,16 @@ class Settings:
         """Return ``values``, each checked. Raises InputError, also for a name that is no setting."""
         if not isinstance(values, Mapping):
             raise InputError(f"{source}: expected names and values, got {type(values).__name__}; use key: value pairs")
-        for name in values:
+        cls._require_known(values, source)
+        return {name: cls._checked(name, value, source) for name, value in values.items()}
+
+    @classmethod
+    def _require_known(cls, names: Iterable[str], source: str) -> None:
+        """Raise InputError if one of ``names`` is no setting."""
+        for name in names:
             if name not in fields_of(cls):
                 hint = _suggestion(name, fields_of(cls))
                 raise InputError(f"{source}: unknown setting {shown(name)}{hint}")
-        return {name: cls._checked(name, value, source) for name, value in values.items()}
 
     @classmethod
     def _checked(cls, name: str, value: Any, source: str) -> Any:

@@ -31,6 +31,7 @@ CONFIGS = [stage.config for stage in STAGES.values()]
         (CompressConfig, {"steps": 0}, "steps = 0 is too small"),
         (CompressConfig, {"batch_size": 1}, "batch_size = 1 is too small; the least is 2"),
         (CompressConfig, {"generator": "nonsense"}, "generator 'nonsense' is not known; use one of searched"),
+        (SearchConfig, {"epoch": 3}, "settings: unknown setting 'epoch'; did you mean 'epochs'"),
         (DistillConfig, {"student": None}, "student = None is not text"),
         (DistillConfig, {"test_data": "a\0b"}, "test_data = .* holds characters that no file name has"),
     ],
