@@ -30,6 +30,7 @@ from ..runs.records import (
     checked_metrics,
     checked_settings,
     read_config,
+    with_generator,
 )
 from .trial import plain_parameters
 
@@ -116,7 +117,7 @@ def _run(trial: TrialRecord) -> Run:
         )
     metrics = {STAGES[command].default: trial.final.get("default"), **trial.final}
     metrics = checked_metrics(metrics, command, source=source)
-    return Run(source, command, settings, FINISHED, metrics, versions, folder)
+    return Run(source, command, with_generator(settings, trial.final), FINISHED, metrics, versions, folder)
 
 
 class BestGenotype(NamedTuple):

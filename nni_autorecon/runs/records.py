@@ -69,8 +69,9 @@ def read_folder(folder: Path) -> Run:
     result = folder / "result.json"
     if not result.exists():
         return Run(str(folder), command, settings, INCOMPLETE, versions=versions, folder=folder)
-    metrics = checked_metrics(read_run_file(result), command, source=str(result))
-    return Run(str(folder), command, settings, FINISHED, metrics, versions, folder)
+    values = read_run_file(result)
+    metrics = checked_metrics(values, command, source=str(result))
+    return Run(str(folder), command, with_generator(settings, values), FINISHED, metrics, versions, folder)
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
@@ -88,6 +89,14 @@ def checked_settings(settings: Any, command: str, *, source: str) -> dict[str, A
     Raises InputError if ``settings`` are no such settings.
     """
     return STAGES[command].config.from_record(settings, source=source).to_dict()
+
+
+def with_generator(settings: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``settings`` with the generator that the run's result names, if they left it to the run to choose one."""
+    chosen = result.get("generator")
+    if "generator" not in settings or settings["generator"] is not None or not isinstance(chosen, str):
+        return settings
+    return {**settings, "generator": chosen}
 
 
 def checked_metrics(values: Mapping[str, Any], command: str, *, source: str) -> dict[str, float | None]:

@@ -152,7 +152,8 @@ class CompressionResult:
             if self.latency is None
             else {"latency": self.latency.milliseconds, "float_latency": self.latency.float_milliseconds}
         )
-        values = {**accuracies, "loss": self.loss and self.loss["loss"], **costs, **size, **speed}
+        values = {"loss": self.loss and self.loss["loss"], "generator": self.generator}
+        values |= {**accuracies, **costs, **size, **speed}
         return {"default": self.agreement, **{name: value for name, value in values.items() if value is not None}}
 
 

@@ -209,6 +209,13 @@ def test_trials_without_settings_are_no_report(database, tmp_path):
         read_runs("e")
 
 
+def test_a_trial_that_chose_its_generator_says_which(database):
+    _add(database, "a", "SUCCEEDED", {**_compressed(0.9, generator=None), "generator": "noise"})
+    _add(database, "b", "SUCCEEDED", {**_compressed(0.9, generator="random:3"), "generator": "random:3"})
+    _add(database, "c", "SUCCEEDED", _compressed(0.9, generator=None))  # an earlier version did not report it
+    assert [run.settings["generator"] for run in read_runs("e")] == ["noise", "random:3", None]
+
+
 def test_nested_choices_are_settings_side_by_side(database):
     nested = {
         "method": {"_name": "gdfq", "generator": {"_name": "all:identity", "width": 3}},

@@ -16,7 +16,7 @@ from nni_autorecon.errors import InputError
 from nni_autorecon.files import sealed, write_json
 from nni_autorecon.reports.report import make_report, table_markdown
 from nni_autorecon.runs import records
-from nni_autorecon.runs.records import CANCELED, FAILED, INCOMPLETE, RUNNING, WAITING, Run
+from nni_autorecon.runs.records import CANCELED, FAILED, INCOMPLETE, RUNNING, WAITING, Run, read_folders
 from tests.helpers.report_runs import SEARCHES, TABLE_2, VERSIONS, found, run
 
 
@@ -501,6 +501,24 @@ def test_folders_become_three_files(folders, tmp_path, capsys):
     assert f"3 runs: 2 finished; 1 incomplete ({folders / 'c'})." in printed
     assert list(pd.read_csv(tmp_path / "out" / "table.2.csv")["seconds"].dropna()) == [1.5, 1.5]
     assert (tmp_path / "out" / "table.2.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen", "rows"),
+    [
+        ({}, "noise", ["dead-leaves", "gdfq", "noise"]),
+        ({"width": 7}, "gdfq", ["dead-leaves", "gdfq"]),
+        ({"method": "dfq"}, None, ["dead-leaves", "gdfq", "–"]),
+    ],
+)
+def test_a_run_that_chose_its_generator_is_named_by_what_it_chose(settings, chosen, rows, tmp_path):
+    write(tmp_path / "a", {"accuracy": 0.9, "generator": chosen}, **settings)
+    write(tmp_path / "b", {"accuracy": 0.9, "generator": "gdfq"}, generator="gdfq", width=7)
+    write(tmp_path / "c", {"accuracy": 0.9, "generator": "dead-leaves"}, generator="dead-leaves")
+    (section,) = make_report(read_folders([tmp_path])).sections
+    place = section.tables[0].row_names.index("generator")
+    assert sorted(row[place] for row in section.tables[0].rows) == rows
+    assert "width" not in section.tables[0].row_names
 
 
 def test_reports_are_replaced_by_force_alone(folders, tmp_path, capsys):

@@ -139,7 +139,7 @@ def test_the_result_says_what_was_measured_and_when():
     for share in (result.ranges_only_accuracy, result.accuracy):
         assert share * 9 == pytest.approx(round(share * 9))
     json.dumps(result.to_dict(), allow_nan=False)
-    assert result.metrics()["default"] == result.agreement
+    assert (result.metrics()["default"], result.metrics()["generator"]) == (result.agreement, "gdfq")
     assert f"{result.accuracy:.2%}" in result.summary()
 
 
