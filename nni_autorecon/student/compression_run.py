@@ -32,7 +32,7 @@ from ..runs.folder import RunFolder
 from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .compression import LOSSES, Compression, EpochMetrics
-from .forecast import epoch_costs, phase_name, steps_of
+from .forecast import Course
 from .images import OnStep, distillation_steps
 from .making import describe
 from .results import CompressionResult, accuracy_of, evaluation_data, measured_accuracy
@@ -61,73 +61,34 @@ def run_compression(
     float_network = _float_network(config, run, teacher)
     data = evaluation_data(config, teacher)
     teacher_accuracy = measured_accuracy(config, teacher, data, progress)
-    before = 0 if config.generator_spec or state else distillation_steps(config)
+    updates = 0 if config.generator_spec or state else distillation_steps(config)
     with progress_bar("compress", 1, progress) as bar:
-        step_cost = 3.0 * config.batch_size * teacher.macs  # of an update of distilled images
+        course = Course(bar, updates=updates, update_cost=3.0 * config.batch_size * teacher.macs)
 
         def step() -> None:
-            bar.update(step_cost)
+            course.step()
             on_step()
 
-        bar.total = max(before * step_cost, 1)
-        bar.set_postfix_str("images are distilled" if before else "getting ready", refresh=False)
         begin = partial(run.start, "compress", config, device=teacher.device_name)
         compression = Compression.start(config, teacher, step, state, begin)
-        costs = epoch_costs(compression)
-        if compression.pace is not None:
-            seconds = sum(costs[compression.epoch :])
-            about = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{max(round(seconds), 1)} seconds"
-            _log.info("the student takes about %s", about)
-        bar.total += sum(costs)
-        bar.begin(sum(costs[: compression.epoch]))
-        begun, taken = time.perf_counter(), sum(costs[: compression.epoch])
-
-        def on_phase(epoch: int) -> None:
-            nonlocal step_cost
-            if measures := epoch == len(costs):
-                bar.update((bar.total or 0) - bar.n)
-            else:
-                step_cost = costs[epoch] / max(steps_of(compression, epoch), 1)
-            bar.set_postfix_str(phase_name(compression, epoch), refresh=measures)
+        course.begin(compression)
 
         def report(metrics: EpochMetrics) -> None:
             run.log(metrics)
             run.save("compress", config, compression.state())
-            done, left = sum(costs[: compression.epoch]), sum(costs[compression.epoch :])
-            bar.update((bar.total or 0) - left - bar.n)  # not all work of an epoch is in its steps
-            # Seconds are foreseen by method blockwise, where images that are drawn need no warm-up; units by others.
-            pace = (time.perf_counter() - begun) / (done - taken) if done > taken else 1.0
-            on_epoch({**metrics, "seconds_left": pace * left})
+            on_epoch({**metrics, "seconds_left": course.seconds_left()})
 
         result = compress(
             compression,
             data,
             teacher_accuracy=teacher_accuracy,
-            on_phase=on_phase,
+            on_phase=course.enter,
             on_epoch=report,
             on_step=step,
             progress=progress,
         )
         bar.set_postfix_str("", refresh=False)
-    student = _student(compression, result)
-    images, labels = compression.to_show()
-    result = replace(result, student=student, device=run.device, diversity=diversity(images, labels))
-    if run.keeps:
-        run.write_result(result.to_dict())  # this comes before anything else can fail
-        student.save(run / "student.safetensors")
-        file_bytes = (run / "student.safetensors").stat().st_size
-        ratio = float_size(teacher.network) / file_bytes
-        result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
-        run.write_result(result.to_dict())
-        save_images(run / "images.npz", images)
-        _draw(run, result, images, labels)
-        if float_network is not None:
-            _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
-            written = load_onnx(run / "student.onnx")
-            latency = measure_latency(written, float_network)
-            result = replace(result, onnx_bytes=written.file_bytes, latency=latency)
-            run.write_result(result.to_dict())
-    return result
+    return _kept(run, compression, result, float_network)
 
 
 def compress(
@@ -191,6 +152,35 @@ def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> 
     if not run.keeps:
         raise InputError("onnx writes student.onnx, but there is no folder for it; give folder")
     return floating_point(teacher.network, teacher.image)
+
+
+def _kept(
+    run: RunFolder, compression: Compression, result: CompressionResult, float_network: OnnxNetwork | None
+) -> CompressionResult:
+    """Return the result with the student and all that is known of its files, which are written if ``run`` keeps any.
+
+    ``student.onnx`` is written, and its latency measured, if there is a ``float_network`` to compare it with.
+    """
+    student = _student(compression, result)
+    images, labels = compression.to_show()
+    result = replace(result, student=student, device=run.device, diversity=diversity(images, labels))
+    if not run.keeps:
+        return result
+    run.write_result(result.to_dict())  # this comes before anything else can fail
+    student.save(run / "student.safetensors")
+    file_bytes = (run / "student.safetensors").stat().st_size
+    ratio = float_size(compression.teacher.network) / file_bytes
+    result = replace(result, file_bytes=file_bytes, compression_ratio=ratio)
+    run.write_result(result.to_dict())
+    save_images(run / "images.npz", images)
+    _draw(run, result, images, labels)
+    if float_network is not None:
+        _log.info("%s", student.to_onnx(run / "student.onnx", images=images).summary())
+        written = load_onnx(run / "student.onnx")
+        latency = measure_latency(written, float_network)
+        result = replace(result, onnx_bytes=written.file_bytes, latency=latency)
+        run.write_result(result.to_dict())
+    return result
 
 
 def _student(compression: Compression, result: CompressionResult) -> Student:
