@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config.compress import CompressConfig
-from ..config.distill import DistillConfig
 from ..config.flags import add_flags
-from ..config.search import SearchConfig
+from ..config.stages import STAGES
+from ..export.purposes import PURPOSES
 from ..version import __version__
 from . import commands, screen
 from .arguments import Parser, add_stage
@@ -67,12 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     _add_new(command)
-    for name, help, config in (
-        ("search", "search an architecture for the generator of images (stage 1, optional)", SearchConfig),
-        ("compress", "make a quantized student of a trained network, the teacher (stage 2)", CompressConfig),
-        ("distill", "train another, smaller network to answer as the teacher does", DistillConfig),
-    ):
-        add_stage(command(name, help, partial(run_stage, name)), config)
+    for stage in STAGES.values():
+        add_stage(command(stage.name, stage.help, partial(run_stage, stage.name)), stage.config)
     _add_experiments(command)
     _add_genotypes(command)
     _add_students(command)
@@ -173,9 +169,8 @@ def _add_students(command: AddCommand) -> None:
     onnx.add_argument(
         "--for",
         dest="purpose",
-        choices=("speed", "size"),
-        help="speed: INT8 weights, run in integers (the default for students of protocol integer); size: packed "
-        "weights, the smallest file, run in floating point",
+        choices=tuple(PURPOSES),
+        help="; ".join(f"{name}: {what}" for name, what in PURPOSES.items()),
     )
     onnx.add_argument(
         "--check",

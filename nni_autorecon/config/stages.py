@@ -28,6 +28,8 @@ class Stage:
     """A stage; the command that runs it, also as a trial, and the script for trials have its name."""
 
     name: str
+    help: str
+    """The command's line in the help."""
     config: type[Config]
     default: str
     """The metric that NNI's ``default`` stands for."""
@@ -49,6 +51,7 @@ STAGES = {
     for stage in (
         Stage(
             "search",
+            "search an architecture for the generator of images (stage 1, optional)",
             SearchConfig,
             "loss",
             "L_r",
@@ -57,6 +60,7 @@ STAGES = {
         ),
         Stage(
             "compress",
+            "make a quantized student of a trained network, the teacher (stage 2)",
             CompressConfig,
             "agreement",
             "agreement",
@@ -65,6 +69,7 @@ STAGES = {
         ),
         Stage(
             "distill",
+            "train another, smaller network to answer as the teacher does",
             DistillConfig,
             "agreement",
             "agreement",

@@ -26,14 +26,10 @@ from .agreement import Agreement, measure_agreement
 from .integer_form import integer_form
 from .onnx_runtime import INPUT, METADATA, OUTPUT, OnnxNetwork
 from .packed_form import PackedWeight, packed_form
+from .purposes import PURPOSES
 from .saved_network import SavedNetwork
 
 NOISE_IMAGES = 256
-PURPOSES = {
-    "speed": "weights in INT8, biases in INT32: runtimes compute in integers (protocol integer)",
-    "size": "weights in 8, 4 or 2 bits: the smallest file, computed in floating point",
-}
-"""A file serves one of these purposes."""
 
 
 def default_purpose(saved: SavedNetwork) -> str:
@@ -95,11 +91,13 @@ class Exported:
     def of(cls, saved: SavedNetwork, *, purpose: str | None = None) -> Exported:
         """Export a student for a purpose, a key of ``PURPOSES``.
 
-        Raises InputError if the extra ``onnx`` is not installed, the network has a part that ONNX lacks or that is not
-        there for this purpose, or onnxruntime refuses the result.
+        Raises InputError if the extra ``onnx`` is not installed, the purpose is unknown, the network has a part that
+        ONNX lacks or that is not there for this purpose, or onnxruntime refuses the result.
         """
         require_extra()
         purpose = purpose or default_purpose(saved)
+        if purpose not in PURPOSES:
+            raise InputError(f"purpose {purpose!r} is unknown; choose one of {', '.join(PURPOSES)}")
         if purpose == "speed" and default_purpose(saved) != "speed":
             raise InputError(
                 "protocol activations leaves sums, means and images in floating point, so that no file of this student "

@@ -56,8 +56,8 @@ class Student:
             The fractions of images on which both decide alike, and how far logits differ.
 
         Raises:
-            InputError: If the extra ``onnx`` is missing, the network has a part that ONNX lacks, or protocol
-                ``activations`` is to be fast.
+            InputError: If the extra ``onnx`` is missing, the purpose is unknown, the network has a part that ONNX
+                lacks, or protocol ``activations`` is to be fast.
             MachineError: If the runtimes disagree, or the disk is full.
         """
         content = student_bytes(self.network, self.description)

@@ -231,6 +231,8 @@ def test_protocol_activations_is_never_fast(tmp_path: Path) -> None:
     saved = saved_student(tmp_path, "Residual", 4, 4, protocol="activations")
     with pytest.raises(InputError, match="compress with --protocol integer, or write it --for size"):
         export_onnx(saved, tmp_path / "s.onnx", purpose="speed")
+    with pytest.raises(InputError, match="purpose 'fast' is unknown; choose one of speed, size"):
+        export_onnx(saved, tmp_path / "s.onnx", purpose="fast")
     export_onnx(saved, tmp_path / "s.onnx", noise_images=8)  # for size
     assert not (set(optimized((tmp_path / "s.onnx").read_bytes(), tmp_path)) & {"QGemm"})
 
