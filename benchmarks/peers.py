@@ -53,11 +53,11 @@ class Made:
 
     network: nn.Module
     activations: Counter[int]
-    """How many activations have how many bits."""
+    """It counts the activations of each bit width."""
     minutes: float
     """Minutes of CPU time, images included."""
     image_minutes: float
-    """Those of the images alone; NaN where they cannot be told apart."""
+    """The minutes of the images alone are NaN where they cannot be told apart."""
     run_bytes: int
     """The size of the file that a runtime runs."""
     smallest_bytes: int
@@ -258,7 +258,7 @@ METHODS = {
     f"GPTQ{AS_OURS}": Method("MCT", "model_compression_toolkit", BITS[2:], by_mct),
 }
 REMEDIES = {"onnxscript": "'nni-autorecon[onnx]'", "model_compression_toolkit": "model-compression-toolkit"}
-"""What installs each package that a method needs."""
+"""pip installs these packages, which methods need."""
 
 
 def to_markdown(rows: pd.DataFrame, settings: Sequence[str], *, parameters: int) -> str:

@@ -215,7 +215,7 @@ def spread(quartiles: Sequence[float], digits: int) -> str:
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Return the lines of a Markdown table."""
     heads = list(rows[0])
     body = ("| " + " | ".join("–" if row[head] is None else str(row[head]) for head in heads) + " |" for row in rows)
     return [f"### {title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *body]

@@ -1,4 +1,4 @@
-"""What suits a network: the flags and search spaces of its experiments, with the reasons and the time for a person."""
+"""A network gets flags and search spaces that suit it, with the reasons and the time for a person."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Recipe:
     flags: Mapping[str, Mapping[str, Any]]
     spaces: Mapping[str, Mapping[str, Any]]
     about: Mapping[str, str]
-    """What the experiments do."""
+    """Each experiment is described in a sentence."""
     reason: str
     duration: str
-    """What is said of the time, with places for the times of a search and of a student, {search} and {student}."""
+    """A sentence tells the time, with {search} and {student} in place of the times of a search and of a student."""
     typical: Mapping[str, Any]
     """Settings of a student whose time is typical of those in the search space."""
     first: str = "search"

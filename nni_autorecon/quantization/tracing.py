@@ -31,7 +31,7 @@ WEIGHT_HOOKS: Mapping[type, tuple[str, Callable[[nn.Module, str], nn.Module]]] =
 
 
 WITHOUT_GRAPH = "change that code, or take --method gdfq --protocol activations --allow-partial"
-"""What helps a network that cannot be traced."""
+"""This remedy is for a network that cannot be traced."""
 
 
 class DifferentGraphError(InputError):

@@ -12,13 +12,27 @@ from ..config.generator_spec import GeneratorSpec
 from ..config.rules import COMPRESS_RULES, GENERATOR_METHODS, SEARCH_RULES
 from ..config.stages import STAGES
 from ..errors import InputError
-from ..runs.records import Run
+from ..runs.records import LOSS_SETTINGS, Run
 
 SCALE, EQUAL_MACS, SEED = "generator_scale", "gdfq@equal-macs", "{seed}"
 NOT_USED = "–"
 EXECUTION = ("threads", "device", "onnx")
 NO_ROW = {"seed", "bits", "size", SCALE, "protocol", *EXECUTION}
 """These settings make no row: they make columns and tables, or say where a run was computed."""
+SAME_IN_SEARCHES = (
+    *LOSS_SETTINGS,
+    "batch_size",
+    "width",
+    "latent_dim",
+    "validation_steps",
+    "final_steps",
+    "weight_lr",
+    "weight_schedule",
+    "weight_beta1",
+    "weight_beta2",
+    "weight_decay",
+)
+"""L_r depends on these settings beside the architecture: they change the loss or the final training."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,18 @@ import pandas as pd
 from ..config.search import FINAL_VALIDATION_STEPS
 from ..config.stages import STAGES, stage_of_settings
 from ..errors import InputError
-from ..runs.records import FINISHED, LOSS_SETTINGS, Run
-from .comparable import EXECUTION, NOT_USED, SCALE, SEED, Entry, comparable_entries, row_settings, varying
+from ..runs.records import FINISHED, Run
+from .comparable import (
+    EXECUTION,
+    NOT_USED,
+    SAME_IN_SEARCHES,
+    SCALE,
+    SEED,
+    Entry,
+    comparable_entries,
+    row_settings,
+    varying,
+)
 from .tables import MEASURES, USER_COSTS, Table, make_table
 
 DESCRIPTIONS = {
@@ -35,11 +45,6 @@ BESIDE = dict.fromkeys(STAGES, ("generator_macs", "generator_parameters")) | {
 IN_CAPTION = dict.fromkeys(
     STAGES, ("teacher", "checkpoint", "seed", "generator", "genotype", "bits", "protocol", "epochs")
 ) | {"search": ("teacher", "checkpoint", "seed", "strategy", "bns_weight", "batch_size", "final_steps")}
-SAME_IN_SEARCHES = (
-    *LOSS_SETTINGS, "batch_size", "width", "latent_dim", "validation_steps", "final_steps", "weight_lr",
-    "weight_schedule", "weight_beta1", "weight_beta2", "weight_decay",
-)  # fmt: skip
-"""L_r depends on these settings beside the architecture: they change the loss or the final training."""
 
 
 @dataclass(frozen=True)

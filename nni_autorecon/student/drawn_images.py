@@ -65,7 +65,7 @@ def _covered(ground: Pixels, texture: Pixels, random: np.random.Generator) -> Pi
 
 
 DRAWINGS: dict[str, Callable[..., Tensor]] = {NOISE: smooth_noise, LEAVES: dead_leaves}
-"""What draws images, by the kind of the generator in whose place they stand."""
+"""These functions draw images; each has the kind of the generator in whose place they stand."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ..teacher.loading import Teacher
 _log = logging.getLogger(__name__)
 
 CHOSEN = {NOISE: "smooth noise, which is refined", LEAVES: "dead leaves"}
-"""What is said of these."""
+"""A person reads these names of drawn images."""
 CIFAR = ImageShape(3, 32, 32)
 
 

@@ -40,7 +40,7 @@ class CompressionResult:
     bits: str
     """The bit widths of weights and activations, as in ``w4a8``."""
     protocol: str
-    """What is quantized beside weights: ``activations`` or ``integer``."""
+    """It says what is quantized beside weights: ``activations`` or ``integer``."""
     method: str
     """The way to the student, such as ``blockwise``."""
     generator: str | None
@@ -62,7 +62,7 @@ class CompressionResult:
     seconds: float
     """The time of the whole method, including images that are distilled beforehand."""
     coverage: Coverage
-    """What is quantized, with how many bits, and what is not."""
+    """It lists what is quantized, with how many bits, and what is not."""
     mixed_precision: MixedPrecision | None = None
     """The bits of each layer and how they were chosen, if they were chosen for a size."""
     layers: tuple[LayerCost, ...] | None = None

@@ -26,7 +26,7 @@ from ..files import digest, is_there
 _folders: list[Path] = []
 """The folders whose files were imported, the last one first."""
 _appended: list[str] = []
-"""Those of them that stand at the end of ``sys.path``, in this order."""
+"""Some of these folders stand at the end of ``sys.path``, in this order."""
 _aside: dict[Path, dict[str, ModuleType]] = {}
 """Modules of each folder that made room for those of the same name in another folder."""
 

@@ -134,7 +134,7 @@ def wait_for_tensorboard(port: int) -> int:
 
 
 def processes(word: str) -> list[psutil.Process]:
-    """Those whose command line or environment holds ``word``: an experiment's or a trial's id, or a home."""
+    """Return the processes whose command line or environment holds ``word``, such as the id of an experiment."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -112,7 +112,7 @@ def test_integer_stores_what_an_in_place_activation_leaves_and_no_logits() -> No
 
 
 class Limited(nn.Module):
-    """What two convolutions return, put together by ``join``, before a linear layer."""
+    """Two convolutions, whose results ``join`` puts together before a linear layer."""
 
     def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
