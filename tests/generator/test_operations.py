@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from nni_autorecon.accel.convolution import summed
@@ -10,6 +11,7 @@ from nni_autorecon.generator.operations import (
     ClassAffine,
     EdgeShape,
     Features,
+    embedded,
     make_candidates,
     make_operation,
     mixture,
@@ -114,3 +116,11 @@ def test_mixture_of_a_cross_edge_is_the_weighted_sum():
     m = torch.tensor([0.2, 0.5, 0.3], dtype=torch.double)
     expected = 0.2 * operations["nearest"](Features(x), labels) + 0.5 * operations["bilinear"](Features(x), labels)
     assert_close(summed([mixture(operations, m, Features(x), labels)]), expected)
+
+
+def test_a_mixed_label_is_the_mixture_of_what_its_classes_have():
+    table = nn.Embedding(7, 4)
+    assert_close(embedded(table, F.one_hot(torch.arange(7), 7).float()), embedded(table, torch.arange(7)))
+    half = torch.zeros(1, 7)
+    half[0, [2, 5]] = torch.tensor([0.25, 0.75])
+    assert_close(embedded(table, half)[0], 0.25 * table.weight[2] + 0.75 * table.weight[5])
