@@ -90,7 +90,7 @@ def examine(file: Path | None = None) -> Iterator[Finding]:
         yield check_folder(name, folder, "make it writable, or use another")
     yield check_folder("cache", cache_folder(), f"set {CACHE_VARIABLE} to another folder")
     if file is not None:
-        yield check_experiment(file)
+        yield check_experiment_file(file)
 
 
 def check_python() -> Finding:
@@ -227,7 +227,7 @@ def check_folder(name: str, folder: Path, remedy: str) -> Finding:
     return Finding(name, OK, f"{folder} can be written, {free / GIB:.0f} GiB free")
 
 
-def check_experiment(file: Path) -> Finding:
+def check_experiment_file(file: Path) -> Finding:
     """Look whether NNI can give the experiment's trials the GPUs that they ask for."""
     from .reading import read_experiment  # it needs PyYAML, which may be missing
 

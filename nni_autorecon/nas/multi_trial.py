@@ -70,7 +70,7 @@ class CandidateSearch:
         return min(self._known, key=lambda candidate: candidate["loss"]["loss"])
 
     def _evaluate(self, space: GeneratorSpace) -> None:
-        """MeasureCandidate one candidate and report it, as NNI's trial; NNI maximizes the reported value, -L_r."""
+        """Measure one candidate and report it, as NNI's trial; NNI maximizes the reported value, -L_r."""
         index, self._asked = self._asked, self._asked + 1
         choices, repaired = repair(space.generator.choices, _any_order(f"{self.config.seed} {index}"))
         if index == len(self._known):

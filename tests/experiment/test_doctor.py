@@ -200,7 +200,7 @@ def test_an_experiment_file(text, state, found, remedy, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "count_gpus", lambda: 0)
     if text is not None:
         (tmp_path / "e.yml").write_text(text)
-    _is(doctor.check_experiment(tmp_path / "e.yml"), state, found, remedy)
+    _is(doctor.check_experiment_file(tmp_path / "e.yml"), state, found, remedy)
 
 
 def _doctor(*arguments, python=(sys.executable,), **variables):
