@@ -17,16 +17,10 @@ from .errors import InputError, MachineError, shown
 
 LARGEST_TEXT = 2**20
 """Bytes that a text file may have at most; settings, genotypes and records of runs are far smaller."""
-
-
 DEEPEST = 32
 """Levels of lists and objects that JSON may have at most."""
-
-
 SEAL = "sha256"
 """A JSON file holds its checksum under this name; it covers the values, not the layout."""
-
-
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system reports one of these errors when there is no space."""
 

@@ -14,12 +14,8 @@ from ..shapes import ImageShape
 from .images import LabelledImages
 
 IMAGE = ImageShape(1, 16, 16)
-
-
 MEAN = (0.3049,)
 """The mean of the training images' pixels, divided by 255."""
-
-
 STD = (0.3183,)
 """The standard deviation of the training images' pixels, divided by 255."""
 

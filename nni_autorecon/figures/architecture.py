@@ -20,12 +20,8 @@ from .canvas import INK, MARK, MUTED, SHADE, Floats, Point, new_canvas
 
 OPERATIONS = (*CANDIDATES[NORMAL][:-1], *CANDIDATES[UP], NONE)
 """All operations that an edge of any kind can have; they are the columns of the heat map."""
-
-
 FIXED = "not searched"
 """Connections that every generator has are drawn and listed under this name."""
-
-
 STROKES: dict[str, tuple[str, float, str | tuple[float, tuple[float, ...]]]] = {  # operation: colour, width, dashes
     "conv_1x1": ("#56B4E9", 1.6, "solid"),
     "conv_3x3": ("#0072B2", 2.2, "solid"),
@@ -105,18 +101,12 @@ class GraphEdge(NamedTuple):
 # Lines run along the axes, and no two lines run on top of each other: each has ports of its own at both nodes, and
 # each cross edge has a lane of its own above or below the blocks. All numbers are in drawing units.
 _PITCH, _HALF_WIDTH, _HALF_HEIGHT, _ROUND = 5.3, 0.42, 0.25, "round,pad=0,rounding_size=0.15"
-
-
 _OFFSETS = {1: (0.0, 0.0), 2: (1.1, 1.0), 3: (1.1, -1.0), 4: (2.3, 0.0), 5: (3.55, 0.0)}
-
-
 _PLACES = {Node(1 + b, n): (b * _PITCH + x, y) for b in range(NUM_BLOCKS) for n, (x, y) in _OFFSETS.items()}
 
 
 # The keys are the positions of source and target. The values are the lane and the ports' offsets at both nodes.
 _ABOVE = {(2, 5): (2, -0.14, 0.16), (2, 4): (1, 0.14, 0.12), (4, 4): (0, 0.32, -0.08)}
-
-
 _BELOW = {(3, 5): (2, -0.14, 0.26), (3, 4): (1, 0.14, 0.0), (4, 5): (0, 0.32, 0.02)}
 
 

@@ -18,17 +18,9 @@ from ..errors import InputError
 from ..files import write_atomically
 
 Floats = NDArray[np.float64]
-
-
 Point = tuple[float, float]
-
-
 DPI = 200
-
-
 INK, MUTED, SHADE, MARK = "#222222", "#666666", "#F1F3F5", "#D55E00"
-
-
 SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

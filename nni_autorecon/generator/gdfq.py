@@ -14,11 +14,7 @@ from .costs import gdfq_macs, gdfq_sizes
 from .operations import ClassAffine, embedded
 
 GDFQ_WIDTH = 128
-
-
 LATENT_DIM = 100
-
-
 GDFQ_EPS = 0.8  # the released code passes 0.8 where BatchNorm2d expects eps; it is part of the baseline
 
 

@@ -16,8 +16,6 @@ from ..shapes import LARGEST_SIZE
 from .topology import EDGE_BY_LABEL, EDGES, INTERPOLATIONS, NONE, NORMAL, NUM_BLOCKS, Edge, Node, incoming, outgoing
 
 FORMAT = "nni-autorecon genotype"
-
-
 VERSION = 1
 
 

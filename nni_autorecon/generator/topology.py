@@ -17,17 +17,9 @@ from typing import NamedTuple
 from ..shapes import ImageShape
 
 NUM_BLOCKS = 3
-
-
 NORMAL = "normal"
-
-
 UP = "up"
-
-
 CROSS = "cross"
-
-
 CONVOLUTIONS: dict[str, tuple[int, int]] = {  # name: (kernel size, dilation)
     "conv_1x1": (1, 1),
     "conv_3x3": (3, 1),
@@ -35,17 +27,9 @@ CONVOLUTIONS: dict[str, tuple[int, int]] = {  # name: (kernel size, dilation)
     "dil_conv_3x3": (3, 2),
     "dil_conv_5x5": (5, 2),
 }
-
-
 INTERPOLATIONS = ("nearest", "bilinear")
-
-
 NONE = "none"
-
-
 IDENTITY = "identity"
-
-
 CANDIDATES: dict[str, tuple[str, ...]] = {
     NORMAL: (*CONVOLUTIONS, IDENTITY, NONE),
     UP: INTERPOLATIONS,
@@ -96,8 +80,6 @@ def _edges() -> tuple[Edge, ...]:
 
 EDGES: tuple[Edge, ...] = _edges()
 """The 33 edges, in the order in which a forward pass needs them."""
-
-
 EDGE_BY_LABEL: dict[str, Edge] = {edge.label: edge for edge in EDGES}
 
 

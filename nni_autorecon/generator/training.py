@@ -19,8 +19,6 @@ from .latent import LatentSource, Stream
 
 Objective = Callable[[Tensor, Tensor], ReconstructionLoss]
 """Eq. 1 for one frozen teacher maps images [N, C, H, W] and labels [N] to L_r and its parts."""
-
-
 Total = Callable[[Tensor, Tensor, ReconstructionLoss], Tensor]
 """It maps a generator's images, their labels and L_r with its parts to the scalar that the generator minimizes."""
 

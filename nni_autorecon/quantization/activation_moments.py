@@ -27,31 +27,19 @@ from .quantizers import ActivationQuantizer
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 """Activation functions that clip to a range, by the name that :func:`.calls.called` gives them."""
-
-
 DEVIATIONS = 6.0
 """The range of a normal distribution goes so many standard deviations to both sides."""
 SAMPLES = 32
 """So many samples are sent through an operation for which there is no formula."""
-
-
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
 _ADDITION, _SUBTRACTION, _PRODUCT = re.compile("i?add"), re.compile("i?sub|subtract"), re.compile("i?mul|multiply")
-
-
 _AFFINE = re.compile(f"{_ADDITION.pattern}|{_SUBTRACTION.pattern}|{_PRODUCT.pattern}|rsub|neg|negative")
 _DIVISION = re.compile("i?(true)?div|divide")
-
-
 _ELEMENTWISE = re.compile(  # each element of the result comes from one element
     "|".join(activation.__name__.lower() for activation in ACTIVATIONS if activation is not nn.GLU)
     + f"|{_AFFINE.pattern}|{_DIVISION.pattern}|pointwiseactivation|abs|square|i?pow|r?sqrt|reciprocal|exp|expm1|log1?p?"
     "|erf|sin|cos|clip|clamp(min|max)?"
 )
-
-
 _ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape(as)?|view(as)?|permute|t|transpose"
     r"|move(axis|dim)|swap(axes|dims)|(un)?squeeze|expand(as)?|repeat(interleave)?|tile|roll|flip|size|dim|numel"

@@ -6,8 +6,6 @@ from torch import fx, nn
 
 QUANTIZED = (nn.Conv2d, nn.Linear)
 """Layers of these classes have quantized weights, and a traced graph shows each as one call."""
-
-
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 

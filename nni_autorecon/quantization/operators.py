@@ -13,15 +13,11 @@ from torch import fx, nn
 from .calls import QUANTIZED, called
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus),
     *(nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.GLU),
 )
-
-
 EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 """A module of any other class that has parameters of its own computes in floating point."""
 
@@ -30,18 +26,10 @@ EXPECTED = (*QUANTIZED, *NORMS, *ACTIVATIONS, fx.GraphModule)
 ACTIVATION = re.compile(
     "|".join([*(activation.__name__.lower() for activation in ACTIVATIONS), "pointwiseactivation|maximum|minimum"])
 )
-
-
 CLAMP = re.compile("relu6?|hardtanh")
 """These activations only limit values, which the quantizer of their result does anyway, or its codes."""
-
-
 MATRIX_PRODUCT = re.compile("matmul|b?mm|einsum")
-
-
 PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
-
-
 SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|ravel|reshape(as)?|view(as)?|permute|t|transpose"
     r"|swap(axes|dims)|move(dim|axis)|(un)?squeeze|expand(as)?|broadcastto|repeat(interleave)?|tile|contiguous|clone|detach"
@@ -49,68 +37,40 @@ SAME_VALUES = re.compile(  # the result has the values of the first input, possi
     r"|flip|flip(lr|ud)|roll|rot90|unfold|(adaptive)?maxpool[123]d(withindices)?|a?(max|min)|median|topk|sort|channelshuffle"
     r"|pixel(un)?shuffle|\w*pad([123]d)?"
 )
-
-
 KEEPS_ORDER = re.compile(
     r"identity|\w*dropout[123]?d?|(un)?flatten|reshape(as)?|view(as)?|permute|transpose|contiguous"
     "|(adaptive)?maxpool[12]d|channelshuffle|pixel(un)?shuffle"
 )
 """What limits values commutes with these: they only rearrange values, or take the largest of several."""
-
-
 SCALING = re.compile("add|r?sub|subtract|mul|multiply|div|divide|truediv|truedivide|neg|pos")
 """These functions of one value and of numbers are linear, and so no activations by themselves."""
-
-
 BENDING = re.compile("clamp(min|max)?|clip|minimum|maximum|abs")
 """These functions of one value and of numbers are activations, although no module has their names."""
-
-
 PAD = re.compile(r"\w*pad([123]d)?")
-
-
 CONSTANT_PADS = (nn.modules.padding._ConstantPadNd, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-
-
 ORIGINS = {
     "placeholder": "network input",
     "add": "addition",
     **dict.fromkeys(("cat", "concat", "stack", "setitem"), "concatenation"),
 }
 """Reports give these operations another name; all others keep theirs."""
-
-
 DIVISOR = "divisor"
 """Reports give this name to what is divided by, and to what enters a root or a logarithm."""
-
-
 FLOAT_BY_PROTOCOL = re.compile(  # GDFQ leaves these in floating point; a product may be a squeeze-and-excitation gate
     "network input|addition|concatenation|linear bottleneck|mean|sum|.*pool.*|interpolate|upsample.*|.*norm.*"
     rf"|.*pad([123]d)?|{SCALING.pattern}|{MATRIX_PRODUCT.pattern}"
 )
-
-
 ADDITION, CONCATENATION = re.compile("add"), re.compile("cat|concat|stack|setitem")
-
-
 STORED = re.compile(  # an integer engine stores these results, beside those of activations, layers and norms
     rf"placeholder|{SCALING.pattern}|{CONCATENATION.pattern}|{MATRIX_PRODUCT.pattern}|mean|sum|softmax"
     "|(adaptive)?avgpool[123]d|interpolate|upsample.*"
 )
-
-
 PREPARING = re.compile("|".join(each.pattern for each in (SCALING, BENDING, SAME_VALUES, CONCATENATION)))
 """These operations standardize or rearrange the images before the first layer; they stay what they are."""
-
-
 SIZES = {"size", "dim", "numel", "getattr"}
 """These calls return sizes, not values."""
-
-
 CONSTANT = re.compile("(new)?(zeros|ones|full|empty)(like)?")
 """The results of these calls are constants, whatever the images are."""
-
-
 TRANSPARENT = {
     "torch",
     "_operator",

@@ -16,12 +16,8 @@ LEAST_RATIO = 2.0**-12
 
 PERCENTILE = 0.999
 """A percentile range has this share of the values at or above its low end, and this share at or below its high end."""
-
-
 SHRINKAGES = tuple(step / 50 for step in range(50, 4, -1))
 """An MSE range is smaller than the min-max range by the best of these fractions: 1, 0.98 … 0.1."""
-
-
 LARGEST_SAMPLE = 2**13
 """An MSE range is chosen by the error of at most so many values of a row, as a batch of activations has millions."""
 

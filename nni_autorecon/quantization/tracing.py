@@ -20,16 +20,12 @@ from .tracer import Tracer
 
 TOLERANCE = 1e-3
 """A graph computes the same as its network if no logit differs by more than this fraction of the largest."""
-
-
 WEIGHT_HOOKS: Mapping[type, tuple[str, Callable[[nn.Module, str], nn.Module]]] = {
     WeightNorm: ("name", nn.utils.remove_weight_norm),
     SpectralNorm: ("name", nn.utils.remove_spectral_norm),
     prune.BasePruningMethod: ("_tensor_name", prune.remove),
 }
 """Hooks of PyTorch that compute a weight: the attribute that has its name, and what makes it a parameter."""
-
-
 WITHOUT_GRAPH = "change that code, or take --method gdfq --protocol activations --allow-partial"
 """This remedy is for a network that cannot be traced."""
 

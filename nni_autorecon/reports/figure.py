@@ -23,8 +23,6 @@ LABELS = {
     "agreement": "agreement with the teacher (%)",
     "loss": "L_r of the generator found",
 }
-
-
 SPEAKING = ("method", "generator", "strategy", "bits")
 """The values of these settings say by themselves what they are of."""
 COST_LABELS = {"file_bytes": "the student's file (kB)", "latency": "latency of an image (ms)"}

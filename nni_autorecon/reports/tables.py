@@ -61,8 +61,6 @@ MEASURES = {
     "latency": Measure("latency (ms)", 1, 2),
     "float_latency": Measure("in floating point (ms)", 1, 2),
 }
-
-
 USER_COSTS = ("file_bytes", "latency")
 """The student's file costs its user these; there are tables of those that were measured."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
-
-
 LOCK, RESULT, METRICS = ".lock", "result.json", "metrics.csv"
 EVENTS = "tensorboard"
 """The folder for TensorBoard, where NNI expects it."""

@@ -14,12 +14,8 @@ import torch
 from ..files import tensor_bytes, write_atomically
 
 log = logging.getLogger(__name__)
-
-
 LAYOUT = 12
 """This number grows when names or shapes of the saved state change, so that earlier snapshots are refused."""
-
-
 State = Mapping[str, Any]
 """A state holds tensors, numbers, strings, and lists and dicts of them."""
 

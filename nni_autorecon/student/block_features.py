@@ -13,8 +13,6 @@ LARGEST_BATCH, LARGEST_TENSOR = 16, 2**21
 """So many images, or elements of a block's largest tensor, are computed at once on the CPU."""
 SHIFTS = 4096
 """Rows of coins differ by where they begin."""
-
-
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers have so many bytes."""
 

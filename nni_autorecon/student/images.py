@@ -35,8 +35,6 @@ from .generators import configured_generator
 
 Batch = tuple[Tensor, Tensor, ReconstructionLoss]
 """Images [N, C, H, W], labels [N] or probabilities [N, K], and L_r with the teacher's logits; all are detached."""
-
-
 OnStep = Callable[[], object]
 
 

@@ -25,23 +25,11 @@ RECIPE_VERSION = 1
 
 # These values were chosen by cross-validation within the training split; the test split was not used.
 EPOCHS = 15
-
-
 BATCH_SIZE = 32
-
-
 LEARNING_RATE = 0.05
-
-
 WEIGHT_DECAY = 5e-4
-
-
 LARGEST_SHIFT = 1
-
-
 SEED = 0
-
-
 _log = logging.getLogger(__name__)
 
 
