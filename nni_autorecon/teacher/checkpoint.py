@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .checkpoint_file import read_checkpoint
 
 WRAPPERS = ("state_dict", "model")
@@ -23,6 +24,9 @@ USUAL = {*WRAPPERS, *(prefix.removesuffix(".") for prefix in PREFIXES)}
 """A state_dict under these keys and prefixes alone is taken before others that fit as well."""
 COUNTERS = re.compile(r"(.*\.)?(total_ops|total_params|n_averaged)")
 """Tools leave these numbers beside the weights: thop counts operations, an averaged model its averages."""
+
+VERSIONS = "_metadata"
+"""PyTorch keeps the versions of layers in this attribute of a state_dict, by their places."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ class StateDict(NamedTuple):
     """The number of names that the network knows."""
     beside: Sequence[str] = ()
     """Names in the same mapping that are left out: of another prefix, of tools, or of what is no tensor."""
+    versions: Mapping[str, Any] = {}
+    """What the file says of the versions of layers, by their places in the network; empty if it says nothing."""
 
     @property
     def place(self) -> str:
@@ -76,7 +82,7 @@ def load_checkpoint(network: nn.Module, path: Path, name: str, *, key: str | Non
         if isinstance(target, Tensor) and name in state and state[name].shape != target.shape
     }
     fitting = {name: value for name, value in state.items() if name not in misfits}
-    missing, unexpected = network.load_state_dict(fitting, strict=False)  # strict=True would not list wrong shapes
+    missing, unexpected = _load(network, fitting, chosen.versions, path, name)
     missing = [name for name in missing if name not in state]
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": [*misfits.values()]}
     if any(faults.values()):
@@ -102,7 +108,26 @@ def load_in_order(network: nn.Module, path: Path, name: str) -> None:
             fault = fault or f"it has {key} ({shape}) for {target} ({list(own.shape)})"
     if fault:
         raise InputError(f"checkpoint {path} does not fit {name}: {fault}; give another file with --checkpoint")
-    network.load_state_dict(dict(zip(targets, state.values(), strict=True)))
+    _load(network, dict(zip(targets, state.values(), strict=True)), {}, path, name)
+
+
+def _load(
+    network: nn.Module, tensors: Mapping[str, Any], versions: Mapping[str, Any], path: Path, name: str
+) -> tuple[list[str], list[str]]:
+    """Load tensors into ``network``, and return the names that are missing there, and those that it does not have.
+
+    Layers that ask which version of them was saved are told that of the file, or else that of today; a BatchNorm is
+    then told none, at which PyTorch does without its counter. Raises InputError if a layer refuses what it gets.
+    """
+    today = getattr(network.state_dict(), VERSIONS, {})
+    normed = {place for place, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._NormBase)}
+    state = OrderedDict(tensors)
+    setattr(state, VERSIONS, versions or {place: version for place, version in today.items() if place not in normed})
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=False)  # strict=True would not list wrong shapes
+    except Exception as error:  # layers may load their weights by code of their own
+        raise InputError(f"checkpoint {path} cannot be loaded into {name}: {one_line(error)}") from error
+    return missing, unexpected
 
 
 def settle_lazy_layers(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -132,7 +157,7 @@ def _state_dicts(content: object, key: str = "", depth: int = 3) -> Iterator[tup
     if not isinstance(content, Mapping):
         return
     if any(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        yield key, {name: value for name, value in content.items() if isinstance(name, str)}
+        yield key, content
     if depth:
         for name, value in content.items():
             yield from _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
@@ -140,7 +165,8 @@ def _state_dicts(content: object, key: str = "", depth: int = 3) -> Iterator[tup
 
 def _of_network(key: str, mapping: Mapping[str, object], own: Sequence[str]) -> Iterator[StateDict]:
     """Yield what a mapping holds under the network's ``own`` names, once for each prefix that fits best."""
-    tensors = {name: value for name, value in mapping.items() if isinstance(value, Tensor) or _is_extra(name)}
+    named = {name: value for name, value in mapping.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor) or _is_extra(name)}
     known = set(own)
     kept = {name: value for name, value in tensors.items() if name in known or not COUNTERS.fullmatch(name)}
     prefixes = {"", *(name.removesuffix(each) for each in own[:1] for name in kept if name.endswith(f".{each}"))}
@@ -149,9 +175,14 @@ def _of_network(key: str, mapping: Mapping[str, object], own: Sequence[str]) -> 
     best = [prefix for prefix in sorted(prefixes) if fitting[prefix] == most] if most else [_strange_prefix(kept, own)]
     for prefix in best:
         state = {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
-        beside = [name for name in mapping if not name.startswith(prefix) or name not in kept]
+        beside = [name for name in named if not name.startswith(prefix) or name not in kept]
         place = ".".join(part for part in (key, prefix.removesuffix(".")) if part)
-        yield StateDict(place if len(best) > 1 else key, state, most, beside)
+        versions = {
+            f"{name}.".removeprefix(prefix).rstrip("."): version
+            for name, version in getattr(mapping, VERSIONS, {}).items()
+            if f"{name}.".startswith(prefix)
+        }
+        yield StateDict(place if len(best) > 1 else key, state, most, beside, versions)
 
 
 def _strange_prefix(tensors: Mapping[str, object], own: Sequence[str]) -> str:

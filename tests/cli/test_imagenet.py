@@ -61,7 +61,7 @@ def test_search_and_compress_at_224(tmp_path):
 
 
 def test_gdfqs_generator_at_224(tmp_path):
-    teacher = _teacher("resnet18", tmp_path)
+    teacher = _teacher("mnasnet0_5", tmp_path)
     result, peak = _compress(*teacher, "--generator", "gdfq-conditional", folder=tmp_path / "student")
     assert result["generator_parameters"] == pytest.approx(41.4e6, rel=0.02)  # GDFQ's for ImageNet
     assert peak < GIBIBYTES

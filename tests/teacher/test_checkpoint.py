@@ -199,6 +199,46 @@ def test_extra_state_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(again[0].weight, network[0].weight)
 
 
+class Versioned(nn.Sequential):
+    """It asks for the version of its weights, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: State, prefix: str, metadata: dict[str, Any], *others: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"version {metadata.get('version')} is unknown")
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_layer_that_asks_for_its_version_is_told_that_of_today(prefix: str, tmp_path: Path) -> None:
+    state = toy_teacher().state_dict()
+    without_counters = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(without_counters) < len(state)
+    file = save({f"{prefix}0.{name}": value for name, value in without_counters.items()}, tmp_path)
+    network = Versioned(blank())
+    load_checkpoint(network, file, "toy")
+    assert has(network[0], state)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_or_that_of_the_file(parallel: bool, tmp_path: Path) -> None:
+    saved = Versioned(toy_teacher())
+    saved._version = 3
+    file = save({"model": (nn.DataParallel(saved) if parallel else saved).state_dict()}, tmp_path)
+    with pytest.raises(InputError, match="version 3 is unknown"):
+        load_checkpoint(Versioned(blank()), file, "toy")
+
+
+def test_a_layer_that_refuses_its_weights_is_a_line(tmp_path: Path) -> None:
+    class Refusing(Versioned):
+        _version = 3
+
+    network = Refusing(toy_teacher())
+    with pytest.raises(InputError, match="weights.pt cannot be loaded into toy: version 3 is unknown"):
+        load_checkpoint(network, save(network.state_dict(), tmp_path), "toy")
+
+
 def test_the_key_goes_from_the_teacher_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4),"
