@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .accel.memory import keep_freed_memory
-from .config.common import Config
+from .config.common import NETWORK, Config
 from .config.compress import CompressConfig
 from .config.distill import DistillConfig
 from .config.search import SearchConfig
@@ -253,8 +253,7 @@ def _configured(
 
 def _of_loaded(teacher: Teacher, config: AnyConfig) -> AnyConfig:
     """Return ``config`` with the settings of a loaded teacher. Raises InputError if it sets such ones itself."""
-    known = ("teacher", "checkpoint", "checkpoint_key", "num_classes", "image_size", "mean", "std", "device")
-    if said := [name for name in known if name in config.given]:
+    if said := [name for name in (*NETWORK, "device") if name in config.given]:
         raise InputError(f"the teacher is loaded already, so that {', '.join(said)} would do nothing; leave it out")
     return config.override({"teacher": teacher.name, **teacher.settings}, source="arguments")
 

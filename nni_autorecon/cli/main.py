@@ -18,7 +18,7 @@ from ..version import __version__
 from . import commands, screen
 from .arguments import Parser, add_stage
 from .exits import leave, report_errors
-from .new_folder import NETWORK
+from .new_folder import ASKED
 from .screen import PROGRAM
 from .stages import run_stage
 
@@ -91,7 +91,7 @@ def _add_new(command: AddCommand) -> None:
     new.add_argument("folder", type=Path, metavar="FOLDER", help="folder for them, made if it is not there")
     new.add_argument("--force", action="store_true", help="replace these files, and no others, if FOLDER has some")
     screen.add_arguments(new)
-    add_flags(new, CompressConfig, NETWORK)
+    add_flags(new, CompressConfig, ASKED)
 
 
 def _add_experiments(command: AddCommand) -> None:

@@ -20,7 +20,7 @@ from .screen import command_line, conclude, progress
 if TYPE_CHECKING:
     from ..teacher.loading import Teacher
 
-NETWORK = {
+ASKED = {
     "the network": (
         "teacher",
         "checkpoint",

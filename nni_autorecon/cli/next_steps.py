@@ -7,15 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..config.common import Config
+from ..config.common import NETWORK, Config
 from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
 from ..config.search import SearchConfig
 from ..errors import InputError
 from .new_folder import as_flags
 from .screen import command_line
-
-NETWORK = ("teacher", "checkpoint", "checkpoint_key", "num_classes", "image_size", "mean", "std")
 
 
 def after_search(config: SearchConfig, genotype: Path) -> str:

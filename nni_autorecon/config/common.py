@@ -15,6 +15,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "step": lambda progress: 0.1 ** sum(progress >= quarter for quarter in (0.25, 0.5, 0.75)),
 }
 """Each schedule maps the progress through training, in [0, 1), to the factor of a learning rate."""
+NETWORK = ("teacher", "checkpoint", "checkpoint_key", "num_classes", "image_size", "mean", "std")
+"""These settings name the network, and say what it cannot tell of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
