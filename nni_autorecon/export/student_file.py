@@ -123,14 +123,8 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     if teacher is None:
         require_trusted(description.teacher, path)
     with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random numbers
-        if isinstance(teacher, nn.Module):
-            structure = copied(unwrapped(teacher), type(teacher).__name__).cpu()
-        else:
-            structure = description.structure(spec)
-            settle_lazy_layers(structure, _stored_shapes(stored, tensors))
-        unwrap_parts(structure)
-        structure = in_usual_layout(structure.float())  # teachers are float32
-        _settle_folded(structure, description.image, f"{path} does not fit {spec}")
+        source = teacher if isinstance(teacher, nn.Module) else spec
+        structure = _structure(description, source, _stored_shapes(stored, tensors), f"{path} does not fit {spec}")
         float_bytes = float_size(structure)
         if description.folded:
             structure = folded(structure, image=description.image)[0]
@@ -167,6 +161,24 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     for name, target in targets.items():
         target.data.copy_(tensors[name])
     return SavedNetwork(network, description, float_bytes, len(content), weights)
+
+
+def _structure(
+    description: Description, source: str | nn.Module, shapes: Mapping[str, Sequence[int]], fault: str
+) -> nn.Module:
+    """Return the teacher without its wrappers, in float32: built anew by the name ``source``, or a copy of it.
+
+    ``shapes`` settle its lazy layers. Raises InputError, which may begin with ``fault``, if it cannot be built.
+    """
+    if isinstance(source, nn.Module):
+        structure = copied(unwrapped(source), type(source).__name__).cpu()
+    else:
+        structure = description.structure(source)
+        settle_lazy_layers(structure, shapes)
+    unwrap_parts(structure)
+    structure = in_usual_layout(structure.float())
+    _settle_folded(structure, description.image, fault)
+    return structure
 
 
 def _stored_shapes(
