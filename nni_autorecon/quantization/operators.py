@@ -80,6 +80,12 @@ TRANSPARENT = {
 }  # a graph shows the functions of these modules as they are
 
 
+def is_real(node: fx.Node) -> bool:
+    """Return False for a node that is known to compute no real numbers, but a mask, indices or complex numbers."""
+    dtype = node.meta.get("dtype")
+    return dtype is None or bool(dtype.is_floating_point)
+
+
 def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Return True if the node calls an activation function."""
     return ACTIVATION.fullmatch(called(traced, node)[1]) is not None

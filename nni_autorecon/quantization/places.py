@@ -25,6 +25,7 @@ from .operators import (
     STORED,
     is_activation,
     is_product,
+    is_real,
     moves_values,
     pads_other_values,
     source_of,
@@ -37,11 +38,12 @@ def quantized_places(traced: fx.GraphModule, quantization: Quantization) -> dict
     """Return the nodes whose results get quantizers, with the bits of each."""
     nodes, bits = list(traced.graph.nodes), quantization.bits.activations
     found = divisors(traced)
-    dividing = {node for node in found if is_only_divisor(traced, node, found)}
+    no_factors = {node for node in nodes if not is_real(node)}
+    no_factors |= {node for node in found if is_only_divisor(traced, node, found)}
     if quantization.protocol == "activations":
-        return {node: bits for node in nodes if is_activation(traced, node) and node not in dividing}
+        return {node: bits for node in nodes if is_activation(traced, node) and node not in no_factors}
     prepared = prepared_nodes(traced)
-    left_out = _numbers(traced) | _logits(traced) | prepared | dividing
+    left_out = _numbers(traced) | _logits(traced) | prepared | no_factors
     inputs = [source_of(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]
     stored = {node: bits for node in nodes if node not in left_out and _is_stored(traced, node)}
     stored |= dict.fromkeys((node for node in stored if _is_no_factor(traced, node)), STORED_BITS)
@@ -111,6 +113,8 @@ def unquantized(traced: fx.GraphModule, protocol: str) -> Iterator[tuple[fx.Node
         is_asked = is_product(traced, node) or (protocol == "integer" and joins)
         for argument in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if is_asked else ():
             if argument.op == "get_attr" or (not is_layer and (argument in left_out or node in prepared)):
+                continue
+            if not is_real(argument):
                 continue
             origin = source_of(traced, argument)
             source, kind = called(traced, origin)

@@ -128,3 +128,4 @@ def _replace(traced: fx.GraphModule, region: list[fx.Node], source: fx.Node, top
     top.replace_all_uses_with(joined)
     traced.graph.eliminate_dead_code()
     joined.name = name
+    joined.meta["dtype"] = top.meta.get("dtype")

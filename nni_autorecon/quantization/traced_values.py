@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+
+from .changes import View, set_item
 
 UNKNOWN: Any = object()
 """The value of a proxy about which nothing is known."""
@@ -25,8 +26,10 @@ class Value(fx.Proxy):
 
     known: Any = UNKNOWN
     """A pair of values, or UNKNOWN."""
-    stale: Value | None = None
-    """The view of this value that has been changed in place, so that this value is no longer the one in the graph."""
+    stale: bool = False
+    """True if it is a view of a value that has been changed in place, and is no longer what the graph has of it."""
+    view_of: View | None = None
+    """How it became a view of another value."""
 
     def is_tensor(self) -> bool:
         """Return True if it is known to be a tensor, rather than a number."""
@@ -65,6 +68,9 @@ class Value(fx.Proxy):
             raise TraceError("a loop over images")
         return count
 
+    def __index__(self) -> int:
+        raise TypeError("a value or a number of images where Python needs a number, as in range()")
+
     def length(self) -> Any:
         """Return the length; that of a batch of images is a call."""
         if self.known is UNKNOWN:
@@ -81,8 +87,8 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self,), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if self.stale is value:  # x[0] += 1 changes the view x[0] in place, and then puts it where it is
-            self.stale = None
+        if isinstance(value, Value) and value.view_of and value.view_of.base is self and value.view_of.args == (index,):
+            return  # x[0] += 1 has changed the view x[0] in place, and so x
         cast(Any, self.tracer).change(self, "call_function", set_item, (self, index, value), {}, name="setitem")
 
 
@@ -109,29 +115,6 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", 
     setattr(Value, f"__i{_name.strip('_')}__", _in_place_operator(_name))
 
 
-def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
-    """Return ``x`` with other values at ``index``."""
-    changed = x.clone()
-    changed[index] = value
-    return changed
-
-
-def counterpart(kind: str, target: Any, name: str) -> tuple[str, Any]:
-    """Return the call of the function or method ``name`` that computes what ``target`` computes in place.
-
-    Raises TraceError if there is none.
-    """
-    special = {"zero": torch.zeros_like, "fill": torch.full_like}
-    if name in special:
-        return "call_function", special[name]
-    if kind == "call_method" and hasattr(Tensor, name):
-        return kind, name
-    for module in (torch, F):
-        if kind == "call_function" and hasattr(module, name):
-            return kind, getattr(module, name)
-    raise TraceError(f"{name}_ changes values in place in a way that cannot be written down")
-
-
 def is_known(value: fx.Proxy) -> bool:
     """Return True if it is known what a proxy is for each of the batches."""
     return isinstance(value, Value) and value.known is not UNKNOWN
@@ -142,6 +125,18 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (fx.Proxy, Tensor))
 
 
+def dtype_of(known: Any) -> torch.dtype | None:
+    """Return the type of the numbers in a pair of tensors; None for anything else, and if nothing is known."""
+    return known[0].dtype if known is not UNKNOWN and isinstance(known[0], Tensor) else None
+
+
+def require_no_autocast(device: torch.device) -> None:
+    """Raise TraceError within ``torch.autocast``, which a graph would leave out."""
+    if torch.is_autocast_enabled(device.type):
+        kind = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+        raise TraceError(f"it makes values of {kind} by autocast")
+
+
 def adds_nothing(target: Any, args: tuple[Any, ...]) -> bool:
     """Return True for the sum of a tensor of real numbers and 0, with which ``sum`` begins."""
     if target is not operator.add or not any(type(each) in (int, float) and each == 0 for each in args):
@@ -149,9 +144,9 @@ def adds_nothing(target: Any, args: tuple[Any, ...]) -> bool:
     return any(isinstance(each, Value) and each.is_tensor() and each.known[0].is_floating_point() for each in args)
 
 
-def passes_on(kind: str, target: Any, argument: Any, known: Any) -> bool:
-    """Return True if a call of a layer or of dropout only returns its argument, as they do in eval mode."""
-    if kind != "call_module" and "dropout" not in getattr(target, "__name__", ""):
+def passes_on(kind: str, argument: Any, known: Any) -> bool:
+    """Return True if a call of a layer or function only returns its argument, as those for training do in eval mode."""
+    if kind not in ("call_module", "call_function"):
         return False
     return isinstance(argument, Value) and is_known(argument) and known[0] is argument.known[0]
 
@@ -168,14 +163,7 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout))
 
 
-def shares_memory(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Return True if two are the same tensor: the same memory, seen in the same way."""
-    if not shares_memory(one, other):
-        return False
-    return bool((one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()))
+def attribute(root: nn.Module, path: str) -> Any:
+    """Return the parameter, buffer or other attribute at ``path``."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)

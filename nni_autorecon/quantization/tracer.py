@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
+from .changes import View, is_same, shares_memory, view_of, without_change
 from .functional_layers import LAYERS, are_equal, attention, takes_place
 from .proxies import numbers_that_take_proxies, what_takes_no_proxies
 from .traced_values import (
@@ -26,15 +27,14 @@ from .traced_values import (
     UNKNOWN,
     Value,
     adds_nothing,
-    counterpart,
+    attribute,
+    dtype_of,
     is_known,
     is_plain,
-    is_same,
     is_tensor,
     passes_on,
+    require_no_autocast,
     resolved,
-    set_item,
-    shares_memory,
 )
 
 
@@ -124,7 +124,7 @@ class Tracer(fx.Tracer):
         if isinstance(a, np.generic):
             return a.item()
         if isinstance(a, Value):
-            if a.stale is not None:
+            if a.stale:
                 raise TraceError(f"{a.node.name} is used after a part of it was changed in place")
             return a.node
         return super().create_arg(a)
@@ -142,16 +142,19 @@ class Tracer(fx.Tracer):
         if kind == "get_attr":
             parameter = cast(Value, super().create_proxy(kind, target, args, kwargs, name, *rest))
             with self._computing_values():
-                parameter.known = (_attribute(self.root, target),) * 2
+                parameter.known = (attribute(self.root, target),) * 2
             return parameter
         if kind == "placeholder":
             return super().create_proxy(kind, target, args, kwargs, name, *rest)
-        if (without := self._without_change(kind, target, args, kwargs)) is not None:
+        module = self.root.get_submodule(target) if kind == "call_module" else None
+        if (without := without_change(self._in_place, module, kind, target, args, kwargs)) is not None:
             return self.change(*without, name=name or (target if kind == "call_method" else None))
         return self._write(kind, target, args, kwargs, name)
 
     def _write(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None) -> Any:
         """Write down a call that changes nothing in place, as :meth:`create_proxy` does."""
+        if self.batches is not None:
+            require_no_autocast(self.batches[0].device)
         if target in LAYERS and (found := self._as_layer(target, args, kwargs)):
             path, x = found
             if target is not torch.conv1d:
@@ -164,11 +167,13 @@ class Tracer(fx.Tracer):
         known = self._compute(kind, target, args, kwargs)
         if known is not UNKNOWN and is_plain(known[0]) and known[0] == known[1]:
             return known[0]
-        if known is not UNKNOWN and args and passes_on(kind, target, args[0], known):
+        if known is not UNKNOWN and args and passes_on(kind, args[0], known):
             return args[0]
         result = cast(Value, super().create_proxy(kind, target, args, kwargs, name))
         result.known = known
-        result.node.meta["adds_nothing"] = adds_nothing(target, args)
+        if args and isinstance(args[0], Value) and is_known(args[0]) and is_known(result):
+            result.view_of = view_of(kind, target, args, kwargs, known)
+        result.node.meta |= {"adds_nothing": adds_nothing(target, args), "dtype": dtype_of(known)}
         return result
 
     def change(
@@ -183,46 +188,44 @@ class Tracer(fx.Tracer):
     ) -> Value:
         """Write down a call whose result takes the place of ``changed``, and of all that are the same tensor.
 
-        Other views of that tensor must not be used any more.
+        So do the values of which it is a view, and other views of these. Where it is not known how, they become stale.
         """
         if not isinstance(changed, Value):
             raise TraceError(f"{name or target} changes something other than a value of the network in place")
-        result = self._write(kind, target, args, kwargs, name)
-        same = [changed]
-        if changed.known is not UNKNOWN:
-            for value in [value for reference in self._alive if (value := reference()) is not None]:
-                if value is changed or value is result or value.known is UNKNOWN:
-                    continue
-                if is_same(value.known[0], changed.known[0]):
-                    same.append(value)
-                elif shares_memory(value.known[0], changed.known[0]):
-                    value.stale = changed
-        for value in same:
-            value.node, value.known = result.node, result.known
+        top, result = changed, self._write(kind, target, args, kwargs, name)
+        above: list[Value] = []
+        others = {id(value): value for value in self._sharing(changed) if value is not result}
+        while True:
+            same = [top, *(value for value in others.values() if is_same(value.known[0], top.known[0]))]
+            for value in same:
+                value.node, value.known = result.node, result.known
+                others.pop(id(value), None)
+            call = top.view_of.put_back(top) if top.view_of and others else None
+            if top.view_of is None or call is None:
+                break
+            above = [*same, *above]
+            top, result = top.view_of.base, self._write(*call, None)
+        for value in others.values():
+            value.stale = top.view_of is not None
+        for value in above if top.view_of is None else ():
+            value.known = self._compute(*cast(View, value.view_of).call())
+        while others and top.view_of is None:
+            self._renew(others.popitem()[1], others)
         return changed
 
-    def _without_change(self, kind: str, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return what a call changes in place, and the call that computes the same; None for an ordinary call."""
-        if kind == "call_module":
-            module = self.root.get_submodule(target)
-            if module not in self._in_place:
-                return None
-            return args[0] if args else kwargs["input"], kind, target, args, kwargs
-        if kwargs.get("out") is not None:
-            return kwargs["out"], kind, target, args, {key: value for key, value in kwargs.items() if key != "out"}
-        label = target if kind == "call_method" else getattr(target, "__name__", "")
-        if label == "copy_":
-            return args[0], "call_function", set_item, (args[0], ..., args[1]), {}
-        if label.endswith("_") and not label.endswith("__"):
-            return args[0], *counterpart(kind, target, label[:-1]), args, kwargs
-        if kind == "call_function" and inspect.isfunction(target):
-            given = inspect.signature(target)
-            if "inplace" in given.parameters:
-                call = given.bind(*args, **kwargs)
-                if call.arguments.get("inplace"):
-                    call.arguments["inplace"] = False
-                    return call.args[0], kind, target, call.args, call.kwargs
-        return None
+    def _sharing(self, changed: Value) -> list[Value]:
+        """Return all values in the memory of ``changed``."""
+        alive = [value for reference in self._alive if (value := reference()) is not None and is_known(value)]
+        return [value for value in alive if is_known(changed) and shares_memory(value.known[0], changed.known[0])]
+
+    def _renew(self, view: Value, others: dict[int, Value]) -> None:
+        """Let a view follow from its base, and the base before, if it is one of ``others``."""
+        view.stale = view.view_of is None
+        if view.view_of is not None:
+            if (base := others.pop(id(view.view_of.base), None)) is not None:
+                self._renew(base, others)
+            result = self._write(*view.view_of.call(), None)
+            view.node, view.known = result.node, result.known
 
     def _as_layer(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any] | None:
         """Return the path of a layer that does the same as a function with weights, and its input.
@@ -291,9 +294,3 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    """Return the parameter, buffer or other attribute at ``path``."""
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)

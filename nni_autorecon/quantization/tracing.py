@@ -39,7 +39,7 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
 
     Hooks are part of the graph. Weights that are computed from parameters alone are parameters. A subclass of Conv2d,
     Linear or BatchNorm2d with a forward of its own becomes the layer and the calls around it. A graph that this
-    function has returned is copied.
+    function has returned is copied. Logits of half precision become float32.
 
     image: the shape of one image. Without it, code that asks for sizes cannot be traced, and the result is not compared
         with the network.
@@ -63,6 +63,10 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     for node in graph.nodes:
         if node.meta.get("adds_nothing"):
             node.replace_all_uses_with(node.all_input_nodes[0])
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if output.args[0].meta.get("dtype") not in (None, torch.float32, torch.float64):
+        with graph.inserting_before(output):
+            output.args = (graph.call_method("float", (output.args[0],)),)
     traced = fx.GraphModule(twin, graph, class_name=name)
     traced.graph.eliminate_dead_code()
     used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}

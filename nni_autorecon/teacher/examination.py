@@ -42,7 +42,10 @@ def copied(network: nn.Module, name: str) -> nn.Module:
     """Return a deep copy. Raises InputError if the network cannot be copied, as when it keeps results of a pass."""
     detach_computed_weights(network)
     try:
-        return copy.deepcopy(network)
+        twin = copy.deepcopy(network)
+        if not network.training:
+            twin.eval()  # a copy of torchvision's extracted features is in training mode
+        return twin
     except Exception as error:  # the person's code may raise anything
         raise InputError(
             f"teacher {name} cannot be copied: {named(error)}; let it keep no results of a forward pass, and no files, "
@@ -234,7 +237,8 @@ def _answer_with_gradient(network: nn.Module, images: Tensor, name: str) -> Tens
         except Exception as error:  # the person's code may raise anything
             raise _failure_on_batch(network, twin, images, name, error) from error
         logits = require_logits(network, images, answer, name, count=BATCH)
-        weights = torch.linspace(-1, 2, logits.shape[1], device=logits.device)  # a softmax sums to 1, whatever it takes
+        # A softmax sums to 1, whatever it takes, over classes or over images.
+        weights = torch.linspace(-1, 2, logits.numel(), device=logits.device).square().view_as(logits)
         _require_gradient(twin, leaf, logits, weights, name)
     return logits.detach()
 
@@ -254,7 +258,7 @@ _DIFFERENTIABLE = "leave out detach(), .data, numpy(), no_grad, rounding and in-
 
 
 def _require_gradient(twin: nn.Module, leaf: Tensor, logits: Tensor, weights: Tensor, name: str) -> None:
-    """Raise InputError if no gradient of ``logits`` [N, K] comes back to the images ``leaf`` [N, C, H, W]."""
+    """Raise InputError if no gradient of ``logits`` [N, K], by these weights, comes back to the images ``leaf``."""
     if not logits.requires_grad:
         raise _no_gradient(name, described(twin, end_of_gradient(twin, leaf.clone())))
     try:

@@ -393,6 +393,24 @@ def test_a_network_that_computes_in_float32_alone_is_compared_in_it(tmp_path, ca
     assert capfd.readouterr() == ("", "")
 
 
+class HalfLogits(InsistsOnFloat32):
+    def forward(self, images):
+        return super().forward(images).half()
+
+
+class ShorterLogits(InsistsOnFloat32):
+    def forward(self, images):
+        return super().forward(images).bfloat16()
+
+
+@pytest.mark.parametrize("network", ["HalfLogits", "ShorterLogits"])
+def test_logits_of_half_precision_become_float32(network, tmp_path):
+    saved = _saved(tmp_path, f"tests.export.test_onnx:{network}", 4, 4)
+    assert export_onnx(saved, tmp_path / "net.onnx", noise_images=64).holds()
+    images = torch.randn(3, *IMAGE)
+    assert load_onnx(tmp_path / "net.onnx").network(images).dtype == saved.network(images).dtype == torch.float32
+
+
 def test_a_layer_that_onnx_lacks_is_named(tmp_path):
     saved = _saved(tmp_path, "tests.export.test_onnx:bessel", 4, 4)
     with pytest.raises(InputError, match="cannot export to ONNX: .*bessel_j0") as caught:

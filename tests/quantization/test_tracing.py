@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.ops import drop_block2d
 
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.calls import called
@@ -187,7 +188,44 @@ def filled(x: Tensor) -> Tensor:
     return F.relu(x) + x.clone().fill_(0.5)
 
 
-IN_PLACE = [add_as_statement, augmented, items, shift, dropped_in_place, filled]
+def masked(x: Tensor) -> Tensor:
+    y = 2 * torch.tanh(x)
+    y[y < 0] = 0.5
+    y[y.abs() > 1] = 1
+    return y
+
+
+def masked_by_threshold(x: Tensor) -> Tensor:
+    y = x + torch.tanh(x)
+    return y.masked_fill_(torch.maximum(y, x) < 0.1, 0.25)
+
+
+def parts(x: Tensor) -> Tensor:
+    y = 2 * torch.tanh(x)
+    y[:, :2].add_(x[:, 2:4])
+    y[:, 1::2].clamp_(min=0)
+    y[..., 2] -= x.select(2, 1)[..., :1]
+    y.select(1, 3).mul_(2)
+    y.narrow(2, 1, 2).neg_()
+    return y
+
+
+def views(x: Tensor) -> Tensor:
+    y = 2 * torch.tanh(x)
+    flat, turned = y.view(len(x), -1), y.permute(0, 2, 3, 1)
+    flat.mul_(2)
+    flat += 1
+    turned[..., 1:3].sub_(flat.mean())
+    F.relu_(y.transpose(1, 2).unsqueeze(1))
+    return y + turned.permute(0, 3, 1, 2) + flat.view_as(x)
+
+
+def part_alone(x: Tensor) -> Tensor:
+    return torch.relu_((x + torch.tanh(x))[:, ::2]).repeat(1, 2, 1, 1)
+
+
+IN_PLACE = [add_as_statement, augmented, items, shift, dropped_in_place, filled, masked, masked_by_threshold]
+IN_PLACE += [parts, views, part_alone]
 
 
 @pytest.mark.parametrize("between", IN_PLACE)
@@ -212,7 +250,7 @@ def test_a_sum_in_place_is_quantized_or_listed() -> None:
 def test_a_value_whose_part_was_changed_is_not_used_any_more() -> None:
     def between(x: Tensor) -> Tensor:
         y = torch.tanh(x)
-        y[:, :2].relu_()
+        y.diagonal(0, 2, 3).relu_()
         return y
 
     with pytest.raises(InputError, match="tanh is used after a part of it was changed in place"):
@@ -220,6 +258,23 @@ def test_a_value_whose_part_was_changed_is_not_used_any_more() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- sizes and other code
+
+
+def filtered(x: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft2(x)
+    return torch.fft.irfft2(spectrum * spectrum.abs().sigmoid() + 1, s=x.shape[-2:])
+
+
+def largest_unpooled(x: Tensor) -> Tensor:
+    values, indices = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values, indices.clamp(min=0) + 0, 2, output_size=x.shape[-2:])
+
+
+@pytest.mark.parametrize("between", [filtered, largest_unpooled])
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_masks_indices_and_complex_numbers_stay(between: Callable[[Tensor], Tensor], protocol: str) -> None:
+    seen, coverage = entering(Net(between), protocol)
+    assert seen["second"] <= 4 or "second" in {gap.name for gap in coverage.float_inputs or ()}
 
 
 class Doubled(torch.autograd.Function):
@@ -299,6 +354,7 @@ CODE = {
     "length": lambda x: F.relu(x).view(len(x), -1).view(x.shape),
     "number of values": lambda x: F.relu(x).view(x.shape.numel() // 63, 63).view(x.shape) / len(x.shape),
     "whole number": lambda x: F.relu(x).view(int(x.shape[0]), int(63 * 6.0)).view(x.shape) / float(len(x)),
+    "for training": lambda x: drop_block2d(F.relu(x), 0.1, 3, training=False) + 1,
     "asserts": lambda x: F.relu(x) if not torch._assert(x.ndim == 4, "four dimensions") else x,
 }
 
@@ -314,8 +370,10 @@ REFUSED = {
     "values": (lambda x: F.relu(x) if x.mean() > 5 else x, r"control flow by values .* in test_tracing.py:\d+"),
     "number of images": (lambda x: F.relu(x) if x.shape[0] > 2 else x, "control flow"),
     "each image": (lambda x: torch.stack([F.relu(each) for each in x]), r"a loop over images in test_tracing.py:\d+"),
-    "number of Python": (lambda x: x / complex(x.shape[0]), r"complex\(\) .* in test_tracing.py:\d+"),
-    "whole number of values": (lambda x: x[:, : int(x.mean())], r"int\(\) argument .* in test_tracing.py:\d+"),
+    "each number": (lambda x: torch.stack([x[i] for i in range(len(x))]), r"needs a number, as in range\(\) in .*:\d+"),
+    "autocast": (torch.autocast("cpu")(F.relu), "of bfloat16 by autocast"),
+    "number of Python": (lambda x: x / complex(x.shape[0]), r"Python needs a number.* in test_tracing.py:\d+"),
+    "whole number of values": (lambda x: x[:, : int(x.mean())], r"Python needs a number.* in test_tracing.py:\d+"),
     "layer of no one": (lambda x: UNREGISTERED(x), "calls a Conv2d that is none of its modules"),
     "item": (lambda x: x * x.abs().max().item() if x.max().item() else x, "control flow"),
 }

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from nni_autorecon.cli import main as cli
 from nni_autorecon.errors import InputError
@@ -236,6 +237,27 @@ def test_an_answer_that_depends_on_the_batch_is_warned_of_once(
 ) -> None:
     (warning,) = warnings_of(Plain(change), caplog)
     assert f"answers an image differently alone than in a batch, from {where} on; its accuracy" in warning
+
+
+class OverImages(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).softmax(0)
+
+
+def test_a_softmax_over_the_images_depends_on_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    (warning,) = warnings_of(OverImages(), caplog)
+    assert "answers an image differently alone than in a batch, from the forward of OverImages on" in warning
+
+
+class Extracted(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.second(self.first(images))["1"].mean((2, 3)))
+
+
+def test_the_mode_of_a_copy_is_that_of_the_network(caplog: pytest.LogCaptureFixture) -> None:
+    network = Extracted()
+    network.second = create_feature_extractor(network.second, ["1"])
+    assert warnings_of(network, caplog) == []
 
 
 # A gradient
