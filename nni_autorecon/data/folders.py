@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, one_line
 
-FILE_COLUMNS = {"file", "filename", "image", "imageid", "imagepath", "img", "path", "name", "id"}
+FILE_COLUMNS = {"file", "filename", "filepath", "fname", "image", "imageid", "imagename", "imagepath", "imagefile"}
+FILE_COLUMNS |= {"img", "path", "name", "id"}
 LABEL_COLUMNS = {"label", "labels", "truelabel", "class", "classid", "target", "category", "y"}
 """The two columns of a table have one of these headings, in lower case and without signs."""
+
+NUMBER = re.compile(r"[-+]?\d+(\.0*)?")
+"""Whole numbers, also as floating-point ones, which tables with gaps have."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,13 +61,19 @@ def pictures_of_table(folder: Path, table: Path, num_classes: int) -> LabelledPi
     known = _files_by_name(folder)
     file_column, label_column, rows = _columns(rows, known, table)
     names = [row[file_column].strip() for row in rows]
-    if missing := [name for name in names if name.lower() not in known]:
+    files = [_find(known, name) for name in names]
+    if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
         raise InputError(
-            f"labels {table} name {len(missing)} of {len(names)} files that are not in {folder}, such as {missing[0]}; "
-            "correct the folder or the table"
+            f"labels {table} name {len(missing)} of {len(names)} files that are not in {folder}, or lie there several "
+            f"times, such as {missing[0]}; correct the folder or the table"
         )
-    labels = _numbers([row[label_column].strip() for row in rows], num_classes, table)
-    return LabelledPictures([known[name.lower()] for name in names], labels)
+    texts = [row[label_column].strip() for row in rows]
+    if unlabelled := [name for name, text in zip(names, texts, strict=True) if not text]:
+        raise InputError(f"labels {table} have none for {unlabelled[0]}; leave its line out, or give its class")
+    labelled = dict(zip(files, texts, strict=True))
+    if twice := [name for name, file, text in zip(names, files, texts, strict=True) if labelled[file] != text]:
+        raise InputError(f"labels {table} have two different ones for {twice[0]}; correct the table")
+    return LabelledPictures([file for file in files if file], _numbers(texts, num_classes, table))
 
 
 def pictures_of_classes(folder: Path, names: Path | None, num_classes: int) -> LabelledPictures:
@@ -75,7 +87,7 @@ def pictures_of_classes(folder: Path, names: Path | None, num_classes: int) -> L
     from torchvision.datasets import DatasetFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
     order = _class_order(found, names, num_classes, folder)
 
     try:
@@ -120,33 +132,51 @@ def _read_table(table: Path) -> list[list[str]]:
     """Return the rows of a CSV file, whatever separates its columns. Raises InputError if it has none."""
     text = _text(table)
     first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
+    separator = max(",;\t|", key=first.count)
+    separator = separator if separator in first else " "
     rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(map(str.strip, row))]
     if not rows or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
         raise InputError(f"labels {table} are no table of files and labels; give a CSV with these two columns")
     return rows
 
 
-def _files_by_name(folder: Path) -> dict[str, Path]:
-    """Map each picture's path within ``folder`` and its name, with and without extension, to it, in lower case."""
-    known: dict[str, Path] = {}
+def _files_by_name(folder: Path) -> dict[str, Path | None]:
+    """Map each picture's path within ``folder``, and the ends of it, to it, with and without extension, in lower case.
+
+    What is the end of several paths, but none of them, is mapped to None.
+    """
+    from PIL import Image
+
+    whole: dict[str, Path | None] = {}
+    ends: dict[str, Path | None] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            within = path.relative_to(folder)
-            for name in (str(within), str(within.with_suffix("")), path.name, path.stem):
-                known.setdefault(name.lower(), path)
-    return known
+        if path.suffix.lower() in Image.registered_extensions() and path.is_file():
+            parts = path.relative_to(folder).parts[:-1]
+            for start, name in itertools.product(range(len(parts) + 1), {path.name, path.stem}):
+                end = "/".join([*parts[start:], name]).lower()
+                if start == 0:
+                    whole.setdefault(end, path)
+                ends[end] = None if end in ends else path
+    return ends | whole
 
 
-def _columns(rows: list[list[str]], known: Mapping[str, Path], table: Path) -> tuple[int, int, list[list[str]]]:
+def _find(known: Mapping[str, Path | None], name: str) -> Path | None:
+    """Return the picture whose path ends as ``name`` does, or in as much of it as there is; None if none is known."""
+    parts = name.lower().replace("\\", "/").split("/")
+    return next((known[end] for start in range(len(parts)) if (end := "/".join(parts[start:])) in known), None)
+
+
+def _columns(rows: list[list[str]], known: Mapping[str, Path | None], table: Path) -> tuple[int, int, list[list[str]]]:
     """Return the columns of files and of labels, and the rows without a header."""
     header = ["".join(filter(str.isalnum, cell)).lower() for cell in rows[0]]
     files = [index for index, name in enumerate(header) if name in FILE_COLUMNS]
     labels = [index for index, name in enumerate(header) if name in LABEL_COLUMNS]
     if files and labels:
+        if len(rows) < 2:
+            raise InputError(f"labels {table} have a header and no line below it; give a line for each file")
         return files[0], labels[0], rows[1:]
     if len(rows[0]) == 2:
-        has_header = rows[0][0].strip().lower() not in known and len(rows) > 1
+        has_header = _find(known, rows[0][0].strip()) is None and len(rows) > 1
         return 0, 1, rows[1:] if has_header else rows
     raise InputError(
         f"labels {table} have the columns {', '.join(rows[0])}; call that of the files file, that of the labels label"
@@ -155,8 +185,10 @@ def _columns(rows: list[list[str]], known: Mapping[str, Path], table: Path) -> t
 
 def _numbers(labels: Sequence[str], num_classes: int, source: Path) -> list[int]:
     """Return labels as numbers from 0. Raises InputError if they are not the network's classes."""
-    if all(label.isdecimal() for label in labels):
-        numbers = [int(label) for label in labels]
+    if all(NUMBER.fullmatch(label) for label in labels):
+        numbers = [int(float(label)) for label in labels]
+        if min(numbers) < 0:
+            raise InputError(f"labels of {source} go down to {min(numbers)}; leave out the lines of files without one")
         if max(numbers) == num_classes and min(numbers) > 0:
             _log.info("labels of %s are counted from 1", source)
             return [number - 1 for number in numbers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import difflib
 import hashlib
 import importlib
@@ -213,10 +214,13 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 
 def _build(factory: Callable[..., object], num_classes: int | None, spec: str, path: Path | None) -> nn.Module:
-    """Call the factory of the file ``path``. Raises InputError if it raises an error, or does not return a module."""
+    """Call the factory of the file ``path``; a network in its place is copied.
+
+    Raises InputError if the factory raises an error, or does not return a module.
+    """
     arguments = {} if num_classes is None or not _takes_num_classes(factory) else {"num_classes": num_classes}
     try:
-        network = factory(**arguments)
+        network = copy.deepcopy(factory) if isinstance(factory, nn.Module) else factory(**arguments)
     except (Exception, SystemExit) as error:  # the person's code may raise anything
         raise InputError(
             f"network {spec}: the factory raised {named(error)}{_elsewhere(error, path) if path else ''}; "

@@ -30,7 +30,10 @@ def loaded(folder: Path, labels: Path | None = None, *, classes: int = 3) -> dic
 def flat(tmp_path: Path) -> Path:
     for index, name in enumerate(("b.png", "a.png", "c.png")):
         picture(tmp_path / "flat" / name, 10 * index)
-    picture(tmp_path / "flat" / "more" / "d.png", 30)
+    for index, name in enumerate(("d.png", "same.png", "other/same.png"), start=3):
+        picture(tmp_path / "flat" / "more" / name, 10 * index)
+    picture(tmp_path / "flat" / "more" / "b.png", 70)
+    (tmp_path / "flat" / "a.json").write_text("{}")
     return tmp_path / "flat"
 
 
@@ -42,6 +45,10 @@ TABLES = {
     "names": "file,label\na.png,zebra\nb.png,ant\nd.png,newt\n",
     "from 1": "file,label\na.png,3\nb.png,1\nd.png,2\n",
     "more columns": 'ImageId,URL,x,TrueLabel,Author\na,"http://a,b",1,2,me\nb,u,1,0,me\nd,u,2,1,"you, too"\n',
+    "spaces": "a.png 2\nb.png 0\nmore/d.png 1\n",
+    "bars": "file path|category\na.png|2\nb.png|0\nmore/d.png|1\n",
+    "other folders": "file,label\n/data/test/a.png,2\n./b.png,0\nC:\\test\\more\\d.png,1\n",
+    "floating point": "file,label\na.png,2.0\nb.png,0.0\nd.png,1.\n",
     "other headers": "which one,what is it\na.png,2\nb.png,0\nd.png,1\n",
 }
 
@@ -62,6 +69,11 @@ FAULTS = {
         "file,label\na.png,newt\nb.png,ant\n",
         "are 2 different names, the teacher has 3 classes; give their numbers",
     ),
+    "header alone": ("file,label\n", "have a header and no line below it"),
+    "negative": ("file,label\na.png,-1\nb.png,0\nd.png,1\n", "go down to -1; leave out the lines"),
+    "without a label": ("file,label\na.png,1\nb.png,\n", "have none for b.png; leave its line out"),
+    "two labels": ("file,label\na.png,1\nA,2\n", "have two different ones for a.png"),
+    "several files": ("file,label\nsame.png,1\n", "not in .* or lie there several times, such as same.png"),
     "ragged": ("file,label\na.png,1,2\n", "are no table of files and labels"),
 }
 
@@ -97,6 +109,19 @@ def test_names_of_folders_are_numbers_or_in_order(tmp_path: Path, names, classes
     for index, name in enumerate(names):
         picture(tmp_path / "sorted" / name / "x.png", index)
     assert loaded(tmp_path / "sorted", classes=classes) == expected
+
+
+def test_ten_classes_by_floating_point_numbers_are_not_in_alphabetical_order(tmp_path: Path) -> None:
+    for index in range(11):
+        picture(tmp_path / "flat" / f"{index}.png", index)
+    (tmp_path / "labels.csv").write_text("".join(f"{index}.png,{index}.0\n" for index in range(11)))
+    assert loaded(tmp_path / "flat", tmp_path / "labels.csv", classes=11) == {index: index for index in range(11)}
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    for index, name in enumerate(("ant", "newt", ".ipynb_checkpoints", "__MACOSX")):
+        picture(tmp_path / "sorted" / name / "x.png", index)
+    assert loaded(tmp_path / "sorted", classes=2) == {0: 0, 1: 1}
 
 
 def test_numbers_without_0_may_be_of_a_network_with_more_classes(tmp_path: Path, caplog) -> None:

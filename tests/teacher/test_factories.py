@@ -260,3 +260,10 @@ def test_wrappers_are_taken_off(tmp_path, wrap):
     network = architecture(f"{tmp_path}/net.py:make")
     assert type(network) is nn.Sequential
     assert [*network.state_dict()] == ["0.weight", "0.bias"]
+
+
+def test_a_network_in_the_place_of_a_factory_is_copied(tmp_path):
+    (tmp_path / "built.py").write_text(NETWORK.format(width=3) + "network = Net()\n")
+    one, other = (architecture(f"{tmp_path}/built.py:network") for _ in range(2))
+    assert torch.equal(one.conv.weight, other.conv.weight)
+    assert one.conv.weight is not other.conv.weight
