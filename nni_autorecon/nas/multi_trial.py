@@ -50,7 +50,8 @@ class CandidateSearch:
 
     def run(self, space: GeneratorSpace) -> None:
         """Run the search. Raises AutoReConError if a resumed strategy asks for another candidate than before."""
-        strategy = make_strategy(self.config)
+        first = max(2, self.config.candidates // 4)  # so many are drawn before the strategy learns from them
+        strategy = NNIS_STRATEGIES[self.config.strategy](first, self.config.seed)
         candidates = RawFormatModelSpace(space, FunctionalEvaluator(self._evaluate))
         strategy(candidates, SequentialExecutionEngine(max_model_count=self.config.candidates))
 
@@ -94,16 +95,6 @@ def _any_order(seed: str) -> dict[str, dict[str, float]]:
     return {edge.label: {name: generator.random() for name in edge.candidates} for edge in EDGES}
 
 
-def make_strategy(config: SearchConfig) -> Strategy:
-    """Return NNI's strategy ``config.strategy``, which draws a quarter of the candidates before it learns from them."""
-    first = max(2, config.candidates // 4)
-    if config.strategy == "random":
-        return Random(seed=config.seed)
-    if config.strategy == "evolution":
-        return RegularizedEvolution(population_size=first, sample_size=max(2, first // 2), seed=config.seed)
-    return EdgeTPE(optimize_mode="maximize", seed=config.seed, tpe_args={"n_startup_jobs": first})
-
-
 class EdgeTPE(TPE):
     """NNI's TPE without three faults.
 
@@ -121,3 +112,13 @@ class EdgeTPE(TPE):
             self._model_to_id[model] = self._model_count
             self._model_count += 1
             self.engine.submit_models(model)
+
+
+NNIS_STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
+    "random": lambda first, seed: Random(seed=seed),
+    "evolution": lambda first, seed: RegularizedEvolution(
+        population_size=first, sample_size=max(2, first // 2), seed=seed
+    ),
+    "tpe": lambda first, seed: EdgeTPE(optimize_mode="maximize", seed=seed, tpe_args={"n_startup_jobs": first}),
+}
+"""What makes each of NNI's strategies of the count of candidates that it first draws, and a seed."""

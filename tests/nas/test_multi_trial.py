@@ -13,7 +13,7 @@ from nni_autorecon.config.search import SearchConfig
 from nni_autorecon.errors import AutoReConError, DivergenceError, InputError
 from nni_autorecon.generator.genotype import check_choices, dead_nodes
 from nni_autorecon.nas import search
-from nni_autorecon.nas.multi_trial import CandidateSearch
+from nni_autorecon.nas.multi_trial import NNIS_STRATEGIES, CandidateSearch
 from nni_autorecon.nas.search import DIVERGED
 from nni_autorecon.nas.space import GeneratorSpace
 from tests.helpers.toys import GENERATOR
@@ -36,6 +36,10 @@ def _search(config, measure=_convolutions, state=None):
 @pytest.fixture(params=MULTI_TRIAL)
 def config(request):
     return CONFIG.override({"strategy": request.param})
+
+
+def test_a_setting_names_each_of_nnis_strategies():
+    assert tuple(NNIS_STRATEGIES) == MULTI_TRIAL
 
 
 def test_as_many_candidates_as_the_budget_allows_and_the_best_is_taken(config):
