@@ -81,10 +81,16 @@ def load_checkpoint(network: nn.Module, path: Path, name: str, *, key: str | Non
         for name, target in targets.items()
         if isinstance(target, Tensor) and name in state and state[name].shape != target.shape
     }
+    whole = [
+        f"{key} ({str(state[key].dtype).removeprefix('torch.')})"
+        for key, parameter in network.named_parameters()
+        if key in state and parameter.is_floating_point() and not state[key].is_floating_point()
+    ]
     fitting = {name: value for name, value in state.items() if name not in misfits}
     missing, unexpected = _load(network, fitting, chosen.versions, path, name)
     missing = [name for name in missing if name not in state]
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": [*misfits.values()]}
+    faults["no floating-point numbers"] = whole
     if any(faults.values()):
         listed = "; ".join(f"{kind}: {_listing(names)}" for kind, names in faults.items() if names)
         raise InputError(

@@ -49,6 +49,9 @@ def read_checkpoint(path: Path) -> object:
     try:
         with path.open("rb") as file:
             start = file.read(256)
+    except OSError as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
+    try:
         if _is_safetensors(path, start):
             return safetensors.torch.load_file(path)
         _require_weights(path, start)
@@ -56,8 +59,6 @@ def read_checkpoint(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; check the path") from error
     except Exception as error:  # damaged bytes can make the reader raise anything
         refused = re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
         fault = f"holds {refused[1]}, which could run code" if refused else "is damaged or no PyTorch checkpoint"

@@ -92,6 +92,10 @@ def test_a_prefix_that_the_network_has_too_stays(tmp_path: Path) -> None:
     [
         (lambda state: state.pop("1.running_var"), "weights.pt does not fit toy: missing: 1.running_var; give"),
         (lambda state: state.update({"fc.bias": torch.ones(2)}), "toy: unexpected: fc.bias; give"),
+        (
+            lambda state: state.update({key: (9 * state[key]).to(torch.int8) for key in ("0.bias", "8.weight")}),
+            "toy: no floating-point numbers: 0.bias (int8), 8.weight (int8); give",
+        ),
         (lambda state: state.update({"8.bias": torch.ones(3)}), "toy: wrong shape: 8.bias ([3] for [5]); give"),
         (
             lambda state: [state.update({f"x{i}": torch.ones(1)}) for i in range(5)],
@@ -286,6 +290,13 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"nonsense" * 9)
     with pytest.raises(InputError, match=r"weights.safetensors is damaged or no PyTorch checkpoint; give torch.save"):
         load_checkpoint(network, tmp_path / "weights.safetensors", "toy")
+
+
+def test_a_file_that_ends_too_early_is_damaged(tmp_path: Path) -> None:
+    path = save(snapshot(toy_teacher()), tmp_path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(InputError, match="is damaged or no PyTorch checkpoint; give torch.save"):
+        load_checkpoint(blank(), path, "toy")
 
 
 FILES = {
