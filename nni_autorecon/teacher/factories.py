@@ -61,10 +61,21 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def unwrap_parts(network: nn.Module) -> nn.Module:
-    """Put what :func:`unwrapped` returns in the place of each part of a network, in place, and return the network."""
+    """Put what :func:`unwrapped` returns in the place of each part of a network, in place, and return the network.
+
+    Norms are no longer synchronized.
+    """
     for path, module in list(network.named_modules(remove_duplicate=False)):
         if path and (inner := unwrapped(module)) is not module:
             network.set_submodule(path, inner)
+    return without_synchronization(network)
+
+
+def without_synchronization(network: nn.Module) -> nn.Module:
+    """Make every SyncBatchNorm a BatchNorm2d, in place: they differ in distributed training only."""
+    for layer in network.modules():
+        if type(layer) is nn.SyncBatchNorm:
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return network
 
 
@@ -228,11 +239,7 @@ def _build(factory: Callable[..., object], num_classes: int | None, spec: str, p
         ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {spec}: the factory returned {type(network).__name__}; it must return an nn.Module")
-    network = unwrapped(network)
-    for layer in network.modules():
-        if type(layer) is nn.SyncBatchNorm:  # it differs from BatchNorm2d in distributed training only
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    return network
+    return without_synchronization(unwrapped(network))
 
 
 def _takes_num_classes(factory: Callable[..., object]) -> bool:

@@ -239,6 +239,12 @@ def test_an_answer_that_depends_on_the_batch_is_warned_of_once(
     assert f"answers an image differently alone than in a batch, from {where} on; its accuracy" in warning
 
 
+def test_synchronized_norms_are_norms_in_memory_too(caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(Plain())
+    assert warnings_of(network, caplog) == []
+    assert any(type(layer) is nn.SyncBatchNorm for layer in network.modules())
+
+
 class OverImages(Plain):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).softmax(0)
