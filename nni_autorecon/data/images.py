@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError, one_line
@@ -59,6 +60,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
 
 
 @torch.no_grad()
+@parametrize.cached()
 def accuracy(
     network: nn.Module,
     data: EvaluationData,

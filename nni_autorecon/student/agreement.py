@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..shapes import measured_at_once
 from ..teacher.loading import Teacher
@@ -60,6 +61,7 @@ class Decisions(NamedTuple):
 
 
 @torch.no_grad()
+@parametrize.cached()
 def decisions(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, disturbs: bool = True) -> Decisions:
     """Return what both networks decide on disturbed images; they are the batches' own.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .large_tensors import joined
 
@@ -55,6 +56,7 @@ def is_channels_last(features: Tensor) -> bool:
 
 
 @torch.no_grad()
+@parametrize.cached()
 def outputs(block: nn.Module, inputs: Tensor) -> Tensor:
     """Return what a block makes of ``inputs`` [N, ...], batch by batch."""
     return joined((block(batch) for batch in inputs.split(at_once(block, inputs))), len(inputs))

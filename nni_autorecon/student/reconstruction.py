@@ -200,6 +200,7 @@ class _Best:
             self._block.load_state_dict(self._state)
 
     @torch.no_grad()
+    @parametrize.cached()
     def _error(self) -> float:
         """Return the mean squared error over the mean square of the target."""
         pairs = zip(self._inputs.split(self.together), self._target.split(self.together), strict=True)
@@ -208,6 +209,7 @@ class _Best:
 
 
 @torch.no_grad()
+@parametrize.cached()
 def _track_ranges(block: nn.Module, batches: Iterable[Tensor]) -> None:
     """Track the ranges of a block's activations over these inputs alone."""
     for module in block.modules():

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import nni_autorecon as nar
 from nni_autorecon.config.compress import BLOCK, REFINING, TRACKING, WARM_UP, CompressConfig
+from nni_autorecon.data.images import accuracy
 from nni_autorecon.errors import DivergenceError, InputError
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.integers import IntegerWeight, quantized_layers
 from nni_autorecon.quantization.quantizers import WeightQuantizer, in_floating_point, observe_ranges
 from nni_autorecon.quantization.specification import PROTOCOLS, Quantization
-from nni_autorecon.student.agreement import Decisions
+from nni_autorecon.student.agreement import Decisions, decisions
+from nni_autorecon.student.block_features import outputs
 from nni_autorecon.student.compression import Compression, Settled
 from nni_autorecon.student.compression_run import compress
 from nni_autorecon.student.reconstruction import Rates, Reconstruction
@@ -58,6 +60,29 @@ def learn_all(reconstruction: Reconstruction, *, rates: Rates = Rates(), steps: 
         reconstruction.learn(index, steps=steps, batch_size=16, rates=rates, seed=0)
         for index in range(len(reconstruction.blocks))
     ]
+
+
+def test_what_only_measures_quantizes_each_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large linear layer costs more to quantize than to multiply by."""
+    images, count = torch.randn(40, *IMAGE), 0
+    student = ranged(toy_teacher(), images)
+    quantize = WeightQuantizer.forward
+
+    def counted(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return quantize(quantizer, weight)
+
+    monkeypatch.setattr(WeightQuantizer, "forward", counted)
+    data = [(image.byte(), 0) for image in images]
+    for measure in (
+        lambda: outputs(student, images),
+        lambda: decisions(student, toy_teacher(), images.split(10)),
+        lambda: accuracy(student, data, mean=(0.0, 0.0), std=(1.0, 1.0), batch_size=10, device="cpu"),  # type: ignore[arg-type]
+    ):
+        count = 0
+        measure()
+        assert count == len([*quantized_layers(student)])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
