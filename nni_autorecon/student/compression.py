@@ -157,7 +157,7 @@ class Compression:
             "blockwise": self.blockwise and self.blockwise.state(),
             "lengths": asdict(self.lengths),
             "mixed": self.mixed and self.mixed.to_dict(),
-            "images": self.images.state(),
+            "images": self.images.state() if self._made is None else None,
             "student": self.student.state_dict(),
             "optimizers": self.training.state(),
         }
@@ -264,9 +264,14 @@ class Compression:
 
     def _aside(self) -> Iterable[Tensor]:
         """Return the batches [N, C, H, W] that train nothing."""
-        if self.blockwise is None or self.blockwise.held_out is None:
+        if self._made is None:
             return self.images.held_out(self._agreement_steps)
-        return self.blockwise.held_out.split(self.config.batch_size)
+        return self._made.split(self.config.batch_size)
+
+    @property
+    def _made(self) -> Tensor | None:
+        """Return the images aside of method ``blockwise``; once they are made, it needs no generator any more."""
+        return None if self.blockwise is None else self.blockwise.held_out
 
     @cached_property
     def _agreement_steps(self) -> int:

@@ -282,7 +282,9 @@ def test_a_run_that_is_taken_up_comes_to_the_same(done: int) -> None:
     for epoch in range(done):
         part.metrics = part.run_epoch(epoch)
         part.epoch = epoch + 1
-    again = start(state=copy.deepcopy(part.state()))
+    state = part.state()
+    assert (state["images"] is None) == (done > part.phases.index(REFINING))  # the generator has then made its images
+    again = start(state=copy.deepcopy(state))
     for epoch in range(done, 7):
         last = again.metrics = again.run_epoch(epoch)
     assert last == metrics
