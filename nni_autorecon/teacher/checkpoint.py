@@ -123,12 +123,12 @@ def _load(
     """Load tensors into ``network``, and return the names that are missing there, and those that it does not have.
 
     Layers that ask which version of them was saved are told that of the file, or else that of today; a BatchNorm is
-    then told none, at which PyTorch does without its counter. Raises InputError if a layer refuses what it gets.
+    told none, at which PyTorch does without its counter. Raises InputError if a layer refuses what it gets.
     """
-    today = getattr(network.state_dict(), VERSIONS, {})
+    known = versions or getattr(network.state_dict(), VERSIONS, {})
     normed = {place for place, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._NormBase)}
     state = OrderedDict(tensors)
-    setattr(state, VERSIONS, versions or {place: version for place, version in today.items() if place not in normed})
+    setattr(state, VERSIONS, {place: version for place, version in known.items() if place not in normed})
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)  # strict=True would not list wrong shapes
     except Exception as error:  # layers may load their weights by code of their own

@@ -234,6 +234,17 @@ def test_or_that_of_the_file(parallel: bool, tmp_path: Path) -> None:
         load_checkpoint(Versioned(blank()), file, "toy")
 
 
+def test_counters_may_be_taken_out_of_a_state_dict(tmp_path: Path) -> None:
+    state = toy_teacher().state_dict()  # PyTorch's own, with the versions of layers
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        del state[name]
+    network = blank()
+    load_checkpoint(network, save(state, tmp_path), "toy")
+    assert has(network, {**network.state_dict(), **state})
+
+
 def test_a_layer_that_refuses_its_weights_is_a_line(tmp_path: Path) -> None:
     class Refusing(Versioned):
         _version = 3
