@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import InputError, one_line
+from .averages import completed, is_average, listed_averages
 from .checkpoint_file import read_checkpoint
 
 WRAPPERS = ("state_dict", "model")
@@ -56,22 +57,25 @@ def load_checkpoint(network: nn.Module, path: Path, name: str, *, key: str | Non
 
     A file may hold several, as that of an exponential moving average (EMA) beside the last weights, or a student's and
     a teacher's under two prefixes. The one whose names fit best is taken, among equals the usual one; a message says
-    which it was, and what was left out. ``key`` names another, such as ``state_dict_ema`` or ``student``. Prefixes that
-    the network's names do not have (``module.`` and the like) are removed.
+    which it was, and what was left out. ``key`` names another, such as ``state_dict_ema`` or ``student``; an average of
+    parameters alone has its buffers from another. Prefixes that the network's names do not have (``module.`` and the
+    like) are removed.
 
     Raises InputError if the file cannot be read, if several fit equally and none is the usual one, or if keys or shapes
     do not fit; it names them.
     """
     content = read_checkpoint(path)
     own = [*network.state_dict()]
-    found = [each for where, mapping in _state_dicts(content) for each in _of_network(where, mapping, own)]
+    places = [*_state_dicts(content), *listed_averages(content, network)]
+    found = [each for where, mapping in places for each in _of_network(where, mapping, own)]
     if not found:
         raise InputError(
             f"checkpoint {path} holds no state_dict but {_listing(_strangers(content)) or 'nothing'}; "
             f"give one, alone or under {' or '.join(WRAPPERS)}"
         )
     chosen = _chosen(found, path, key)
-    state = chosen.tensors
+    others = {each.place: each.tensors for each in found if each is not chosen}
+    state = completed(chosen.place, chosen.tensors, others, network)
     if chosen.fitting and chosen.beside:
         _log.info("checkpoint %s: %s left out, beside the network's weights", path, _listing(chosen.beside))
     settle_lazy_layers(network, {name: value.shape for name, value in state.items() if isinstance(value, Tensor)})
@@ -215,7 +219,7 @@ def _chosen(found: Sequence[StateDict], path: Path, key: str | None) -> StateDic
 
     def rank(each: StateDict) -> tuple[int, bool, bool]:
         parts = [part for part in each.key.lower().split(".") if part and each.fitting]
-        return -each.fitting, any("ema" in part for part in parts), not USUAL.issuperset(parts)
+        return -each.fitting, any(map(is_average, parts)), not USUAL.issuperset(parts)
 
     ranked = sorted(found, key=lambda each: (*rank(each), -len(each.tensors)))
     places = _listing([each.place for each in ranked])

@@ -285,6 +285,35 @@ def test_a_key_takes_another(tmp_path: Path) -> None:
         load_checkpoint(network, tmp_path / "weights.pt", "toy", key="ema")
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["by name", "a list"])
+def test_an_average_of_parameters_alone_is_completed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, listed: bool
+) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    network = toy_teacher()
+    average = {name: 2 * parameter.detach() for name, parameter in network.named_parameters()}
+    kept = {"decay": 0.99, "shadow_params": [*average.values()]} if listed else average
+    place = "ema.shadow_params" if listed else "ema"
+    path = save({"net": snapshot(network), "ema": kept}, tmp_path)
+    want, (buffer, *_) = snapshot(network), dict(network.named_buffers())
+
+    load_checkpoint(taken := blank(), path, "toy")
+    assert has(taken, want)
+    assert f"net is taken; --checkpoint-key takes another, {place}" in caplog.text
+    load_checkpoint(taken := blank(), path, "toy", key=place)
+    assert has(taken, want | average)
+    assert f"{place} has parameters alone; the rest, such as {buffer}, is that of net" in caplog.text
+
+
+def test_lists_that_are_no_average_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    network = toy_teacher()
+    momenta = [parameter.detach() for parameter in network.parameters()]
+    path = save({"net": snapshot(network), "momenta": momenta, "ema_of_loss": momenta[1:]}, tmp_path)
+    load_checkpoint(blank(), path, "toy")
+    assert not caplog.messages
+
+
 def test_what_fits_is_taken_before_what_is_usual(tmp_path: Path) -> None:
     state, network = snapshot(toy_teacher()), blank()
     load_checkpoint(network, save({"model": {"gan.weight": torch.ones(3)}, "classifier": state}, tmp_path), "toy")
