@@ -39,7 +39,7 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)  # both [C]
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
-    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+    layers = recorded_norms(network)
     observed = [layer for layer in layers if accel.enabled and isinstance(layer, ObservedBatchNorm2d)]
     handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
     before = [layer.recorded for layer in observed]
@@ -52,6 +52,11 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
             layer.recorded = earlier
         for handle in handles:
             handle.remove()
+
+
+def recorded_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return every BatchNorm2d of ``network`` that keeps running statistics."""
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
 
 
 class ObservedBatchNorm2d(nn.BatchNorm2d):

@@ -64,11 +64,11 @@ def equalized(network: nn.Module, image: ImageShape) -> tuple[fx.GraphModule, di
 
     Raises InputError if the network cannot be traced or has no BatchNorm.
     """
-    if not any(isinstance(module, BATCHNORMS) for module in network.modules()):
+    float_network, outputs = folded(network, image=image)
+    if not outputs and not any(isinstance(module, BATCHNORMS) for module in float_network.modules()):
         raise InputError(
             f"{type(network).__name__} has no BatchNorm to take ranges from; choose another method than dfq"
         )
-    float_network, outputs = folded(network, image=image)
     pairs = equalization_pairs(float_network)
     outputs = equalize(float_network, pairs, outputs)
     return float_network, absorb_high_biases(float_network, pairs, outputs)

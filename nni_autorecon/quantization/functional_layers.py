@@ -1,4 +1,4 @@
-"""Calls of ``conv2d``, ``linear``, ``batch_norm`` and the like are made into layers with the same weights."""
+"""Calls of ``conv2d``, ``linear``, ``einsum``, ``batch_norm`` and the like become layers with the same weights."""
 
 from __future__ import annotations
 
@@ -62,6 +62,23 @@ def _addmm(bias: Any, input: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -
     return _linear(input, alpha * mat2.t(), beta * bias)
 
 
+def _einsum(equation: Any, input: Any, weight: Any) -> nn.Module | None:
+    """Return a layer for "...i,oi->...o", whatever the letters, or a 1×1 convolution for "nihw,oi->nohw"."""
+    if not isinstance(equation, str) or not isinstance(weight, Tensor) or weight.ndim != 2:
+        return None
+    given, _, result = equation.replace(" ", "").partition("->")
+    indices, _, of_weight = given.partition(",")
+    if len(of_weight) != 2:
+        return None
+    for matrix, out, summed in ((weight, *of_weight), (weight.t(), *of_weight[::-1])):
+        if indices.count(summed) == 1 and out not in indices and result == indices.replace(summed, out):
+            if indices.endswith(summed):
+                return _linear(input, matrix)
+            if len(indices) == 4 and indices[1] == summed:
+                return _conv2d(input, matrix.detach()[:, :, None, None])
+    return None
+
+
 def _batch_norm(
     input: Any,
     running_mean: Any,
@@ -113,6 +130,7 @@ LAYERS: Mapping[Any, Callable[..., nn.Module | None]] = {
     F.batch_norm: _batch_norm,
     **dict.fromkeys((torch.matmul, torch.mm, operator.matmul, "matmul", "mm", "__matmul__"), _matmul),
     torch.addmm: _addmm,
+    torch.einsum: _einsum,
 }
 """Each function makes the layer that does to ``input`` what a call of the key does; None if there is no such layer.
 

@@ -167,3 +167,16 @@ def attribute(root: nn.Module, path: str) -> Any:
     """Return the parameter, buffer or other attribute at ``path``."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
+
+
+def depends_on_images(node: fx.Node) -> bool:
+    """Return True if a node takes, directly or through others, what the network is given."""
+    nodes, seen = [node], {node}
+    while nodes:
+        node = nodes.pop()
+        if node.op == "placeholder":
+            return True
+        new = [each for each in node.all_input_nodes if each not in seen]
+        seen.update(new)
+        nodes += new
+    return False

@@ -20,14 +20,16 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from .changes import View, is_same, shares_memory, view_of, without_change
-from .functional_layers import LAYERS, are_equal, attention, takes_place
+from .functional_layers import LAYERS, attention
 from .proxies import numbers_that_take_proxies, what_takes_no_proxies
+from .traced_layers import TracedLayers
 from .traced_values import (
     ELEMENTWISE,
     UNKNOWN,
     Value,
     adds_nothing,
     attribute,
+    depends_on_images,
     dtype_of,
     is_known,
     is_plain,
@@ -43,7 +45,7 @@ class Tracer(fx.Tracer):
 
     A layer is a module whose forward is that of a class of ``torch.nn``. Hooks and forwards of a person's own are
     followed like all other code. A call of ``conv2d``, ``linear`` or ``batch_norm`` whose weights do not depend on the
-    images becomes a layer; within a subclass of such a layer, it takes the subclass's place in ``replacements``.
+    images becomes one of the ``layers``; within a subclass of such a layer, it takes the subclass's place.
 
     batches: two batches of images of different sizes; None if nothing is known about the images.
     """
@@ -51,19 +53,14 @@ class Tracer(fx.Tracer):
     def __init__(self, batches: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
         self.batches = batches
-        self.replacements: dict[str, nn.Module] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._computing = False
-        self._in_place: set[nn.Module] = set()
         self._alive: list[weakref.ref[Value]] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Return the graph of ``root``, whose layers no longer work in place afterwards."""
         self.root, self._names = root, {parameter: name for name, parameter in root.named_parameters()}
-        for path, module in root.named_modules():
-            if getattr(module, "inplace", False) is True and self.is_leaf_module(module, path):
-                self._in_place.add(module)
-                module.inplace = False
+        self.layers = TracedLayers(root)
         with what_takes_no_proxies():
             try:
                 return super().trace(root, concrete_args)
@@ -82,19 +79,15 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return True for a layer: a module whose forward is that of a class of ``torch.nn``."""
-        if "forward" in vars(m) or m is self.root or isinstance(m, (nn.Sequential, nn.Conv1d)):
-            return False  # a Conv1d's call of conv1d becomes one of Conv2d
-        forward_class = next(kind for kind in type(m).__mro__ if "forward" in vars(kind))
-        return forward_class.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+        return self.layers.is_layer(m)
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """Return the path of a module. Raises TraceError if the network does not know it."""
-        try:
-            return super().path_of_module(mod)
-        except NameError as error:
-            raise TraceError(
-                f"it calls a {type(mod).__name__} that is none of its modules; keep it in an nn.ModuleList"
-            ) from error
+        """Return the path of a module. Raises TraceError if it has weights of which the network does not know."""
+        path = self.layers.path_of(mod)
+        if path is None:
+            kind = type(mod).__name__
+            raise TraceError(f"it calls a {kind} that is none of its modules; keep it in an nn.ModuleList")
+        return path
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Raise TraceError, for code decides by a value that is not known."""
@@ -102,7 +95,7 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Follow the call of a module; the call of a layer is written down between its hooks."""
-        if self._computing:
+        if self._computing or self.layers.is_transparent(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
@@ -146,8 +139,8 @@ class Tracer(fx.Tracer):
             return parameter
         if kind == "placeholder":
             return super().create_proxy(kind, target, args, kwargs, name, *rest)
-        module = self.root.get_submodule(target) if kind == "call_module" else None
-        if (without := without_change(self._in_place, module, kind, target, args, kwargs)) is not None:
+        module = self.layers.get(target) if kind == "call_module" else None
+        if (without := without_change(self.layers.in_place, module, kind, target, args, kwargs)) is not None:
             return self.change(*without, name=name or (target if kind == "call_method" else None))
         return self._write(kind, target, args, kwargs, name)
 
@@ -237,28 +230,16 @@ class Tracer(fx.Tracer):
         except TypeError:
             return None
         given = {name: value if name == "input" else self._constant(value) for name, value in call.items()}
-        if any(value is UNKNOWN for value in given.values()) or (layer := LAYERS[target](**given)) is None:
+        if any(value is UNKNOWN for value in given.values()):
             return None
-        path = self.scope.module_path
-        replaces = path and takes_place(layer, self.root.get_submodule(path))
-        if replaces and are_equal(layer, self.replacements.setdefault(path, layer)):
-            return path, call["input"]
-        path = self.get_fresh_qualname(f"functional_{getattr(target, '__name__', target)}_")
-        self.root.add_module(path, layer)
-        return path, call["input"]
+        path = self.layers.of_call(target, given, self.scope.module_path)
+        return None if path is None else (path, call["input"])
 
     def _constant(self, argument: Any) -> Any:
         """Return an argument that does not depend on the images as it is; UNKNOWN for others."""
         if not isinstance(argument, Value):
             return UNKNOWN if isinstance(argument, fx.Proxy) else argument
-        nodes, seen = [argument.node], set()
-        while nodes:
-            node = nodes.pop()
-            if node.op == "placeholder":
-                return UNKNOWN
-            seen.add(node)
-            nodes += [each for each in node.all_input_nodes if each not in seen]
-        return argument.known if argument.known is UNKNOWN else argument.known[0]
+        return UNKNOWN if argument.known is UNKNOWN or depends_on_images(argument.node) else argument.known[0]
 
     def _compute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the results of a call for both batches; UNKNOWN if an argument is, or if they are data of images."""
@@ -282,7 +263,7 @@ class Tracer(fx.Tracer):
         if kind == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         if kind == "call_module":
-            module = self.replacements.get(target) or self.root.get_submodule(target)
+            module: Any = self.layers.get(target)
             return type(module).forward(module, *args, **kwargs)
         return target(*args, **kwargs)
 

@@ -60,6 +60,8 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
             graph = tracer.trace(twin)
     except Exception as error:  # tracing runs the network's own code on proxies, so any exception may come
         raise InputError(f"{name} cannot be traced ({one_line(error)}{line_of_code(error)}); {remedy}") from error
+    for path, layer in tracer.layers.new.items():
+        twin.add_module(path, layer)
     for node in graph.nodes:
         if node.meta.get("adds_nothing"):
             node.replace_all_uses_with(node.all_input_nodes[0])
@@ -70,7 +72,7 @@ def trace(network: nn.Module, *, remedy: str, image: ImageShape | None = None) -
     traced = fx.GraphModule(twin, graph, class_name=name)
     traced.graph.eliminate_dead_code()
     used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    for path, layer in tracer.replacements.items():
+    for path, layer in tracer.layers.replacements.items():
         former = traced.get_submodule(path)
         for child, module in former.named_children():
             layer.add_module(child, module)

@@ -20,6 +20,7 @@ from nni_autorecon.quantization.calls import called
 from nni_autorecon.quantization.coverage import Coverage
 from nni_autorecon.quantization.dfq import dfq
 from nni_autorecon.quantization.folding import folded
+from nni_autorecon.quantization.functional_layers import LAYERS
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.quantization.specification import Quantization
@@ -558,6 +559,8 @@ HEADS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
     "matmul": (lambda net, x: torch.matmul(x, net.own.t()), 1),
     "operator": (lambda net, x: x @ net.own.T, 1),
     "addmm": (lambda net, x: torch.addmm(net.own[:, 0], x, net.own.t(), alpha=0.5), 1),
+    "einsum": (lambda net, x: torch.einsum("nc, kc -> nk", x, net.own), 1),
+    "einsum, transposed": (lambda net, x: torch.einsum("...c,ck->...k", x, net.own.t()), 1),
     "cosine": (lambda net, x: 16 * F.linear(F.normalize(x), F.normalize(net.own)), 1),
     "low rank": (lambda net, x: net.low(x), 3),
 }
@@ -575,6 +578,47 @@ def test_a_product_with_weights_is_a_layer(head: Callable[[Any, Tensor], Tensor]
     assert not coverage.gaps
     with torch.no_grad(), observe_ranges(student):
         assert relative_error(student(images()), network(images())) < 0.1
+
+
+def test_a_sum_over_channels_is_a_convolution() -> None:
+    traced = traced_like(Net(lambda x: torch.einsum("nchw,dc->ndhw", x, torch.eye(6) + 0.1)))
+    assert kinds(traced).count("conv2d") == 3
+
+
+@pytest.mark.parametrize(
+    "equation", ["nchw,wd->nchd", "nchw,hd->ncdw", "nchw,cd->nhwd", "nchw,cd->ndwh", "nchw,cw->nchw", "nchw,...c->nchw"]
+)
+def test_other_sums_with_weights_stay(equation: str) -> None:
+    """The first is a linear layer for each row of the image."""
+    x, weight = images()[:, :, :6, :6], torch.rand(6, 6)
+    layer = LAYERS[torch.einsum](equation, x, weight)
+    assert (layer is not None) == equation.endswith("nchd")
+
+
+def test_parts_of_a_sequence_and_new_layers_without_weights_are_followed() -> None:
+    class Sliced(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            layers = nn.Sequential(self.first, self.bn1, nn.ReLU(inplace=True), self.second)
+            before = layers[:2](x)
+            after = layers[2:](before)  # which changes ``before``
+            return self.fc(nn.AdaptiveAvgPool2d(1)(nn.Hardtanh()(after + before[:, :4])).flatten(1))
+
+    traced = traced_like(Sliced())
+    assert [kinds(traced).count(kind) for kind in ("conv2d", "relu", "hardtanh", "linear")] == [2, 1, 1, 1]
+
+
+class Scaled(nn.Linear):
+    """A layer with a forward of its own that no class of torch.nn does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * 2) @ torch.eye(self.out_features)
+
+
+def test_functions_with_weights_are_layers_within_a_sequential_network() -> None:
+    """It goes through its modules while it is traced."""
+    torch.manual_seed(0)
+    traced = traced_like(nn.Sequential(nn.Flatten(), Scaled(297, 6), nn.Sequential(nn.ReLU(), Scaled(6, 5))))
+    assert kinds(traced).count("linear") == 4
 
 
 class ChannelAttention(Net):

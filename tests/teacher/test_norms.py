@@ -1,0 +1,116 @@
+"""Layers that compute what a BatchNorm does are taken as one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import nni_autorecon as nar
+from nni_autorecon.losses.batchnorm import record_bn_statistics
+
+IMAGE = (3, 8, 8)
+
+
+class Own(nn.Module):
+    """A person's own norm, whose parameters are shaped like feature maps or like BatchNorm2d's."""
+
+    def __init__(self, channels: int, *, extra: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.rand(channels, *extra)) for _ in range(2))
+        self.register_buffer("running_mean", torch.randn(channels))
+        self.register_buffer("running_var", torch.rand(channels) + 0.5)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean[:, None, None]) / torch.sqrt(self.running_var[:, None, None] + 1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalized(x) * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class ByFunction(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class Merged(ByFunction):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(super().forward(x), 0.1)
+
+
+class ByVariance(Own):
+    """No norm: it divides by the variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean[:, None, None]) / self.running_var[:, None, None]
+
+
+def frozen(channels: int) -> nn.Module:
+    norm, own = FrozenBatchNorm2d(channels), Own(channels)
+    norm.load_state_dict({key: value.detach() for key, value in own.state_dict().items()})
+    return norm
+
+
+def network(norm: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+
+
+NORMS = {
+    "torchvision's": lambda: frozen(4),
+    "own": lambda: Own(4),
+    "own, shaped like maps": lambda: Own(4, extra=(1, 1)),
+    "by function": lambda: ByFunction(4),
+}
+
+
+@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
+def test_what_computes_a_batchnorm_is_one(make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    net = network(make())
+    teacher = nar.Teacher.of(net, IMAGE)
+    assert type(teacher.network[1]) is nn.BatchNorm2d
+    assert f"1 layers ({type(net[1]).__name__}) are BatchNorms" in caplog.text
+    x = torch.randn(7, *IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.network(x), net(x))
+        given = net[0](x)
+    with record_bn_statistics(teacher.observed) as statistics:
+        teacher.observed(x)
+    torch.testing.assert_close(statistics[0].mean, given.mean((0, 2, 3)))
+    assert torch.equal(statistics[0].running_var, net[1].running_var)
+
+
+def test_a_batchnorm_by_function_that_is_merged_with_an_activation_is_one_in_the_graph() -> None:
+    teacher = nar.Teacher.of(network(Merged(4)), IMAGE)
+    assert isinstance(teacher.network[1], Merged)
+    with record_bn_statistics(teacher.observed) as statistics:
+        teacher.observed(torch.randn(2, *IMAGE))
+    assert len(statistics) == 1
+    assert nar.compress(teacher, method="dfq", bits="w8a8", progress=False).agreement > 0.9
+
+
+def test_what_computes_something_else_stays() -> None:
+    teacher = nar.Teacher.of(network(ByVariance(4)), IMAGE, need_batchnorm=False)
+    assert isinstance(teacher.network[1], ByVariance)
+
+
+def test_a_layer_with_hooks_stays() -> None:
+    norm = Own(4)
+    norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+    teacher = nar.Teacher.of(network(norm), IMAGE, need_batchnorm=False)
+    assert isinstance(teacher.network[1], Own)
+
+
+def test_a_layer_stays_if_code_reads_more_of_it() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = network(Own(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.parts[1].normalized(self.parts[0](x))
+            return self.parts(x)
+
+    teacher = nar.Teacher.of(Reading().eval(), IMAGE, need_batchnorm=False)
+    assert isinstance(teacher.network.parts[1], Own)
