@@ -35,13 +35,14 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     """
     recorded: list[BatchNormStatistics] = []
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)  # both [C]
+    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (given,) = (*args, *kwargs.values())
+        var, mean = torch.var_mean(given, dim=(0, 2, 3), correction=0)  # both [C]
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
     layers = recorded_norms(network)
     observed = [layer for layer in layers if accel.enabled and isinstance(layer, ObservedBatchNorm2d)]
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers if layer not in observed]
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers if layer not in observed]
     before = [layer.recorded for layer in observed]
     for layer in observed:
         layer.recorded = (*layer.recorded, recorded)
@@ -64,12 +65,12 @@ class ObservedBatchNorm2d(nn.BatchNorm2d):
 
     recorded: tuple[list[BatchNormStatistics], ...] = ()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [N, C, H, W] by the running statistics, and append its own to every list that records them."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize [N, C, H, W] by the running statistics, and append its own to every list that records them."""
         if not self.recorded:
-            return super().forward(x)
+            return super().forward(input)
         remembered = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
-        y, mean, var = _NormAndStatistics.apply(x, *remembered, self.weight, self.bias, self.eps)
+        y, mean, var = _NormAndStatistics.apply(input, *remembered, self.weight, self.bias, self.eps)
         for statistics in self.recorded:
             statistics.append(BatchNormStatistics(mean, var, *remembered))
         return y

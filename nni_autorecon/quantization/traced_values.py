@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -180,3 +181,12 @@ def depends_on_images(node: fx.Node) -> bool:
         seen.update(new)
         nodes += new
     return False
+
+
+def positional(module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of a module, or of a function of PyTorch, with the first one by its position."""
+    names = ("input", "tensors") if module is None else [*inspect.signature(type(module).forward).parameters][1:2]
+    first = next((name for name in names if name in kwargs), None)
+    if args or first is None:
+        return args, kwargs
+    return (kwargs[first],), {name: value for name, value in kwargs.items() if name != first}

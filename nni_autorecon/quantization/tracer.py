@@ -35,6 +35,7 @@ from .traced_values import (
     is_plain,
     is_tensor,
     passes_on,
+    positional,
     require_no_autocast,
     resolved,
 )
@@ -140,6 +141,7 @@ class Tracer(fx.Tracer):
         if kind == "placeholder":
             return super().create_proxy(kind, target, args, kwargs, name, *rest)
         module = self.layers.get(target) if kind == "call_module" else None
+        args, kwargs = positional(module, args, kwargs)
         if (without := without_change(self.layers.in_place, module, kind, target, args, kwargs)) is not None:
             return self.change(*without, name=name or (target if kind == "call_method" else None))
         return self._write(kind, target, args, kwargs, name)

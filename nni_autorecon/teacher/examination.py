@@ -262,7 +262,8 @@ def _require_gradient(twin: nn.Module, leaf: Tensor, logits: Tensor, weights: Te
     if not logits.requires_grad:
         raise _no_gradient(name, described(twin, end_of_gradient(twin, leaf.clone())))
     try:
-        (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+        (logits * weights).sum().backward()  # autograd.grad would not do for a part that is computed again
+        gradient = leaf.grad
     except Exception as error:  # an operation may have no derivative, or the person's own may raise anything
         raise failure(twin, name, "where its images need a gradient", error, _DIFFERENTIABLE) from error
     # Where all answers are the same, as of weights that are 0, a gradient of 0 is right.

@@ -33,7 +33,7 @@ from .inputs import (
     normalization,
     usual_resize,
 )
-from .norms import calls_batchnorms, with_batchnorms
+from .norms import calls_batchnorms, computes_again, with_batchnorms
 from .sources import Expected, find_network
 
 log = logging.getLogger(__name__)
@@ -178,11 +178,11 @@ class Teacher:
     def observed(self) -> nn.Module:
         """Return the same network, faster and ready for the recording of its statistics; losses use it.
 
-        Norms merged with activations, and calls of ``batch_norm``, are plain norms in the graph, which has them all.
+        Norms merged with activations, and calls of ``batch_norm``, are plain norms in the graph, and each runs once.
         """
         merged = any(has_own_forward(layer) for layer in self.network.modules())
         more = len(recorded_norms(self.graph)) > len(recorded_norms(self.network))
-        network = self.graph if merged or more else self.network
+        network = self.graph if merged or more or computes_again(self.network, self.image) else self.network
         return observed(network).to(memory_format=self.memory_format)
 
     def accuracy(

@@ -51,6 +51,21 @@ def calls_batchnorms(network: nn.Module, image: ImageShape) -> bool:
     return bool(statistics)
 
 
+def computes_again(network: nn.Module, image: ImageShape) -> bool:
+    """Return True if parts of a frozen network run again in its backward pass, as ``torch.utils.checkpoint`` does."""
+    calls: list[nn.Module] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: calls.append(layer)) for layer in network.modules()]
+    images = torch.zeros(1, *image, device=next(network.parameters()).device, requires_grad=True)
+    try:
+        logits = network(images * 1)
+        before = len(calls)
+        logits.sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(calls) > before
+
+
 def _batchnorm_of(layer: nn.Module) -> nn.BatchNorm2d | None:
     """Return a BatchNorm2d that answers as ``layer`` does, if it is none and there is one."""
     statistics = [getattr(layer, name, None) for name in ("running_mean", "running_var")]

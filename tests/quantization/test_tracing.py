@@ -607,6 +607,24 @@ def test_parts_of_a_sequence_and_new_layers_without_weights_are_followed() -> No
     assert [kinds(traced).count(kind) for kind in ("conv2d", "relu", "hardtanh", "linear")] == [2, 1, 1, 1]
 
 
+def test_arguments_by_name_are_arguments() -> None:
+    class Named(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(input=self.bn1(input=self.first(input=x)), inplace=True)
+            x = torch.cat(tensors=[x, torch.add(input=x, other=F.max_pool2d(input=x, kernel_size=1))], dim=1)
+            x = F.conv2d(input=x[:, 3:9], weight=self.second.weight)
+            x = F.batch_norm(input=x, running_mean=self.bn2.running_mean, running_var=self.bn2.running_var)
+            return F.linear(input=torch.mean(input=F.silu(input=x), dim=(2, 3)), weight=self.fc.weight)
+
+    traced = traced_like(Named())
+    assert not [node for node in traced.graph.nodes if {"input", "tensors"} & node.kwargs.keys()]
+    assert [kinds(traced).count(kind) for kind in ("conv2d", "batchnorm2d", "linear")] == [2, 2, 1]
+    student, coverage = quantize_network(Named(), Quantization("w8a8"), image=IMAGE)
+    assert not coverage.gaps
+    with torch.no_grad(), observe_ranges(student):
+        assert relative_error(student(images()), traced(images())) < 0.1
+
+
 class Scaled(nn.Linear):
     """A layer with a forward of its own that no class of torch.nn does."""
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 import nni_autorecon as nar
@@ -100,6 +101,37 @@ def test_a_layer_with_hooks_stays() -> None:
     norm.register_forward_hook(lambda module, inputs, output: 2 * output)
     teacher = nar.Teacher.of(network(norm), IMAGE, need_batchnorm=False)
     assert isinstance(teacher.network[1], Own)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("by_name", [False, True], ids=["", "by name"])
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["no checkpoint", "checkpoint", "reentrant"])
+def test_statistics_are_those_of_one_pass(by_name: bool, reentrant: bool | None) -> None:
+    """Parts that run again in the backward pass, to save memory, are recorded once."""
+
+    class Code(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = network(nn.BatchNorm2d(4))
+
+        def stem(self, x: Tensor) -> Tensor:
+            x = self.parts[0](x)
+            return self.parts[1](input=x) if by_name else self.parts[1](x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            stem = self.stem(x) if reentrant is None else checkpoint(self.stem, x, use_reentrant=reentrant)
+            return self.parts[2:](stem)
+
+    teacher = nar.Teacher.of(Code().eval(), IMAGE)
+    results = []
+    for net in (teacher.observed, teacher.graph):
+        x = torch.linspace(-1, 1, 2 * 192).view(2, *IMAGE).requires_grad_()
+        with record_bn_statistics(net) as statistics:
+            loss = net(x).square().sum()
+        (recorded,) = statistics
+        (gradient,) = torch.autograd.grad(loss + recorded.var.sum(), x)
+        results.append((recorded.mean, recorded.var, gradient))
+    torch.testing.assert_close(*results)
 
 
 def test_a_layer_stays_if_code_reads_more_of_it() -> None:
