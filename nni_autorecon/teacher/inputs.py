@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ LIKELY_CHANNELS = 64
 LARGEST_MEAN, LARGEST_STD = 1.5, 5.0
 """Pixels are from 0 to 1, so that their mean is, too, and their standard deviation is at most 0.5. Some networks scale
 by other numbers, such as std 2; numbers for pixels to 255 are 10 and more."""
+
+_log = logging.getLogger(__name__)
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, a number for each channel."""
@@ -108,6 +111,7 @@ def find_image(
 
     Shapes are tried in the order of ``channels``. Raises InputError if it fails on all, with the error of the shape on
     which the network got furthest, and with ``remedy``. Raises InputError if its answer is anything but finite logits.
+    From a structure with a field ``logits``, as Hugging Face's transformers have it, a hook takes that field, in place.
     """
     failures = []
     for count in channels:
@@ -122,9 +126,21 @@ def find_image(
             except Exception as error:  # the person's code may raise anything
                 failures.append((len(ended), shape, error))
             else:
+                if _logits_of(logits) is not None:
+                    _log.info("teacher %s returns a %s, of which its logits are taken", name, type(logits).__name__)
+                    network.register_forward_hook(lambda _, given, answer: _logits_of(answer))
+                    logits = _logits_of(logits)
                 return shape, require_logits(network, images, logits, name, count=1)
     _, shape, cause = max(failures, key=lambda tried: tried[0])  # the first of the furthest
     raise failure(network, name, f"on a {'×'.join(map(str, shape))} image", cause, remedy) from cause
+
+
+def _logits_of(answer: object) -> Tensor | None:
+    """Return the field ``logits`` of a network's answer; None if it has none, or is a tensor itself."""
+    if isinstance(answer, Tensor):
+        return None
+    found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    return cast("Tensor | None", found)
 
 
 @contextmanager

@@ -54,15 +54,14 @@ def calls_batchnorms(network: nn.Module, image: ImageShape) -> bool:
 def computes_again(network: nn.Module, image: ImageShape) -> bool:
     """Return True if parts of a frozen network run again in its backward pass, as ``torch.utils.checkpoint`` does."""
     calls: list[nn.Module] = []
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: calls.append(layer)) for layer in network.modules()]
-    images = torch.zeros(1, *image, device=next(network.parameters()).device, requires_grad=True)
-    try:
-        logits = network(images * 1)
+    twin = copy.deepcopy(network)  # it may keep a part of the graph
+    for layer in twin.modules():
+        layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
+    images = torch.zeros(1, *image, device=next(twin.parameters()).device, requires_grad=True)
+    with torch.enable_grad():
+        logits = twin(images * 1)
         before = len(calls)
         logits.sum().backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return len(calls) > before
 
 

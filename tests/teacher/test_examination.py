@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -91,9 +93,20 @@ class Squeezed(Plain):
         return self.head(features)
 
 
+class Answer(NamedTuple):
+    features: Tensor | None
+    logits: Tensor
+
+
 class Named(Plain):
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"logits": super().forward(images)}
+    """Its answer is a structure, as ``make`` gives it."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> object:  # type: ignore[override]
+        return self.make(super().forward(images))
 
 
 class Binary(Plain):
@@ -114,7 +127,10 @@ def test_a_network_for_one_image_at_a_time() -> None:
     ("network", "message"),
     [
         (Squeezed(), "returns shape [3] for one image; it must return logits [1, classes]"),
-        (Named(), "returns a dict for one image; it must return logits [1, classes], and nothing beside them"),
+        (
+            Named(lambda x: {"out": x}),
+            "returns a dict for one image; it must return logits [1, classes], and nothing beside them",
+        ),
         (Binary(), "logits [1, classes]; for two classes let it return torch.cat([0 * x, x], 1) of its one logit x"),
         (
             Plain(Layer(lambda x: x.mean(0, keepdim=True))),
@@ -124,6 +140,25 @@ def test_a_network_for_one_image_at_a_time() -> None:
 )
 def test_logits_whose_shape_does_not_follow_the_batch(network: nn.Module, message: str) -> None:
     assert line(network).endswith(message)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: {"loss": None, "logits": x}, lambda x: SimpleNamespace(logits=x), lambda x: Answer(None, x)],
+    ids=["dict", "object", "tuple"],
+)
+def test_a_field_that_holds_the_logits_is_taken(
+    make: Callable[[Tensor], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nni_autorecon")
+    network, x = Named(make), torch.randn(3, *IMAGE)
+    teacher = Teacher.of(network, IMAGE)
+    assert f"returns a {type(make(x)).__name__}, of which its logits are taken" in caplog.text
+    assert not network._forward_hooks
+    with torch.no_grad():
+        expected = Plain.forward(network.eval(), x)
+        for form in (teacher.network, teacher.graph, teacher.observed):
+            torch.testing.assert_close(form(x), expected)
 
 
 def test_decisions_instead_of_logits() -> None:
