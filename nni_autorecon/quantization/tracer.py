@@ -33,6 +33,7 @@ from .traced_values import (
     dtype_of,
     is_known,
     is_plain,
+    is_same_for_all,
     is_tensor,
     passes_on,
     positional,
@@ -238,10 +239,15 @@ class Tracer(fx.Tracer):
         return None if path is None else (path, call["input"])
 
     def _constant(self, argument: Any) -> Any:
-        """Return an argument that does not depend on the images as it is; UNKNOWN for others."""
+        """Return an argument that does not depend on the images as it is; UNKNOWN for others.
+
+        What is the same for all images, as ``x.new_ones(3)``, does not depend on them.
+        """
         if not isinstance(argument, Value):
             return UNKNOWN if isinstance(argument, fx.Proxy) else argument
-        return UNKNOWN if argument.known is UNKNOWN or depends_on_images(argument.node) else argument.known[0]
+        if argument.known is UNKNOWN or (depends_on_images(argument.node) and not is_same_for_all(argument.known)):
+            return UNKNOWN
+        return argument.known[0]
 
     def _compute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the results of a call for both batches; UNKNOWN if an argument is, or if they are data of images."""

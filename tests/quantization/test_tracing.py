@@ -625,6 +625,14 @@ def test_arguments_by_name_are_arguments() -> None:
         assert relative_error(student(images()), traced(images())) < 0.1
 
 
+def test_a_weight_that_is_made_for_the_images_is_a_weight() -> None:
+    kernel = [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
+    traced = traced_like(Net(lambda x: F.conv2d(x, x.new_tensor(kernel).expand(6, 1, 3, 3) / 16, groups=6)))
+    assert kinds(traced).count("conv2d") == 3
+    of_images = traced_like(Net(lambda x: F.conv2d(x, x.new_ones(6, 1, 3, 3) * x.mean(), groups=6)))
+    assert [name for name, _ in of_images.named_modules() if name.startswith("functional")] == []
+
+
 class Scaled(nn.Linear):
     """A layer with a forward of its own that no class of torch.nn does."""
 
