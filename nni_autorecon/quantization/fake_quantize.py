@@ -95,3 +95,30 @@ class FakeQuantizeChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return gradient, None, None, None
+
+
+class FakeQuantizeLearnedChannels(torch.autograd.Function):
+    """Fake quantization of each output channel whose scale has a factor that is trained.
+
+    A weight has the straight-through gradient unless its code is the least or the largest one: what is at an end of the
+    range stays there, and only the factor moves it. The gradient for the factor's logarithm is LSQ's, as in
+    :func:`fake_quantize`. Beside the weight and the result only a flag for each weight is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, log_factor: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int
+    ) -> Tensor:
+        scale, zero_point = per_channel(scale * log_factor.exp(), weight), per_channel(zero_point, weight)
+        codes = weight.div(scale).round_().add_(zero_point).clamp_(0, largest_code)
+        inside = codes.gt(0).logical_and_(codes.lt(largest_code))
+        values = codes.sub_(zero_point).mul_(scale)
+        ctx.save_for_backward(weight, values, inside)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, values, inside = ctx.saved_tensors
+        passing = gradient.mul(inside)
+        by_log = gradient.mul(values).sub_(passing.mul(weight)).sum(tuple(range(1, weight.ndim)))
+        return passing, by_log, None, None, None

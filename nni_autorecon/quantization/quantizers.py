@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergenceError
-from .fake_quantize import FakeQuantizeChannels, fake_quantize, per_channel, round_through
+from .fake_quantize import FakeQuantizeChannels, FakeQuantizeLearnedChannels, fake_quantize, round_through
 from .ranges import affine_qparams, contained_qparams, highest_code, minmax_range, range_estimator
 
 LARGEST_BIAS = 2**30
@@ -66,10 +66,8 @@ class WeightQuantizer(nn.Module):
         if self.bypassed:
             return weight
         if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
-            scale = per_channel(self.scale * self.log_factor.exp(), weight)
-            zero_point = per_channel(self.zero_point, weight)
-            codes = round_through(weight / scale) + zero_point
-            return (codes.clamp(0, self.largest_code) - zero_point) * scale
+            learned = FakeQuantizeLearnedChannels.apply
+            return cast(Tensor, learned(weight, self.log_factor, self.scale, self.zero_point, self.largest_code))
         if self.estimate is minmax_range:
             return cast(Tensor, FakeQuantizeChannels.apply(weight, *self.qparams(weight), self.largest_code))
         if not weight.isfinite().all():

@@ -202,6 +202,14 @@ def test_learned_scales_have_the_gradient_of_lsq() -> None:
     torch.testing.assert_close(log_factor.grad, torch.tensor([-1.0 + 10 * -0.3 + 100 * -0.4 + 1000 * 2.0]))
 
 
+def test_weights_at_the_ends_of_a_learned_range_stay() -> None:
+    quantizer = WeightQuantizer(2)
+    quantizer.learn_scale(torch.tensor([[-1.0, 0.25, 2.0], [-2.0, 0.0, 1.0]]))  # scale 1, zero points 1 and 2
+    weight = torch.tensor([[-0.7, 0.3, 1.6], [-2.4, 1.2, -0.8]], requires_grad=True)
+    quantizer(weight).backward(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    assert weight.grad.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, 6.0]]
+
+
 def test_codes_of_learned_scales_give_the_weights_back() -> None:
     torch.manual_seed(0)
     student = ranged(toy_teacher(), torch.randn(32, *IMAGE))
