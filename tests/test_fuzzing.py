@@ -26,9 +26,8 @@ from nni_autorecon.reports.artifacts import read_artifacts
 from nni_autorecon.runs.records import read_folder
 from nni_autorecon.runs.snapshots import load_snapshot, save_snapshot
 
-EXAMPLES = [25, pytest.param(200, marks=pytest.mark.slow)]
-MANY = [25, pytest.param(600, marks=pytest.mark.slow)]
-"""So many examples are drawn of each kind of each reader: some 200 a reader, and over 10,000 in all."""
+EXAMPLES = 80
+"""So many examples are drawn of each kind of each reader: some 500 a reader."""
 
 GENOTYPE = unsealed(
     json.loads(Genotype(uniform_choices("conv_3x3"), 5, 7, {"teacher": "digits", "loss": {"loss": 1.5}}).to_json())
@@ -114,8 +113,8 @@ def documents(valid: dict[str, Any]) -> dict[str, st.SearchStrategy[bytes]]:
     }
 
 
-def fuzz(values: st.SearchStrategy[Any], check: Callable[[Any], object], examples: int) -> None:
-    limits = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def fuzz(values: st.SearchStrategy[Any], check: Callable[[Any], object]) -> None:
+    limits = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     limits(given(values)(check))()
 
 
@@ -125,8 +124,7 @@ def one_line(error: InputError) -> None:
 
 
 @pytest.mark.parametrize("kind", documents(GENOTYPE))
-@pytest.mark.parametrize("examples", MANY)
-def test_a_genotype_is_read_whole_or_refused(kind: str, examples: int, tmp_path: Path) -> None:
+def test_a_genotype_is_read_whole_or_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "g.json"
 
     def check(content: bytes) -> None:
@@ -139,7 +137,7 @@ def test_a_genotype_is_read_whole_or_refused(kind: str, examples: int, tmp_path:
         assert Genotype.load(path) == genotype
         return None
 
-    fuzz(documents(GENOTYPE)[kind], check, examples)
+    fuzz(documents(GENOTYPE)[kind], check)
 
 
 def yaml_documents(valid: dict[str, Any]) -> dict[str, st.SearchStrategy[bytes]]:
@@ -152,8 +150,7 @@ def yaml_documents(valid: dict[str, Any]) -> dict[str, st.SearchStrategy[bytes]]
 
 
 @pytest.mark.parametrize("kind", [*sorted(documents(CONFIG).keys() - {"deep"}), *yaml_documents(CONFIG)])
-@pytest.mark.parametrize("examples", MANY)
-def test_a_config_file_is_read_whole_or_refused(kind: str, examples: int, tmp_path: Path) -> None:
+def test_a_config_file_is_read_whole_or_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
 
     def check(content: bytes) -> None:
@@ -166,12 +163,11 @@ def test_a_config_file_is_read_whole_or_refused(kind: str, examples: int, tmp_pa
         assert CompressConfig.load(path) == config
         return None
 
-    fuzz({**documents(CONFIG), **yaml_documents(CONFIG)}[kind], check, examples)
+    fuzz({**documents(CONFIG), **yaml_documents(CONFIG)}[kind], check)
 
 
 @pytest.mark.parametrize("kind", [*sorted(documents(EXPERIMENT).keys() - {"deep"}), *yaml_documents(EXPERIMENT)])
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_an_experiment_file_is_understood_or_refused(kind: str, examples: int, tmp_path: Path) -> None:
+def test_an_experiment_file_is_understood_or_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "search.py").touch()
     path = tmp_path / "e.yml"
 
@@ -184,12 +180,11 @@ def test_an_experiment_file_is_understood_or_refused(kind: str, examples: int, t
         assert all(service.trial_command.strip() for service in training_services(config))
         return None
 
-    fuzz({**documents(EXPERIMENT), **yaml_documents(EXPERIMENT)}[kind], check, examples)
+    fuzz({**documents(EXPERIMENT), **yaml_documents(EXPERIMENT)}[kind], check)
 
 
 @pytest.mark.parametrize("kind", [SearchConfig, CompressConfig, DistillConfig])
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_settings_from_a_tuner_are_taken_whole_or_refused(kind: Any, examples: int) -> None:
+def test_settings_from_a_tuner_are_taken_whole_or_refused(kind: Any) -> None:
     """Each by its own name, so that most get as far as their type and range."""
     some = st.sampled_from(sorted(kind().to_dict()))
 
@@ -201,7 +196,7 @@ def test_settings_from_a_tuner_are_taken_whole_or_refused(kind: Any, examples: i
         assert kind().override(config.to_dict()) == config
         return None
 
-    fuzz(st.dictionaries(some, numbers | any_json, max_size=3) | any_json, check, examples)
+    fuzz(st.dictionaries(some, numbers | any_json, max_size=3) | any_json, check)
 
 
 RUN = {"command": "compress", "config": CONFIG, "versions": {"torch": "2.15.0"}}
@@ -230,10 +225,7 @@ RESULT = {
 
 @pytest.mark.parametrize(("name", "valid"), [("config.json", RUN), ("result.json", RESULT), ("metrics.csv", RESULT)])
 @pytest.mark.parametrize("kind", ["bytes", "JSON", "edited", "spliced"])
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_what_a_run_left_is_read_or_refused(
-    name: str, valid: dict[str, Any], kind: str, examples: int, tmp_path: Path
-) -> None:
+def test_what_a_run_left_is_read_or_refused(name: str, valid: dict[str, Any], kind: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(RUN))
 
     def check(content: bytes) -> None:
@@ -246,7 +238,7 @@ def test_what_a_run_left_is_read_or_refused(
         assert run.command in ("search", "compress", "distill")
         return None
 
-    fuzz(documents(valid)[kind], check, examples)
+    fuzz(documents(valid)[kind], check)
 
 
 def test_a_damaged_snapshot_is_none(tmp_path: Path) -> None:
@@ -261,7 +253,7 @@ def test_a_damaged_snapshot_is_none(tmp_path: Path) -> None:
         path.write_bytes(bytes(content[: len(whole) - length]))
         assert load_snapshot(path) is None
 
-    fuzz(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, len(whole)), st.integers(1, 255)), check, 200)
+    fuzz(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, len(whole)), st.integers(1, 255)), check)
 
 
 def test_endless_text_is_not_read_to_its_end() -> None:

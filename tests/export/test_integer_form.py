@@ -155,7 +155,7 @@ def optimized(content: bytes, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (7, 8), (4, 8), (4, 4), (3, 3), (2, 2)], ids="w{0[0]}a{0[1]}".format)
+@pytest.mark.parametrize("bits", [(8, 8), (7, 8), (4, 4), (2, 2)], ids="w{0[0]}a{0[1]}".format)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_layer_is_computed_in_floating_point(network: str, bits: tuple[int, int], tmp_path: Path) -> None:
     saved = saved_student(tmp_path, network, *bits)
