@@ -285,7 +285,7 @@ def _examined(network: nn.Module, name: str, given: Given, expected: Expected, n
     resize = expected.resize or usual_resize(min(image[1:]))
     teacher = Teacher(name, network, logits.shape[1], image, mean, std, resize)
     teacher.graph  # noqa: B018 -- it is made and compared with the network at once, before anything is trained
-    if need_batchnorm and not calls_batchnorms(teacher.observed, image):
+    if need_batchnorm and not any(calls_batchnorms(each, image) for each in (network, teacher.graph)):
         away = "give need_batchnorm=False and later bns_weight=0" if IN_MEMORY in name else "set --bns-weight 0"
         fault = f"teacher {name} has no BatchNorm2d with running statistics to match"
         raise InputError(f"{fault}; {away}, or choose another teacher")
