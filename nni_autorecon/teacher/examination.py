@@ -112,11 +112,18 @@ def _require_sound_weights(network: nn.Module, name: str) -> None:
     for key, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
         is_statistic = key.rpartition(".")[2] in ("running_mean", "running_var")
         values = tensor if key in parameters or is_statistic else tensor[tensor != -math.inf]
-        if not values.isfinite().all():
+        if not _is_finite(values):
             kind = "NaN" if values.isnan().any() else "infinity"
             raise InputError(f"teacher {name}: {key} holds {kind}; {_SOUND}")
         if key.rpartition(".")[2] == "running_var" and (tensor < 0).any():
             raise InputError(f"teacher {name}: {key} holds a negative variance ({tensor.min():.3g}); {_SOUND}")
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return True if no value is NaN or infinite; the extremes tell, in a fraction of the time for large tensors."""
+    if values.is_complex() or not values.numel():
+        return bool(values.isfinite().all())
+    return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 _SOUND = "give sound weights, such as a checkpoint saved in float32"
