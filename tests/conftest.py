@@ -21,9 +21,15 @@ from tests.helpers.toys import SmallResNet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no worker is left with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with slow tests first, so that no worker is left with one of them at the end.
+
+    Those that wait for NNI's managers are spread among those that compute, so that processors have work meanwhile.
+    """
+    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    waiting = [path for path in slow if path.parent.name == "experiment"]
+    computing = [path for path in slow if path not in waiting]
+    order = {path: index / len(files) for files in (waiting, computing) for index, path in enumerate(files)}
+    items.sort(key=lambda item: (order.get(item.path, 1.0), str(item.path) if item.path in order else ""))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ def with_batchnorms(network: nn.Module, images: Tensor, logits: Tensor) -> nn.Mo
         same = False
     if not same:
         return network
-    kinds = ", ".join(dict.fromkeys(type(network.get_submodule(path)).__name__ for path in norms))
-    _log.info("%d layers (%s) are BatchNorms and taken as such", len(norms), kinds)
+    kinds = Counter(type(network.get_submodule(path)).__name__ for path in norms)
+    _log.info("taken as BatchNorms: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     return twin
 
 

@@ -51,7 +51,7 @@ def _compress(*arguments, folder):
 
 
 def test_search_and_compress_at_224(tmp_path):
-    teacher, genotype = _teacher("mobilenet_v2", tmp_path), tmp_path / "search" / "genotype.json"
+    teacher, genotype = _teacher("mnasnet0_5", tmp_path), tmp_path / "search" / "genotype.json"
     peak = _run("search", *teacher, *SEARCH.split(), "-o", tmp_path / "search")
     details = Genotype.load(genotype).details
     assert details["image"] == {"channels": 3, "height": 224, "width": 224}

@@ -71,7 +71,7 @@ def test_what_computes_a_batchnorm_is_one(make, caplog: pytest.LogCaptureFixture
     net = network(make())
     teacher = nar.Teacher.of(net, IMAGE)
     assert type(teacher.network[1]) is nn.BatchNorm2d
-    assert f"1 layers ({type(net[1]).__name__}) are BatchNorms" in caplog.text
+    assert f"taken as BatchNorms: 1 {type(net[1]).__name__}" in caplog.text
     x = torch.randn(7, *IMAGE)
     with torch.no_grad():
         torch.testing.assert_close(teacher.network(x), net(x))
