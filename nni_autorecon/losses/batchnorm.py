@@ -36,8 +36,8 @@ def record_bn_statistics(network: nn.Module) -> Iterator[list[BatchNormStatistic
     recorded: list[BatchNormStatistics] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        (given,) = (*args, *kwargs.values())
-        var, mean = torch.var_mean(given, dim=(0, 2, 3), correction=0)  # both [C]
+        images = next(iter((*args, *kwargs.values())))
+        var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)  # both [C]
         recorded.append(BatchNormStatistics(mean, var, module.running_mean, module.running_var))  # type: ignore[arg-type]
 
     layers = recorded_norms(network)

@@ -170,29 +170,36 @@ def attribute(root: nn.Module, path: str) -> Any:
     return getattr(root.get_submodule(owner), name)
 
 
+MADE_LIKE = tuple(f"new_{what}" for what in ("ones", "zeros", "full", "tensor")) + tuple(
+    f"{what}_like" for what in ("ones", "zeros", "full")
+)
+"""Of their first argument these functions take only the shape and the kind."""
+
+
 def depends_on_images(node: fx.Node) -> bool:
-    """Return True if a node takes, directly or through others, what the network is given."""
+    """Return True if values of what the network is given go into a node, directly or through others."""
     nodes, seen = [node], {node}
     while nodes:
         node = nodes.pop()
         if node.op == "placeholder":
             return True
-        new = [each for each in node.all_input_nodes if each not in seen]
+        made_like = getattr(node.target, "__name__", node.target) in MADE_LIKE
+        new = [each for each in node.all_input_nodes[made_like:] if each not in seen]
         seen.update(new)
         nodes += new
     return False
 
 
-def is_same_for_all(known: tuple[Any, Any]) -> bool:
-    """Return True for equal tensors: what a call returns for two batches of noise, which have nothing in common."""
+def is_one_value(known: tuple[Any, Any]) -> bool:
+    """Return True if a call returns the same for both batches, which are of different sizes."""
     one, other = known
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return one is other or (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))
 
 
 def positional(module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the arguments of a module, or of a function of PyTorch, with the first one by its position."""
     names = ("input", "tensors") if module is None else [*inspect.signature(type(module).forward).parameters][1:2]
-    first = next((name for name in names if name in kwargs), None)
-    if args or first is None:
+    first = next(iter(kwargs), "")
+    if args or first not in names:
         return args, kwargs
     return (kwargs[first],), {name: value for name, value in kwargs.items() if name != first}

@@ -32,8 +32,8 @@ from .traced_values import (
     depends_on_images,
     dtype_of,
     is_known,
+    is_one_value,
     is_plain,
-    is_same_for_all,
     is_tensor,
     passes_on,
     positional,
@@ -241,11 +241,11 @@ class Tracer(fx.Tracer):
     def _constant(self, argument: Any) -> Any:
         """Return an argument that does not depend on the images as it is; UNKNOWN for others.
 
-        What is the same for all images, as ``x.new_ones(3)``, does not depend on them.
+        What only has their kind, as ``x.new_ones(3)``, does not depend on them.
         """
         if not isinstance(argument, Value):
             return UNKNOWN if isinstance(argument, fx.Proxy) else argument
-        if argument.known is UNKNOWN or (depends_on_images(argument.node) and not is_same_for_all(argument.known)):
+        if argument.known is UNKNOWN or depends_on_images(argument.node) or not is_one_value(argument.known):
             return UNKNOWN
         return argument.known[0]
 

@@ -122,15 +122,15 @@ def find_image(
             _ended_calls(network) as ended,
         ):
             try:
-                logits = network(images)
+                answer = network(images)
             except Exception as error:  # the person's code may raise anything
                 failures.append((len(ended), shape, error))
             else:
-                if _logits_of(logits) is not None:
-                    _log.info("teacher %s returns a %s, of which its logits are taken", name, type(logits).__name__)
+                if (logits := _logits_of(answer)) is not None:
+                    _log.info("teacher %s returns a %s, of which its logits are taken", name, type(answer).__name__)
                     network.register_forward_hook(lambda _, given, answer: _logits_of(answer))
-                    logits = _logits_of(logits)
-                return shape, require_logits(network, images, logits, name, count=1)
+                    answer = logits
+                return shape, require_logits(network, images, answer, name, count=1)
     _, shape, cause = max(failures, key=lambda tried: tried[0])  # the first of the furthest
     raise failure(network, name, f"on a {'×'.join(map(str, shape))} image", cause, remedy) from cause
 

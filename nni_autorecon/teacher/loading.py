@@ -17,7 +17,7 @@ from torch import nn
 from ..accel.memory import memory_format
 from ..data.images import EvaluationData, accuracy
 from ..errors import InputError
-from ..losses.batchnorm import has_own_forward, observed, recorded_norms
+from ..losses.batchnorm import observed, record_bn_statistics
 from ..quantization.tracing import WITHOUT_GRAPH, DifferentGraphError, trace
 from ..shapes import ImageShape
 from .costs import macs
@@ -33,7 +33,7 @@ from .inputs import (
     normalization,
     usual_resize,
 )
-from .norms import calls_batchnorms, computes_again, with_batchnorms
+from .norms import calls_batchnorms, needs_graph, with_batchnorms
 from .sources import Expected, find_network
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,7 @@ class Teacher:
 
         Norms merged with activations, and calls of ``batch_norm``, are plain norms in the graph, and each runs once.
         """
-        merged = any(has_own_forward(layer) for layer in self.network.modules())
-        more = len(recorded_norms(self.graph)) > len(recorded_norms(self.network))
-        network = self.graph if merged or more or computes_again(self.network, self.image) else self.network
+        network = self.graph if needs_graph(self.network, self.graph, self.image) else self.network
         return observed(network).to(memory_format=self.memory_format)
 
     def accuracy(
@@ -277,18 +275,19 @@ def _examined(network: nn.Module, name: str, given: Given, expected: Expected, n
     size = image_size(network, expected, name) if given.image is None else given.image[-2:]
     device = next(network.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        image, logits = find_image(network, channels, size, device, name, remedy)
+        with record_bn_statistics(network) as statistics:
+            image, logits = find_image(network, channels, size, device, name, remedy)
         with images_to_try(1, image, device, f"teacher {name}") as images:
             network = with_batchnorms(network, images, logits)
             mean, std = normalization(network, (images, logits), expected, given.mean, given.std, name)
         examine(network, image, logits, name)
     resize = expected.resize or usual_resize(min(image[1:]))
     teacher = Teacher(name, network, logits.shape[1], image, mean, std, resize)
-    teacher.graph  # noqa: B018 -- it is made and compared with the network at once, before anything is trained
-    if need_batchnorm and not any(calls_batchnorms(each, image) for each in (network, teacher.graph)):
+    teacher.graph  # noqa: B018 -- it is compared with the network before anything is trained
+    if need_batchnorm and not (statistics or any(calls_batchnorms(each, image) for each in (network, teacher.graph))):
         away = "give need_batchnorm=False and later bns_weight=0" if IN_MEMORY in name else "set --bns-weight 0"
-        fault = f"teacher {name} has no BatchNorm2d with running statistics to match"
-        raise InputError(f"{fault}; {away}, or choose another teacher")
+        no_norms = f"teacher {name} has no BatchNorm2d with running statistics to match"
+        raise InputError(f"{no_norms}; {away}, or choose another teacher")
     return teacher
 
 

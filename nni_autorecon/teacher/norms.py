@@ -9,10 +9,12 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from ..losses.batchnorm import record_bn_statistics
+from ..losses.batchnorm import has_own_forward, record_bn_statistics, recorded_norms
 from ..shapes import ImageShape
 from .locating import equal_within
 
+STATISTICS = (("running_mean", "running_var"), ("moving_mean", "moving_var"))
+"""Layers keep the statistics of their training data under these names."""
 EXACT = 1e-4
 """A layer is a BatchNorm if its answers differ by no more than this share of the largest one."""
 
@@ -23,8 +25,8 @@ _log = logging.getLogger(__name__)
 def with_batchnorms(network: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
     """Return a frozen network whose norms are of ``torch.nn.BatchNorm2d``; the network itself if all of them are.
 
-    A layer with ``running_mean`` and ``running_var`` (torchvision's FrozenBatchNorm2d) whose answers are those of a
-    BatchNorm2d is replaced in a copy, and a message says so. The copy counts if it answers ``images`` [N, C, H, W] by
+    A layer with ``STATISTICS`` (torchvision's FrozenBatchNorm2d) whose answers are those of a BatchNorm2d is replaced
+    in a copy, and a message says so. The copy counts if it answers ``images`` [N, C, H, W] by
     the same ``logits`` [N, K]: code may read more of a layer than it has then.
     """
     norms = {path: norm for path, layer in network.named_modules() if (norm := _batchnorm_of(layer)) is not None}
@@ -52,7 +54,13 @@ def calls_batchnorms(network: nn.Module, image: ImageShape) -> bool:
     return bool(statistics)
 
 
-def computes_again(network: nn.Module, image: ImageShape) -> bool:
+def needs_graph(network: nn.Module, graph: nn.Module, image: ImageShape) -> bool:
+    """Return True if statistics are better recorded in the graph of a network than in the network itself."""
+    merged = any(has_own_forward(layer) for layer in network.modules())
+    return merged or len(recorded_norms(graph)) > len(recorded_norms(network)) or _computes_again(network, image)
+
+
+def _computes_again(network: nn.Module, image: ImageShape) -> bool:
     """Return True if parts of a frozen network run again in its backward pass, as ``torch.utils.checkpoint`` does."""
     calls: list[nn.Module] = []
     twin = copy.deepcopy(network)  # it may keep a part of the graph
@@ -67,25 +75,28 @@ def computes_again(network: nn.Module, image: ImageShape) -> bool:
 
 
 def _batchnorm_of(layer: nn.Module) -> nn.BatchNorm2d | None:
-    """Return a BatchNorm2d that answers as ``layer`` does, if it is none and there is one."""
-    statistics = [getattr(layer, name, None) for name in ("running_mean", "running_var")]
-    mean, var = (each if isinstance(each, Tensor) and each.ndim == 1 else None for each in statistics)
+    """Return a BatchNorm2d that answers as ``layer`` does, if it is none and there is one.
+
+    Its weight and bias follow from two answers, whatever the layer calls its own, and whatever its eps is.
+    """
     hooked = layer._forward_hooks or layer._forward_pre_hooks
-    if isinstance(layer, nn.modules.batchnorm._NormBase) or mean is None or var is None or mean.shape != var.shape:
+    found = [
+        getattr(layer, name) for names in STATISTICS for name in names if isinstance(getattr(layer, name, None), Tensor)
+    ]
+    if isinstance(layer, nn.modules.batchnorm._NormBase) or hooked or len(found) != 2:
         return None
-    weight, bias = (getattr(layer, name, None) for name in ("weight", "bias"))
-    eps = getattr(layer, "eps", None)
-    norm = nn.BatchNorm2d(len(mean), eps=eps if isinstance(eps, float) else 1e-5).to(mean)
-    norm.running_mean, norm.running_var = mean.clone(), var.clone()
-    for own, value in ((norm.weight, weight), (norm.bias, bias)):
-        if isinstance(value, Tensor) and value.numel() == len(mean):
-            own.copy_(value.reshape(-1))
-    norm.eval().requires_grad_(False)
+    mean, var = (each.detach().flatten().clone() for each in found)  # both [C]
+    norm = nn.BatchNorm2d(len(mean)).to(mean).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, len(mean), 3, 3, generator=generator).to(mean)
-    x = norm.running_mean.view(-1, 1, 1) + 3 * x * norm.running_var.sqrt().view(-1, 1, 1)
+    x = 3 * torch.randn(3, len(mean), 3, 3, generator=generator).to(mean)
+    x[0], x[1] = 0, 1
     try:
-        same = not hooked and equal_within(norm(x), layer(x.clone()), EXACT)
+        norm.running_mean, norm.running_var = mean, var
+        x = mean.view(-1, 1, 1) + x * (var + norm.eps).sqrt().view(-1, 1, 1)
+        answer = layer(x.clone())
+        norm.bias.copy_(answer[0, :, 0, 0])
+        norm.weight.copy_(answer[1, :, 0, 0] - norm.bias)
+        same = equal_within(answer, norm(x), EXACT)
     except Exception:  # the person's code may raise anything
         same = False
     return norm if same else None

@@ -29,6 +29,19 @@ class Own(nn.Module):
         return self.normalized(x) * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
+class Dive(nn.Module):
+    """Other names, other shapes and another eps, as in the textbook Dive into Deep Learning."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        shape = (1, channels, 1, 1)
+        self.gamma, self.beta = nn.Parameter(torch.rand(shape)), nn.Parameter(torch.randn(shape))
+        self.moving_mean, self.moving_var = torch.randn(shape), torch.rand(shape) + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * (x - self.moving_mean) / torch.sqrt(self.moving_var + 1e-3) + self.beta
+
+
 class ByFunction(Own):
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
@@ -39,11 +52,11 @@ class Merged(ByFunction):
         return F.leaky_relu(super().forward(x), 0.1)
 
 
-class ByVariance(Own):
-    """No norm: it divides by the variance."""
+class Saturating(Own):
+    """No BatchNorm: what it returns is bounded."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.running_mean[:, None, None]) / self.running_var[:, None, None]
+        return torch.tanh(self.normalized(x))
 
 
 def frozen(channels: int) -> nn.Module:
@@ -61,6 +74,7 @@ NORMS = {
     "torchvision's": lambda: frozen(4),
     "own": lambda: Own(4),
     "own, shaped like maps": lambda: Own(4, extra=(1, 1)),
+    "other names": lambda: Dive(4),
     "by function": lambda: ByFunction(4),
 }
 
@@ -79,7 +93,8 @@ def test_what_computes_a_batchnorm_is_one(make, caplog: pytest.LogCaptureFixture
     with record_bn_statistics(teacher.observed) as statistics:
         teacher.observed(x)
     torch.testing.assert_close(statistics[0].mean, given.mean((0, 2, 3)))
-    assert torch.equal(statistics[0].running_var, net[1].running_var)
+    remembered = getattr(net[1], "running_var", None)
+    assert torch.equal(statistics[0].running_var, net[1].moving_var.flatten() if remembered is None else remembered)
 
 
 def test_a_batchnorm_by_function_that_is_merged_with_an_activation_is_one_in_the_graph() -> None:
@@ -91,9 +106,29 @@ def test_a_batchnorm_by_function_that_is_merged_with_an_activation_is_one_in_the
     assert nar.compress(teacher, method="dfq", bits="w8a8", progress=False).agreement > 0.9
 
 
+def test_a_subclass_that_takes_more_than_images_is_recorded() -> None:
+    class Conditional(nn.BatchNorm2d):
+        def forward(self, x: Tensor, gain: float) -> Tensor:  # type: ignore[override]
+            return super().forward(x) * gain
+
+    class Code(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = network(Conditional(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[2:](self.parts[1](self.parts[0](x), 0.5))
+
+    teacher = nar.Teacher.of(Code().eval(), IMAGE)
+    for net in (teacher.network, teacher.observed):
+        with record_bn_statistics(net) as statistics:
+            net(torch.randn(2, *IMAGE))
+        assert len(statistics) == 1
+
+
 def test_what_computes_something_else_stays() -> None:
-    teacher = nar.Teacher.of(network(ByVariance(4)), IMAGE, need_batchnorm=False)
-    assert isinstance(teacher.network[1], ByVariance)
+    teacher = nar.Teacher.of(network(Saturating(4)), IMAGE, need_batchnorm=False)
+    assert isinstance(teacher.network[1], Saturating)
 
 
 def test_a_layer_with_hooks_stays() -> None:
