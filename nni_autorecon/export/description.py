@@ -14,6 +14,7 @@ from ..quantization.specification import Quantization
 from ..shapes import ImageShape
 from ..teacher.checkpoint import settle_lazy_layers
 from ..teacher.factories import unwrap_parts
+from ..teacher.inputs import as_teacher
 from ..teacher.loading import Teacher
 from ..teacher.sources import architecture, names_code
 
@@ -91,6 +92,7 @@ def require_same_structure(teacher: Teacher) -> None:
         again = unwrap_parts(architecture(teacher.name, teacher.settings.get("num_classes")))
     own = {name: tensor.shape for name, tensor in teacher.network.state_dict().items()}
     settle_lazy_layers(again, own)
+    again = as_teacher(again, teacher.image)
     other = {name: tensor.shape for name, tensor in again.state_dict().items()}
     if wrong := [name for name in {**own, **other} if own.get(name) != other.get(name)]:
         shapes = " and ".join(str(list(each[wrong[0]])) if wrong[0] in each else "none" for each in (own, other))

@@ -35,6 +35,7 @@ from ..shapes import ImageShape
 from ..teacher.checkpoint import settle_lazy_layers
 from ..teacher.examination import copied
 from ..teacher.factories import unwrap_parts, unwrapped
+from ..teacher.inputs import as_teacher
 from ..teacher.loading import IN_MEMORY
 from ..teacher.sources import names_code
 from ..version import __version__
@@ -176,7 +177,7 @@ def _structure(
         structure = description.structure(source)
         settle_lazy_layers(structure, shapes)
     unwrap_parts(structure)
-    structure = in_usual_layout(structure.float())
+    structure = as_teacher(in_usual_layout(structure.float()), description.image)
     _settle_folded(structure, description.image, fault)
     return structure
 

@@ -16,6 +16,7 @@ from ..errors import InputError, shown
 from ..shapes import ImageShape
 from .examination import failure, images_to_try, require_logits
 from .locating import equal_within
+from .norms import with_batchnorms
 from .sources import IMAGENET_MEAN, IMAGENET_STD, Expected
 
 LIKELY_CHANNELS = 64
@@ -126,13 +127,37 @@ def find_image(
             except Exception as error:  # the person's code may raise anything
                 failures.append((len(ended), shape, error))
             else:
-                if (logits := _logits_of(answer)) is not None:
-                    _log.info("teacher %s returns a %s, of which its logits are taken", name, type(answer).__name__)
-                    network.register_forward_hook(lambda _, given, answer: _logits_of(answer))
-                    answer = logits
-                return shape, require_logits(network, images, answer, name, count=1)
+                return shape, require_logits(network, images, take_logits(network, answer, name), name, count=1)
     _, shape, cause = max(failures, key=lambda tried: tried[0])  # the first of the furthest
     raise failure(network, name, f"on a {'×'.join(map(str, shape))} image", cause, remedy) from cause
+
+
+def take_logits(network: nn.Module, answer: object, name: str | None) -> object:
+    """Return the logits in an ``answer`` of the network, and let it answer by them alone, by a hook, in place.
+
+    A message names the network, if it has a name.
+    """
+    if (logits := _logits_of(answer)) is None:
+        return answer
+    if name is not None:
+        _log.info("teacher %s returns a %s, of which its logits are taken", name, type(answer).__name__)
+    network.register_forward_hook(lambda _, given, answer: _logits_of(answer))
+    return logits
+
+
+def as_teacher(network: nn.Module, image: ImageShape) -> nn.Module:
+    """Return a network, in eval mode, in the form in which a teacher has it: with plain logits and BatchNorms.
+
+    Images have the shape ``image``. What fails for them is returned as it is. The network may be changed in place.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, *image, generator=generator).to(next(network.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = take_logits(network.eval(), network(images.clone()), None)
+            return with_batchnorms(network, images, logits, quiet=True) if isinstance(logits, Tensor) else network
+    except Exception:  # the person's code may raise anything
+        return network
 
 
 def _logits_of(answer: object) -> Tensor | None:

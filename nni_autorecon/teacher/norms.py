@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def with_batchnorms(network: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
+def with_batchnorms(network: nn.Module, images: Tensor, logits: Tensor, *, quiet: bool = False) -> nn.Module:
     """Return a frozen network whose norms are of ``torch.nn.BatchNorm2d``; the network itself if all of them are.
 
     A layer with ``STATISTICS`` (torchvision's FrozenBatchNorm2d) whose answers are those of a BatchNorm2d is replaced
-    in a copy, and a message says so. The copy counts if it answers ``images`` [N, C, H, W] by
+    in a copy, and a message says so unless ``quiet``. The copy counts if it answers ``images`` [N, C, H, W] by
     the same ``logits`` [N, K]: code may read more of a layer than it has then.
     """
     norms = {path: norm for path, layer in network.named_modules() if (norm := _batchnorm_of(layer)) is not None}
@@ -42,7 +42,8 @@ def with_batchnorms(network: nn.Module, images: Tensor, logits: Tensor) -> nn.Mo
     if not same:
         return network
     kinds = Counter(type(network.get_submodule(path)).__name__ for path in norms)
-    _log.info("taken as BatchNorms: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    level = logging.DEBUG if quiet else logging.INFO
+    _log.log(level, "taken as BatchNorms: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     return twin
 
 

@@ -1,5 +1,7 @@
 """Layers that compute what a BatchNorm does are taken as one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +183,36 @@ def test_a_layer_stays_if_code_reads_more_of_it() -> None:
 
     teacher = nar.Teacher.of(Reading().eval(), IMAGE, need_batchnorm=False)
     assert isinstance(teacher.network.parts[1], Own)
+
+
+FACTORY = """
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+    def forward(self, x):
+        return {"loss": None, "logits": self.parts(x)}
+"""
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["in memory", "by name"])
+def test_a_student_of_such_a_network_is_loaded_again(by_name: bool, tmp_path: Path) -> None:
+    (tmp_path / "frozen_net.py").write_text(FACTORY)
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(FACTORY, namespace)
+    net = namespace["Net"]().eval()
+    net.parts[1].load_state_dict(frozen(4).state_dict())
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    spec = f"{tmp_path}/frozen_net.py:Net"
+    loaded = {"teacher": spec, "checkpoint": str(tmp_path / "net.pt"), "image_size": 8}
+    given = loaded if by_name else {"teacher": nar.Teacher.of(net, IMAGE)}
+    student = nar.compress(**given, method="dfq", bits="w8a8", protocol="integer", progress=False).student
+    student.save(tmp_path / "student.safetensors")
+    again = nar.load_student(tmp_path / "student.safetensors", teacher=spec if by_name else net)
+    x = torch.randn(4, *IMAGE)
+    assert torch.equal(again.network(x), student.network(x))
