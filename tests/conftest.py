@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ from nni_autorecon.cache import CACHE_VARIABLE
 from nni_autorecon.runs import progress
 from nni_autorecon.teacher.loading import Teacher, load_teacher
 from tests.helpers.toys import SmallResNet
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Two workers more than processors, because many tests wait for other processes."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +46,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             root = tmp_path_factory.getbasetemp()
             shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
             patch.setenv(CACHE_VARIABLE, str(shared / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def translations_once() -> Iterator[None]:
+    """Let PyTorch make its table of translations to ONNX, a third of the time of an export, once, not for each."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

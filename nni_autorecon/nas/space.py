@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableModule
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class GeneratorSpace(ModelSpace):
 
     def freeze(self, sample: Sample) -> GeneratorSpace:
         """Return the space with one operation on each edge; its ``generator.choices`` names them."""
-        frozen = cast(GeneratorSpace, super().freeze(sample))
+        chosen = {id(module): module.freeze(sample) for module in self.mutable_descendants()}
+        frozen = copy.deepcopy(self, chosen)  # without the candidates, which NNI would copy three times
         frozen.generator.choices = choices_of(sample)
         return frozen
 

@@ -18,7 +18,8 @@ GIBIBYTES = 3.4
 SEARCH = (
     "--width 8 --batch-size 2 --epochs 1 --weight-steps 1 --architecture-steps 1 --validation-steps 1 --final-steps 1"
 )
-COMPRESS = "--batch-size 2 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1 --block-images 8"
+JOINT = "--batch-size 2 --epochs 3 --steps 1 --warmup-epochs 1 --agreement-steps 1"
+COMPRESS = f"{JOINT} --block-images 8"
 
 
 def _run(*arguments):
@@ -41,9 +42,9 @@ def _teacher(name, folder):
     return "--teacher", f"torchvision:{name}", "--checkpoint", folder / "net.pt", "--bns-weight", 0.1
 
 
-def _compress(*arguments, folder):
+def _compress(*arguments, folder, flags=COMPRESS):
     """Run it; its result and peak memory in GiB."""
-    peak = _run("compress", *arguments, *COMPRESS.split(), "-o", folder)
+    peak = _run("compress", *arguments, *flags.split(), "-o", folder)
     result = json.loads((folder / "result.json").read_text())
     assert result["accuracy"] is None  # there are no test data
     assert result["compression_ratio"] > 5
@@ -62,6 +63,7 @@ def test_search_and_compress_at_224(tmp_path):
 
 def test_gdfqs_generator_at_224(tmp_path):
     teacher = _teacher("mnasnet0_5", tmp_path)
-    result, peak = _compress(*teacher, "--generator", "gdfq-conditional", folder=tmp_path / "student")
+    teacher += ("--generator", "gdfq-conditional", "--method", "gdfq")
+    result, peak = _compress(*teacher, folder=tmp_path / "student", flags=JOINT)
     assert result["generator_parameters"] == pytest.approx(41.4e6, rel=0.02)  # GDFQ's for ImageNet
     assert peak < GIBIBYTES

@@ -155,8 +155,11 @@ def optimized(content: bytes, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (7, 8), (4, 4), (2, 2)], ids="w{0[0]}a{0[1]}".format)
-@pytest.mark.parametrize("network", NETWORKS)
+FORMS = [(network, bits) for network in NETWORKS for bits in ((8, 8), (4, 4))]
+FORMS += [("Gated", (7, 8)), ("Residual", (2, 2))]
+
+
+@pytest.mark.parametrize(("network", "bits"), FORMS, ids=[f"{name}-w{bits[0]}a{bits[1]}" for name, bits in FORMS])
 def test_no_layer_is_computed_in_floating_point(network: str, bits: tuple[int, int], tmp_path: Path) -> None:
     saved = saved_student(tmp_path, network, *bits)
     agreement = export_onnx(saved, tmp_path / "s.onnx", images=torch.randn(200, *IMAGE), noise_images=0)

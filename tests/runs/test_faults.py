@@ -72,7 +72,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("stage", "names"),
     [
-        ("search", ["config.json", "snapshot.bin", "genotype.json", "probabilities.png"]),
+        ("search", ["config.json", "snapshot.bin", "genotype.json"]),
         ("compress", ["metrics.csv", "student.safetensors", "images.png"]),
         ("distill", ["result.json", "student.pt"]),
     ],

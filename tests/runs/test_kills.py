@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.interrupted_runs import RUNS, results_of
 
-KILLS = 8
+KILLS = 6
 PROGRAM = """
 import json, math, os, random, signal, sys, time
 from nni_autorecon.cli import main as cli
@@ -58,7 +58,7 @@ print(snapshots)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "epochs"), [("search", 28), ("gdfq", 44)])
+@pytest.mark.parametrize(("stage", "epochs"), [("search", 20), ("gdfq", 32)])
 def test_kills_again_and_again_change_nothing(stage, epochs, digits_teacher, tmp_path):
     arguments = [*RUNS[stage], "--epochs", str(epochs)]
 
