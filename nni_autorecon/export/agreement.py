@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..quantization.integer_arithmetic import Dividing
 from ..quantization.integers import FixedQuantizer, replace_modules
 
 CLOSE = 1e-4
@@ -125,27 +126,15 @@ def _in_float64(network: nn.Module, image: Tensor) -> list[Callable[[Tensor], Te
 
 
 def _dividing(network: nn.Module, factor: float) -> nn.Module:
-    """Return a copy of ``network`` whose quantizers divide by ``factor`` times their scale."""
+    """Return a copy of ``network`` whose quantizers divide by ``factor`` times their scale.
+
+    onnxruntime divides, too. PyTorch multiplies by the inverse instead, which decides otherwise about values midway
+    between two codes. What is computed in integers is rounded in one way alone.
+    """
     twin = copy.deepcopy(network)
     quantizers = [module for module in twin.modules() if isinstance(module, FixedQuantizer)]
-    replace_modules(twin, {quantizer: _Dividing(quantizer, factor) for quantizer in quantizers})
+    replace_modules(twin, {quantizer: Dividing(quantizer) for quantizer in quantizers})
+    for module in twin.modules():
+        if isinstance(module, Dividing):
+            module.factor = factor
     return twin
-
-
-class _Dividing(nn.Module):
-    """An activation quantizer that divides by ``factor`` times its scale; onnxruntime divides, too.
-
-    PyTorch multiplies by the inverse instead, which decides otherwise about values midway between two codes.
-    """
-
-    scale: Tensor  # []
-
-    def __init__(self, quantizer: FixedQuantizer, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-        self.register_buffer("scale", quantizer.scale)
-        self.lowest = -int(quantizer.zero_point)
-        self.highest = self.lowest + quantizer.largest_code
-
-    def forward(self, activation: Tensor) -> Tensor:
-        return (activation / (self.factor * self.scale)).round().clamp(self.lowest, self.highest) * self.scale

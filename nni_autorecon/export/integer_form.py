@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from ..quantization.calls import QUANTIZED, called
 from ..quantization.fake_quantize import per_channel
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
-from ..quantization.operators import CLAMP, moves_values, padding, source_of
+from ..quantization.operators import CLAMP, averaged_axes, is_spatial, moves_values, padding, source_of
 from ..quantization.quantizers import bias_scale, container_factor
 from .saved_network import SavedNetwork
 from .symbolic import Rows, dequantized, onnx_operator, quantized
@@ -35,8 +35,9 @@ NOTHING_MOVED = re.compile(
 
 def integer_form(saved: SavedNetwork) -> nn.Module:
     """Return a copy of the network whose quantizers, weights and biases are ONNX operators, good only for tracing."""
-    form: Any = copy.deepcopy(saved.network)
+    form: Any = copy.deepcopy(saved.simulated)
     _pad_before_convolutions(form)
+    _pool_globally(form)
     limits = _take_clamps(form)
     _store_what_is_moved(form)
     replaced: dict[nn.Module, nn.Module] = {
@@ -77,6 +78,19 @@ def _pad_before_convolutions(form: fx.GraphModule) -> None:
     for layer in form.modules():
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             layer.padding_mode, layer.padding = "zeros", (0, 0)
+    form.recompile()
+
+
+def _pool_globally(form: fx.GraphModule) -> None:
+    """Let each mean over maps be a GlobalAveragePool, which runtimes compute in integers."""
+    for node in list(form.graph.nodes):
+        if axes := averaged_axes(form, node):
+            name = f"means.{node.name}"
+            form.add_submodule(name, _Mean(*axes))
+            with form.graph.inserting_after(node):
+                mean = form.graph.call_module(name, (node.all_input_nodes[0],))
+            node.replace_all_uses_with(mean)
+            form.graph.erase_node(node)
     form.recompile()
 
 
@@ -155,6 +169,21 @@ class _Stored(nn.Module):
         if (self.least, self.greatest) != (0, 255):
             codes = onnx_operator("Clip", (codes, *self.ends.unbind()), dtype=torch.uint8, shape=codes.shape)
         return dequantized(codes, self.scale, self.zero_point)
+
+
+class _Mean(nn.Module):
+    """A mean over some axes of its input; over those of maps [N, C, H, W], it is an operator of its own in ONNX."""
+
+    def __init__(self, axes: tuple[int, ...], keeps: bool) -> None:
+        super().__init__()
+        self.axes, self.keeps = axes, keeps
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if not is_spatial(self.axes, activation):
+            return activation.mean(self.axes, self.keeps)
+        shape = (*activation.shape[:2], 1, 1)
+        mean = onnx_operator("GlobalAveragePool", (activation,), dtype=torch.float32, shape=shape)
+        return mean if self.keeps else mean.flatten(1)
 
 
 class _Weight(nn.Module):

@@ -66,7 +66,7 @@ def export_onnx(
         NOISE_IMAGES if noise_images is None else noise_images, *saved.description.image, generator=generator
     )
     agreement = measure_agreement(
-        saved.network,
+        saved.network if exported.purpose == "speed" or saved.simulated is None else saved.simulated,
         exported.network,
         noise if images is None else torch.cat([images.cpu(), noise]),
         seconds=time.perf_counter() - started if noise_images is None else None,

@@ -28,7 +28,8 @@ def packed_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
 
     Weights have 8, 4 or ``narrowest`` bits.
     """
-    form, weights = copy.deepcopy(saved.network), dict(saved.weights)
+    assert saved.simulated is not None
+    form, weights = copy.deepcopy(saved.simulated), dict(saved.weights)
     fold_norms(form, weights)
     replaced: dict[nn.Module, nn.Module] = {
         module: _QuantizeDequantize(module) for module in form.modules() if isinstance(module, FixedQuantizer)

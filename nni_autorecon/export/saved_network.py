@@ -15,8 +15,8 @@ from .description import Description
 class SavedNetwork:
     """A quantized network for inference, its description and the size of its file.
 
-    In ``network`` a quantized weight is the plain tensor of its dequantized codes, and an activation quantizer is a
-    ``FixedQuantizer``. The network is in eval mode and takes no gradients.
+    In ``network`` a quantized weight is the plain tensor of its dequantized codes. It is in eval mode and takes no
+    gradients. A student of protocol ``integer`` computes as integer runtimes do, to the last code.
 
     Example:
         >>> nar.compress("digits", method="dfq", bits="w8a8", progress=False).student.save("student.safetensors")
@@ -35,6 +35,9 @@ class SavedNetwork:
     """The size of the whole file on disk."""
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     """Quantized weights by the name of the layer; empty for an ONNX file, whose runtime does not give them away."""
+    simulated: nn.Module | None = None
+    """The network as it was trained: it rounds to codes what it computes in floating point, by ``FixedQuantizer``s, and
+    has the trained student's logits, bit for bit. None for a file of another kind."""
 
     @property
     def compression_ratio(self) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .agreement import Agreement
 from .description import Description
 from .onnx import export_onnx
+from .saved_network import SavedNetwork
 from .student_file import network_of_bytes, save_network, student_bytes
 
 
@@ -43,6 +44,10 @@ class Student:
         """
         save_network(path, self.network, self.description)
 
+    def saved(self) -> SavedNetwork:
+        """Return the network that its file would give back, on the CPU."""
+        return network_of_bytes(student_bytes(self.network, self.description), "the student", self.teacher)
+
     def to_onnx(self, path: str | Path, *, purpose: str | None = None, images: Tensor | None = None) -> Agreement:
         """Write it as ONNX, and return how well onnxruntime agrees with PyTorch.
 
@@ -60,6 +65,4 @@ class Student:
                 lacks, or protocol ``activations`` is to be fast.
             MachineError: If the runtimes disagree, or the disk is full.
         """
-        content = student_bytes(self.network, self.description)
-        saved = network_of_bytes(content, str(path), self.teacher)
-        return export_onnx(saved, path, purpose=purpose, images=images)
+        return export_onnx(self.saved(), path, purpose=purpose, images=images)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
@@ -23,6 +23,7 @@ from ..files import parse_json, write_atomically
 from ..quantization.calls import QUANTIZED
 from ..quantization.folding import folded
 from ..quantization.insertion import quantize_network
+from ..quantization.integer_arithmetic import with_integer_arithmetic
 from ..quantization.integers import (
     IntegerWeight,
     activation_quantizers,
@@ -95,7 +96,7 @@ def student_bytes(student: nn.Module, description: Description) -> bytes:
 
 
 def load_network(path: str | Path, *, teacher: str | nn.Module | None = None) -> SavedNetwork:
-    """Return the network that ``save_network`` wrote, on the CPU; its logits are the student's, bit for bit.
+    """Return the network that ``save_network`` wrote, on the CPU; ``simulated`` is the student, bit for bit.
 
     The structure is built anew from the teacher's specification in the file, without weights. Where that is
     ``module:factory``, code would be imported and run that a file has no business to name: ``teacher`` must name it.
@@ -161,7 +162,10 @@ def network_of_bytes(content: bytes, path: str, teacher: str | nn.Module | None)
     _require_equal(f"{path} does not fit {spec}: shape", _shapes(tensors), _shapes(targets))
     for name, target in targets.items():
         target.data.copy_(tensors[name])
-    return SavedNetwork(network, description, float_bytes, len(content), weights)
+    runs = network
+    if description.quantization.protocol == "integer" and isinstance(network, fx.GraphModule):
+        runs = with_integer_arithmetic(network, weights)
+    return SavedNetwork(runs, description, float_bytes, len(content), weights, network)
 
 
 def _structure(

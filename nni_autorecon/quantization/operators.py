@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .calls import QUANTIZED, called
 
@@ -130,3 +130,47 @@ def padding(traced: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
         return module.padding, mode, getattr(module, "value", None) or 0
     given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
     return given.get("pad"), given.get("mode", "constant"), given.get("value") or 0
+
+
+def averaged_axes(traced: fx.GraphModule, node: fx.Node) -> tuple[tuple[int, ...], bool] | None:
+    """Return the axes over which a node takes the mean, and True if the result keeps them; None for other nodes."""
+    module, kind = called(traced, node)
+    if kind == "mean" and "dtype" not in node.kwargs:
+        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+        axes: Any = given.get("dim")
+        axes = (axes,) if isinstance(axes, int) else axes
+        known = isinstance(axes, (tuple, list)) and all(type(axis) is int for axis in axes)
+        return (tuple(axes), bool(given.get("keepdim", False))) if known else None
+    if kind == "adaptiveavgpool2d":
+        size = getattr(module, "output_size", None) or (*node.args[1:], *node.kwargs.values())[0]
+        return ((-2, -1), True) if size in (1, (1, 1), [1, 1]) else None
+    return None
+
+
+POOLING = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+"""The arguments of an average pooling, in the order of the function's."""
+
+
+def pooled_windows(traced: fx.GraphModule, node: fx.Node) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Return kernel and stride of an average pooling of maps without padding; None for other nodes."""
+    module, kind = called(traced, node)
+    if kind != "avgpool2d":
+        return None
+    if module is not None:
+        given = {name: getattr(module, name) for name in POOLING}
+    else:
+        given = dict(zip(POOLING, node.args[1:], strict=False)) | {n: v for n, v in node.kwargs.items() if n != "input"}
+    kernel, stride = given.pop("kernel_size"), given.pop("stride", None)
+    given.pop("count_include_pad", None)  # there is no padding
+    if any(value not in (0, (0, 0), [0, 0], False, None) for value in given.values()):
+        return None
+    return _pair(kernel), _pair(kernel if stride in (None, [], ()) else stride)
+
+
+def _pair(sides: Any) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+
+
+def is_spatial(axes: tuple[int, ...], maps: Tensor) -> bool:
+    """Return True if the axes are those of the rows and the columns of maps [N, C, H, W]."""
+    return maps.ndim == 4 and sorted(axis % 4 for axis in axes) == [2, 3]

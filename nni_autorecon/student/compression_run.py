@@ -112,14 +112,14 @@ def compress(
         on_phase(epoch)
         compression.metrics = compression.run_epoch(epoch, on_step)
         if epoch == last_ranges:
-            compression.ranges_only_accuracy = accuracy_of(compression.student, compression.teacher, data, progress)
+            compression.ranges_only_accuracy = _accuracy(compression, data, progress)
             compression.by_ranges = copy.deepcopy(compression.student.state_dict())
         compression.epoch = epoch + 1
         on_epoch(compression.metrics)
     on_phase(len(compression.phases))
     settled = compression.settle()
     in_usual_layout(compression.student)  # a loaded file has this layout, so that both measure the same bit for bit
-    accuracy = accuracy_of(compression.student, compression.teacher, data, progress)
+    accuracy = _accuracy(compression, data, progress)
     macs, parameters = compression.images.cost()
     return CompressionResult(
         bits=compression.bits,
@@ -142,6 +142,17 @@ def compress(
     )
 
 
+def _accuracy(compression: Compression, data: EvaluationData | None, progress: Show) -> float | None:
+    """Return the accuracy of the student as it is now, None without test images.
+
+    One of protocol ``integer`` is measured as it computes from its file, as integer runtimes do.
+    """
+    network, teacher = compression.student, compression.teacher
+    if data is not None and compression.config.protocol == "integer":
+        network = _student(compression, bits=compression.bits).saved().network.to(teacher.device)
+    return accuracy_of(network, teacher, data, progress)
+
+
 def _float_network(config: CompressConfig, run: RunFolder, teacher: Teacher) -> OnnxNetwork | None:
     """Return the teacher in onnxruntime if student.onnx is to be written; what cannot be exported ends here.
 
@@ -161,7 +172,7 @@ def _kept(
 
     ``student.onnx`` is written, and its latency measured, if there is a ``float_network`` to compare it with.
     """
-    student = _student(compression, result)
+    student = _student(compression, bits=result.bits, accuracy=result.accuracy)
     images, labels = compression.to_show()
     result = replace(result, student=student, device=run.device, diversity=diversity(images, labels))
     if not run.keeps:
@@ -183,10 +194,10 @@ def _kept(
     return result
 
 
-def _student(compression: Compression, result: CompressionResult) -> Student:
+def _student(compression: Compression, *, bits: str, accuracy: float | None = None) -> Student:
     """Return the student with the description for its file."""
     config, teacher, quantization = compression.config, compression.teacher, compression.quantization
-    description = describe(config, teacher, quantization, bits=result.bits, accuracy=result.accuracy)
+    description = describe(config, teacher, quantization, bits=bits, accuracy=accuracy)
     return Student(compression.student, description, teacher.network)
 
 

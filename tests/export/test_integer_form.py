@@ -41,7 +41,7 @@ def block(channels: int, out: int, act: nn.Module, **arguments: Any) -> nn.Seque
 
 
 class Residual(nn.Module):
-    """A stem with max pooling, a residual block with its sum behind a ReLU, a mean."""
+    """A stem with both poolings, a residual block with its sum behind a ReLU, a mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Residual(nn.Module):
         self.second, self.fc = block(8, 8, nn.Identity()), nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.stem(x), 2)
+        x = F.avg_pool2d(F.max_pool2d(self.stem(x), 2), 2, 1)
         return self.fc(F.relu(x + self.second(self.first(x))).mean((2, 3)))
 
 
@@ -164,7 +164,7 @@ def test_no_layer_is_computed_in_floating_point(network: str, bits: tuple[int, i
     saved = saved_student(tmp_path, network, *bits)
     agreement = export_onnx(saved, tmp_path / "s.onnx", images=torch.randn(200, *IMAGE), noise_images=0)
     assert agreement.images == 200
-    assert agreement.clear_decisions >= 0.995
+    assert agreement.close >= 0.99  # to the last code, but where a processor fuses no additions and multiplications
     kinds = optimized((tmp_path / "s.onnx").read_bytes(), tmp_path)
     modules = (called(saved.network, node)[0] for node in saved.network.graph.nodes)  # type: ignore[arg-type, union-attr]
     calls = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in modules)

@@ -118,8 +118,9 @@ def _assert_same_logits(folder, student, description):
     saved = load_network(folder / "net.safetensors", teacher=description.teacher)
     images = torch.randn(5, *description.image)
     with torch.no_grad():
-        assert torch.equal(saved.network(images).view(torch.int32), student(images).view(torch.int32))
+        assert torch.equal(saved.simulated(images).view(torch.int32), student(images).view(torch.int32))
     assert saved.description == description
+    assert (saved.network is saved.simulated) == (description.quantization.protocol == "activations")
     return saved
 
 

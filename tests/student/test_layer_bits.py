@@ -142,7 +142,7 @@ def test_a_student_is_within_its_size_and_loads_bit_for_bit(digits_teacher, prot
     assert result.bits == f"w{result.coverage.mean_bits():.1f}a8"
     images = torch.randn(7, *digits_teacher.image)
     with torch.no_grad():
-        assert torch.equal(saved.network(images), result.student.network(images))
+        assert torch.equal(saved.simulated(images), result.student.network(images))
     assert (tmp_path / "run" / "frontier.png").exists()
 
 

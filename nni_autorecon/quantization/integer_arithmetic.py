@@ -1,0 +1,182 @@
+"""A saved student of protocol ``integer`` computes here as integer runtimes do, to the last code.
+
+In training a student computes in floating point what it rounds. A runtime adds products of codes without any rounding,
+and multiplies the sum by one float32 number before it is rounded, so that what lies midway between two codes may go the
+other way; a few hundred values of a network for images of 224×224 pixels do. The order of the steps is that of
+onnxruntime's kernels for ``QLinearConv``, ``QGemm``, ``QLinearAdd``, ``QLinearMul``, ``QLinearGlobalAveragePool`` and
+``QLinearAveragePool``; all other operations are computed in float32, and ``QuantizeLinear`` divides.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, fx, nn
+
+from .calls import QUANTIZED, called
+from .integers import FixedQuantizer, IntegerWeight, replace_modules
+from .operators import CLAMP, averaged_axes, is_addition, is_spatial, pooled_windows, source_of
+from .quantizers import bias_scale
+
+
+def with_integer_arithmetic(network: fx.GraphModule, weights: Mapping[str, IntegerWeight]) -> fx.GraphModule:
+    """Return a network that computes as integer runtimes do; it shares its layers with ``network``, which stays.
+
+    network: a graph whose quantizers are ``FixedQuantizer``s.  weights: those of its layers, by their names.
+    """
+    form = fx.GraphModule(network, copy.deepcopy(network.graph), type(network).__name__)
+    made = [operation for node in form.graph.nodes if (operation := _operation(form, node, weights)) is not None]
+    for name, module, source, arguments in made:
+        form.add_submodule(name, module)
+        with form.graph.inserting_after(source):
+            exact = form.graph.call_module(name, arguments)
+        (user,) = (user for user in source.users if user is not exact)
+        user.replace_input_with(source, exact)
+        if isinstance(called(form, user)[0], FixedQuantizer):
+            user.replace_all_uses_with(exact)  # the codes are known; only limits between need to be stored again
+    form.graph.eliminate_dead_code()
+    quantizers = [module for module in form.modules() if isinstance(module, FixedQuantizer)]
+    replace_modules(form, {quantizer: Dividing(quantizer) for quantizer in quantizers})
+    form.recompile()
+    return form.eval()
+
+
+_Operation = tuple[str, nn.Module, fx.Node, tuple[fx.Node, ...]]
+"""The name of a new module, the module, the node whose result it gives exactly, and its arguments."""
+
+
+def _operation(form: fx.GraphModule, node: fx.Node, weights: Mapping[str, IntegerWeight]) -> _Operation | None:
+    """Return what computes the codes that ``node`` stores; None if it stores none, or if they come from float32."""
+    quantizer, _ = called(form, node)
+    if not isinstance(quantizer, FixedQuantizer):
+        return None
+    source = node.all_input_nodes[0]
+    while CLAMP.fullmatch(called(form, source)[1]) and len(source.users) == 1:
+        source = source.all_input_nodes[0]  # limits of values are limits of codes
+    if len(source.users) != 1:
+        return None
+    found = [called(form, source_of(form, each))[0] for each in source.all_input_nodes]
+    inputs = [each for each in found if isinstance(each, FixedQuantizer)]
+    if len(inputs) != len(found) or not inputs:
+        return None
+    layer, kind = called(form, source)
+    module: nn.Module | None = None
+    arguments = tuple(source.all_input_nodes)
+    if isinstance(layer, QUANTIZED):
+        calls = sum(called(form, other)[0] is layer for other in form.graph.nodes)
+        weight = weights.get(str(source.target))
+        if weight is not None and (calls == 1 or layer.bias is None):
+            module, arguments = _Requantized(quantizer, inputs[0], weight, maps=isinstance(layer, nn.Conv2d)), (source,)
+    elif is_addition(form, source) and not source.kwargs:
+        module = _Added(quantizer, *inputs)
+    elif kind in ("mul", "multiply") and len(inputs) == 2:
+        module = _Multiplied(quantizer, *inputs)
+    elif axes := averaged_axes(form, source):
+        module = _Averaged(quantizer, inputs[0], *axes)
+    elif windows := pooled_windows(form, source):
+        module = _Pooled(quantizer, *windows)
+    return None if module is None else (f"exact.{source.name}", module, source, arguments)
+
+
+class Dividing(nn.Module):
+    """An activation quantizer that divides by ``factor`` times its scale, where PyTorch multiplies by the inverse."""
+
+    scale: Tensor  # []
+    zero_point: Tensor  # float32 []
+
+    def __init__(self, quantizer: FixedQuantizer) -> None:
+        super().__init__()
+        self.factor, self.largest_code = 1.0, quantizer.largest_code
+        self.register_buffer("scale", quantizer.scale)
+        self.register_buffer("zero_point", quantizer.zero_point.float())
+
+    def extra_repr(self) -> str:
+        return f"bits={self.largest_code.bit_length()}, ranges=fixed"
+
+    def forward(self, activation: Tensor) -> Tensor:
+        return self.values(activation / (self.factor * self.scale))
+
+    def values(self, steps: Tensor) -> Tensor:
+        """Return the values of the nearest codes. steps: codes less the zero point, which are rounded in place."""
+        return steps.round_().clamp_(-self.zero_point, self.largest_code - self.zero_point).mul_(self.scale)
+
+    def values_with_zero_point(self, codes: Tensor) -> Tensor:
+        """Return the values of the nearest codes, which are rounded in place with their zero point."""
+        return codes.round_().clamp_(0, self.largest_code).sub_(self.zero_point).mul_(self.scale)
+
+    def steps(self, values: Tensor) -> Tensor:
+        """Return the codes less the zero point that values have."""
+        return (values / self.scale).round_()
+
+
+class _Requantized(Dividing):
+    """The output [N, out, H, W] or [..., out] of a layer, first rounded to its sums of products of integers."""
+
+    sum_scale: Tensor  # [out, 1, 1] for maps, else [out]
+
+    def __init__(self, quantizer: FixedQuantizer, given: FixedQuantizer, weight: IntegerWeight, *, maps: bool) -> None:
+        super().__init__(quantizer)
+        scale = bias_scale(given.scale, weight.scale, weight.bits)
+        self.register_buffer("sum_scale", scale.view(-1, 1, 1) if maps else scale)
+
+    def forward(self, output: Tensor) -> Tensor:
+        return self.values((output / self.sum_scale).round_().mul_(self.sum_scale / self.scale))
+
+
+class _Added(nn.Module):
+    """The sum of two quantized values of shapes that broadcast, by two fused multiplications and additions."""
+
+    def __init__(self, quantizer: FixedQuantizer, one: FixedQuantizer, other: FixedQuantizer) -> None:
+        super().__init__()
+        self.result, self.one, self.other = Dividing(quantizer), Dividing(one), Dividing(other)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        ratio, other_ratio = self.one.scale / self.result.scale, self.other.scale / self.result.scale
+        constant = self.result.zero_point - (ratio * self.one.zero_point + other_ratio * self.other.zero_point)
+        codes = self.one.steps(one).add_(self.one.zero_point).double()
+        other_codes = self.other.steps(other).add_(self.other.zero_point).double()
+        partial = other_codes.mul_(other_ratio.double()).add_(constant.double()).float()
+        return self.result.values_with_zero_point((codes.mul_(ratio.double()) + partial).float())
+
+
+class _Multiplied(nn.Module):
+    """The product of two quantized values of shapes that broadcast."""
+
+    def __init__(self, quantizer: FixedQuantizer, one: FixedQuantizer, other: FixedQuantizer) -> None:
+        super().__init__()
+        self.result, self.one, self.other = Dividing(quantizer), Dividing(one), Dividing(other)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        ratio = self.one.scale * self.other.scale / self.result.scale
+        return self.result.values(self.one.steps(one) * self.other.steps(other) * ratio)
+
+
+class _Averaged(Dividing):
+    """The mean of quantized values; over the whole of each map [N, C, H, W] it is that of a sum of integers."""
+
+    def __init__(self, quantizer: FixedQuantizer, given: FixedQuantizer, axes: tuple[int, ...], keeps: bool) -> None:
+        super().__init__(quantizer)
+        self.given, self.axes, self.keeps = Dividing(given), axes, keeps
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if not is_spatial(self.axes, activation):
+            return super().forward(activation.mean(self.axes, self.keeps))
+        ratio = self.given.scale / (self.scale * activation.shape[2:].numel())
+        return self.values(self.given.steps(activation).sum(self.axes, self.keeps) * ratio)
+
+
+class _Pooled(Dividing):
+    """The mean of each window of maps [N, C, H, W], which is added up row by row in float32."""
+
+    def __init__(self, quantizer: FixedQuantizer, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__(quantizer)
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, activation: Tensor) -> Tensor:
+        windows = activation.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+        first, *others = windows.flatten(-2).unbind(-1)
+        total = first.clone()
+        for each in others:
+            total += each
+        return self.values_with_zero_point(total.div_(len(others) + 1).div_(self.scale).add_(self.zero_point))
