@@ -85,7 +85,7 @@ def _pool_globally(form: fx.GraphModule) -> None:
     """Let each mean over maps be a GlobalAveragePool, which runtimes compute in integers."""
     for node in list(form.graph.nodes):
         if axes := averaged_axes(form, node):
-            name = f"means.{node.name}"
+            name = f"global_means.{node.name}"
             form.add_submodule(name, _Mean(*axes))
             with form.graph.inserting_after(node):
                 mean = form.graph.call_module(name, (node.all_input_nodes[0],))

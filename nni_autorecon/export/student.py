@@ -45,7 +45,14 @@ class Student:
         save_network(path, self.network, self.description)
 
     def saved(self) -> SavedNetwork:
-        """Return the network that its file would give back, on the CPU."""
+        """Return what its file would give back, on the CPU; one of protocol ``integer`` computes as onnxruntime does.
+
+        Returns:
+            The network for inference and the description of its images.
+
+        Raises:
+            InputError: If a weight is not finite.
+        """
         return network_of_bytes(student_bytes(self.network, self.description), "the student", self.teacher)
 
     def to_onnx(self, path: str | Path, *, purpose: str | None = None, images: Tensor | None = None) -> Agreement:

@@ -76,7 +76,7 @@ def _operation(form: fx.GraphModule, node: fx.Node, weights: Mapping[str, Intege
         module = _Averaged(quantizer, inputs[0], *axes)
     elif windows := pooled_windows(form, source):
         module = _Pooled(quantizer, *windows)
-    return None if module is None else (f"exact.{source.name}", module, source, arguments)
+    return None if module is None else (f"integer_operations.{source.name}", module, source, arguments)
 
 
 class Dividing(nn.Module):
