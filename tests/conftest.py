@@ -22,8 +22,8 @@ from tests.helpers.toys import SmallResNet
 
 
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Two workers more than processors, because many tests wait for other processes."""
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 2
+    """One worker more than processors, because many tests wait for other processes."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

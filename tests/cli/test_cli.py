@@ -300,8 +300,9 @@ def test_a_stopped_run_says_so_and_fails_within_4_seconds(stage, number, code, d
         finally:
             process.kill()
     assert process.returncode == code
-    assert error.startswith("nni-autorecon: ")
-    assert error.count("\n") == 1
+    *told, last = error.splitlines()
+    assert last.startswith("nni-autorecon: ")
+    assert all("% done after" in line for line in told)  # a slow machine tells how far it is
     assert load_snapshot(tmp_path / "run" / "snapshot.bin")["rows"]
 
 
