@@ -20,7 +20,17 @@ from torch.nn.utils import parametrize
 from ..quantization.calls import QUANTIZED, called
 from ..quantization.fake_quantize import per_channel
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
-from ..quantization.operators import CLAMP, averaged_axes, is_spatial, moves_values, padding, source_of
+from ..quantization.operators import (
+    CLAMP,
+    Lengths,
+    averaged_axes,
+    is_spatial,
+    moves_values,
+    padding,
+    pooled_windows,
+    sides,
+    source_of,
+)
 from ..quantization.quantizers import bias_scale, container_factor
 from .saved_network import SavedNetwork
 from .symbolic import Rows, dequantized, onnx_operator, quantized
@@ -71,9 +81,9 @@ def _pad_before_convolutions(form: fx.GraphModule) -> None:
     for node in list(form.graph.nodes):
         layer = called(form, node)[0]
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            sides = list(layer._reversed_padding_repeated_twice)
+            margins = list(layer._reversed_padding_repeated_twice)
             with form.graph.inserting_before(node):
-                padded = form.graph.call_function(F.pad, (node.args[0], sides), {"mode": layer.padding_mode})
+                padded = form.graph.call_function(F.pad, (node.args[0], margins), {"mode": layer.padding_mode})
             node.args = (padded, *node.args[1:])
     for layer in form.modules():
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
@@ -82,15 +92,17 @@ def _pad_before_convolutions(form: fx.GraphModule) -> None:
 
 
 def _pool_globally(form: fx.GraphModule) -> None:
-    """Let each mean over maps be a GlobalAveragePool, which runtimes compute in integers."""
+    """Let each mean over whole maps be a GlobalAveragePool, which runtimes compute in integers."""
     for node in list(form.graph.nodes):
-        if axes := averaged_axes(form, node):
-            name = f"global_means.{node.name}"
-            form.add_submodule(name, _Mean(*axes))
-            with form.graph.inserting_after(node):
-                mean = form.graph.call_module(name, (node.all_input_nodes[0],))
-            node.replace_all_uses_with(mean)
-            form.graph.erase_node(node)
+        axes, windows = averaged_axes(form, node), pooled_windows(form, node)
+        if axes is None and windows is None:
+            continue
+        name = f"global_means.{node.name}"
+        form.add_submodule(name, _Pool() if axes is None else _Mean(*axes))
+        with form.graph.inserting_after(node):
+            mean = form.graph.call_module(name, (node.all_input_nodes[0], *(windows or ())))
+        node.replace_all_uses_with(mean)
+        form.graph.erase_node(node)
     form.recompile()
 
 
@@ -172,7 +184,7 @@ class _Stored(nn.Module):
 
 
 class _Mean(nn.Module):
-    """A mean over some axes of its input; over those of maps [N, C, H, W], it is an operator of its own in ONNX."""
+    """A mean over some axes of its input; over the whole of maps [N, C, ...], it is an operator of its own in ONNX."""
 
     def __init__(self, axes: tuple[int, ...], keeps: bool) -> None:
         super().__init__()
@@ -181,9 +193,18 @@ class _Mean(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         if not is_spatial(self.axes, activation):
             return activation.mean(self.axes, self.keeps)
-        shape = (*activation.shape[:2], 1, 1)
+        shape = (*activation.shape[:2], *[1] * (activation.ndim - 2))
         mean = onnx_operator("GlobalAveragePool", (activation,), dtype=torch.float32, shape=shape)
         return mean if self.keeps else mean.flatten(1)
+
+
+class _Pool(nn.Module):
+    """An average pooling without padding; its window may be the whole map."""
+
+    def forward(self, activation: Tensor, kernel: Lengths, stride: Lengths) -> Tensor:
+        if sides(kernel) == activation.shape[2:]:
+            return _Mean((-2, -1), keeps=True)(activation)
+        return F.avg_pool2d(activation, kernel, stride)
 
 
 class _Weight(nn.Module):

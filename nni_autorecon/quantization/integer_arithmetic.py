@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from .calls import QUANTIZED, called
 from .integers import FixedQuantizer, IntegerWeight, replace_modules
-from .operators import CLAMP, averaged_axes, is_addition, is_spatial, pooled_windows, source_of
+from .operators import CLAMP, Lengths, averaged_axes, is_addition, is_spatial, pooled_windows, sides, source_of
 from .quantizers import bias_scale
 
 
@@ -42,7 +43,7 @@ def with_integer_arithmetic(network: fx.GraphModule, weights: Mapping[str, Integ
     return form.eval()
 
 
-_Operation = tuple[str, nn.Module, fx.Node, tuple[fx.Node, ...]]
+_Operation = tuple[str, nn.Module, fx.Node, tuple[Any, ...]]
 """The name of a new module, the module, the node whose result it gives exactly, and its arguments."""
 
 
@@ -54,29 +55,31 @@ def _operation(form: fx.GraphModule, node: fx.Node, weights: Mapping[str, Intege
     source = node.all_input_nodes[0]
     while CLAMP.fullmatch(called(form, source)[1]) and len(source.users) == 1:
         source = source.all_input_nodes[0]  # limits of values are limits of codes
-    if len(source.users) != 1:
-        return None
-    found = [called(form, source_of(form, each))[0] for each in source.all_input_nodes]
-    inputs = [each for each in found if isinstance(each, FixedQuantizer)]
-    if len(inputs) != len(found) or not inputs:
+    given = [called(form, source_of(form, each))[0] for each in source.all_input_nodes]
+    inputs = [each for each in given if isinstance(each, FixedQuantizer)]
+    if len(source.users) != 1 or not isinstance(given[0] if given else None, FixedQuantizer):
         return None
     layer, kind = called(form, source)
-    module: nn.Module | None = None
-    arguments = tuple(source.all_input_nodes)
+    first = source.all_input_nodes[0]
+    module: nn.Module
     if isinstance(layer, QUANTIZED):
         calls = sum(called(form, other)[0] is layer for other in form.graph.nodes)
         weight = weights.get(str(source.target))
-        if weight is not None and (calls == 1 or layer.bias is None):
-            module, arguments = _Requantized(quantizer, inputs[0], weight, maps=isinstance(layer, nn.Conv2d)), (source,)
-    elif is_addition(form, source) and not source.kwargs:
-        module = _Added(quantizer, *inputs)
-    elif kind in ("mul", "multiply") and len(inputs) == 2:
-        module = _Multiplied(quantizer, *inputs)
+        if weight is None or (calls > 1 and layer.bias is not None):
+            return None
+        arguments: tuple[Any, ...] = (source,)
+        module = _Requantized(quantizer, inputs[0], weight, maps=isinstance(layer, nn.Conv2d))
+    elif len(inputs) == 2 and is_addition(form, source) and not source.kwargs:
+        arguments, module = tuple(source.all_input_nodes), _Added(quantizer, *inputs)
+    elif len(inputs) == len(given) == 2 and kind in ("mul", "multiply"):
+        arguments, module = tuple(source.all_input_nodes), _Multiplied(quantizer, *inputs)
     elif axes := averaged_axes(form, source):
-        module = _Averaged(quantizer, inputs[0], *axes)
+        arguments, module = (first,), _Averaged(quantizer, inputs[0], *axes)
     elif windows := pooled_windows(form, source):
-        module = _Pooled(quantizer, *windows)
-    return None if module is None else (f"integer_operations.{source.name}", module, source, arguments)
+        arguments, module = (first, *windows), _Pooled(quantizer, inputs[0])
+    else:
+        return None
+    return f"integer_operations.{source.name}", module, source, arguments
 
 
 class Dividing(nn.Module):
@@ -133,11 +136,16 @@ class _Added(nn.Module):
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         ratio, other_ratio = self.one.scale / self.result.scale, self.other.scale / self.result.scale
-        constant = self.result.zero_point - (ratio * self.one.zero_point + other_ratio * self.other.zero_point)
-        codes = self.one.steps(one).add_(self.one.zero_point).double()
-        other_codes = self.other.steps(other).add_(self.other.zero_point).double()
-        partial = other_codes.mul_(other_ratio.double()).add_(constant.double()).float()
-        return self.result.values_with_zero_point((codes.mul_(ratio.double()) + partial).float())
+        shift = _fused(ratio, self.one.zero_point, other_ratio * self.other.zero_point)
+        codes = self.one.steps(one).add_(self.one.zero_point)
+        other_codes = self.other.steps(other).add_(self.other.zero_point)
+        partial = _fused(other_ratio, other_codes, self.result.zero_point - shift)
+        return self.result.values_with_zero_point(_fused(ratio, codes, partial))
+
+
+def _fused(factor: Tensor, value: Tensor, term: Tensor) -> Tensor:
+    """Return factor · value + term in float32, rounded once. All are float32, and value has no more than 8 bits."""
+    return (factor.double() * value + term).float()
 
 
 class _Multiplied(nn.Module):
@@ -152,31 +160,36 @@ class _Multiplied(nn.Module):
         return self.result.values(self.one.steps(one) * self.other.steps(other) * ratio)
 
 
-class _Averaged(Dividing):
-    """The mean of quantized values; over the whole of each map [N, C, H, W] it is that of a sum of integers."""
+class _Averaged(nn.Module):
+    """The mean of quantized values; over the whole of each map [N, C, ...] it is that of a sum of integers."""
 
     def __init__(self, quantizer: FixedQuantizer, given: FixedQuantizer, axes: tuple[int, ...], keeps: bool) -> None:
-        super().__init__(quantizer)
-        self.given, self.axes, self.keeps = Dividing(given), axes, keeps
+        super().__init__()
+        self.result, self.given, self.axes, self.keeps = Dividing(quantizer), Dividing(given), axes, keeps
 
     def forward(self, activation: Tensor) -> Tensor:
         if not is_spatial(self.axes, activation):
-            return super().forward(activation.mean(self.axes, self.keeps))
-        ratio = self.given.scale / (self.scale * activation.shape[2:].numel())
-        return self.values(self.given.steps(activation).sum(self.axes, self.keeps) * ratio)
+            return self.result(activation.mean(self.axes, self.keeps))
+        ratio = self.given.scale / (self.result.scale * activation.shape[2:].numel())
+        return self.result.values(self.given.steps(activation).sum(self.axes, self.keeps) * ratio)
 
 
-class _Pooled(Dividing):
-    """The mean of each window of maps [N, C, H, W], which is added up row by row in float32."""
+class _Pooled(nn.Module):
+    """The mean of each window of maps [N, C, H, W]: of a sum of integers if it is the whole map, else of float32."""
 
-    def __init__(self, quantizer: FixedQuantizer, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
-        super().__init__(quantizer)
-        self.kernel, self.stride = kernel, stride
+    def __init__(self, quantizer: FixedQuantizer, given: FixedQuantizer) -> None:
+        super().__init__()
+        self.result, self.whole = Dividing(quantizer), _Averaged(quantizer, given, (-2, -1), keeps=True)
 
-    def forward(self, activation: Tensor) -> Tensor:
-        windows = activation.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+    def forward(self, activation: Tensor, kernel: Lengths, stride: Lengths) -> Tensor:
+        height, width = sides(kernel)
+        if (height, width) == activation.shape[2:]:
+            return self.whole(activation)
+        down, right = sides(stride)
+        windows = activation.unfold(2, height, down).unfold(3, width, right)
         first, *others = windows.flatten(-2).unbind(-1)
         total = first.clone()
-        for each in others:
+        for each in others:  # row by row
             total += each
-        return self.values_with_zero_point(total.div_(len(others) + 1).div_(self.scale).add_(self.zero_point))
+        codes = total.div_(height * width).div_(self.result.scale).add_(self.result.zero_point)
+        return self.result.values_with_zero_point(codes)

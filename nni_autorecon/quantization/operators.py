@@ -137,12 +137,13 @@ def averaged_axes(traced: fx.GraphModule, node: fx.Node) -> tuple[tuple[int, ...
     module, kind = called(traced, node)
     if kind == "mean" and "dtype" not in node.kwargs:
         given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
-        axes: Any = given.get("dim")
+        axes: Any = given.get("dim", given.get("axis"))
         axes = (axes,) if isinstance(axes, int) else axes
         known = isinstance(axes, (tuple, list)) and all(type(axis) is int for axis in axes)
-        return (tuple(axes), bool(given.get("keepdim", False))) if known else None
+        return (tuple(axes), bool(given.get("keepdim", given.get("keepdims", False)))) if known else None
     if kind == "adaptiveavgpool2d":
-        size = getattr(module, "output_size", None) or (*node.args[1:], *node.kwargs.values())[0]
+        given = dict(zip(("output_size",), node.args[1:], strict=False)) | node.kwargs
+        size = given["output_size"] if module is None else module.output_size
         return ((-2, -1), True) if size in (1, (1, 1), [1, 1]) else None
     return None
 
@@ -151,26 +152,32 @@ POOLING = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
 """The arguments of an average pooling, in the order of the function's."""
 
 
-def pooled_windows(traced: fx.GraphModule, node: fx.Node) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Return kernel and stride of an average pooling of maps without padding; None for other nodes."""
+def pooled_windows(traced: fx.GraphModule, node: fx.Node) -> tuple[Any, Any] | None:
+    """Return kernel and stride of an average pooling of maps without padding, as they are given; None for other nodes.
+
+    Each is a number or two, or a node, where code computes it from the size of the maps.
+    """
     module, kind = called(traced, node)
     if kind != "avgpool2d":
         return None
     if module is not None:
         given = {name: getattr(module, name) for name in POOLING}
     else:
-        given = dict(zip(POOLING, node.args[1:], strict=False)) | {n: v for n, v in node.kwargs.items() if n != "input"}
-    kernel, stride = given.pop("kernel_size"), given.pop("stride", None)
-    given.pop("count_include_pad", None)  # there is no padding
-    if any(value not in (0, (0, 0), [0, 0], False, None) for value in given.values()):
+        given = dict(zip(POOLING, node.args[1:], strict=False)) | node.kwargs
+    if any(given.get(name) not in (None, 0, (0, 0), [0, 0], False) for name in ("padding", "ceil_mode", POOLING[-1])):
         return None
-    return _pair(kernel), _pair(kernel if stride in (None, [], ()) else stride)
-
-
-def _pair(sides: Any) -> tuple[int, int]:
-    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+    return given["kernel_size"], given.get("stride") or given["kernel_size"]
 
 
 def is_spatial(axes: tuple[int, ...], maps: Tensor) -> bool:
-    """Return True if the axes are those of the rows and the columns of maps [N, C, H, W]."""
-    return maps.ndim == 4 and sorted(axis % 4 for axis in axes) == [2, 3]
+    """Return True if the axes are all of maps [N, C, ...] but the first two."""
+    return maps.ndim > 2 and sorted(axis % maps.ndim for axis in axes) == [*range(2, maps.ndim)]
+
+
+Lengths = int | list[int] | tuple[int, ...]
+"""The height and the width of a window, or one number for both."""
+
+
+def sides(lengths: Lengths) -> tuple[int, int]:
+    """Return the height and the width of a window that is given by one number or two."""
+    return (lengths, lengths) if isinstance(lengths, int) else (lengths[0], lengths[-1])

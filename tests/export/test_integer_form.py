@@ -79,7 +79,7 @@ class Gated(nn.Module):
         x = self.stem(x)
         x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
         first, second = x.chunk(2, 1)
-        return self.fc(torch.cat([second, first], 1).mean((2, 3)))
+        return self.fc(torch.cat([second, first], 1).flatten(2).mean(-1))
 
 
 class Padded(nn.Module):
@@ -96,7 +96,7 @@ class Padded(nn.Module):
         x = F.relu(self.convs[0](F.pad(self.round(self.stem(x)), (1, 1, 1, 1), mode="reflect")))
         for pad, conv in zip((self.edge, self.zero, self.one), list(self.convs)[1:], strict=True):
             x = F.relu(conv(pad(x)))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(F.avg_pool2d(x, x.size()[2:]).flatten(1))
 
 
 class Unusual(nn.Module):

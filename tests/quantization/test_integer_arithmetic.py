@@ -104,12 +104,6 @@ def test_two_values_are_joined_as_fractions_are(joined: str) -> None:
         assert abs(min(max(step, -11), 244) - c) <= Fraction(1, 2) + Fraction(1, 10**4)
 
 
-def test_a_mean_midway_between_two_codes_has_the_even_one() -> None:
-    form = with_integer_arithmetic(traced(Mean()), {})
-    images = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]]).view(4, 1, 1, 2) * 0.5
-    assert (form(images) / 0.5).flatten().tolist() == [0, 2, 2, 4]
-
-
 def test_the_network_stays_and_shares_its_layers() -> None:
     network = traced(Layered())
     images, code = torch.randn(2, 200, 3, 3), network.code
@@ -128,8 +122,9 @@ class Means(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [
-            *(x.mean((2, 3)), x.mean(dim=[-1, -2], keepdim=True), torch.mean(x, 1), x.mean()),
-            *(self.pool(x), F.adaptive_avg_pool2d(x, (1, 1)), F.adaptive_avg_pool2d(x, output_size=1), self.part(x)),
+            *(x.mean((2, 3)), x.mean(dim=[-1, -2], keepdim=True), x.mean(axis=(2, 3), keepdims=True), torch.mean(x, 1)),
+            *(x.mean(), self.pool(x), F.adaptive_avg_pool2d(x, (1, 1)), F.adaptive_avg_pool2d(input=x, output_size=1)),
+            self.part(x),
         ]
 
 
@@ -137,8 +132,9 @@ def test_means_are_found_in_every_form() -> None:
     means = traced(Means())
     found = [averaged_axes(means, node) for node in means.graph.nodes if node.op not in ("placeholder", "output")]
     assert found == [
-        *(((2, 3), False), ((-1, -2), True), ((1,), False), None),
-        *(((-2, -1), True), ((-2, -1), True), ((-2, -1), True), None),
+        *(((2, 3), False), ((-1, -2), True), ((2, 3), True), ((1,), False)),
+        *(None, ((-2, -1), True), ((-2, -1), True), ((-2, -1), True)),
+        None,
     ]
 
 
@@ -157,4 +153,23 @@ class Pools(nn.Module):
 def test_average_poolings_without_padding_are_found_in_every_form() -> None:
     pools = traced(Pools())
     found = [pooled_windows(pools, node) for node in pools.graph.nodes if node.op not in ("placeholder", "output")]
-    assert found == [((2, 2), (2, 2)), None, ((3, 3), (1, 1)), None, ((2, 2), (2, 2))]
+    assert found == [(2, 2), None, (3, 1), None, (2, 2)]
+
+
+class OfItsSize(nn.Module):
+    """The window is as large as the map, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given, self.result = quantizer(0.5, 0), quantizer(0.5, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.given(x)
+        return self.result(F.avg_pool2d(x, x.size()[2:]))
+
+
+@pytest.mark.parametrize("network", [Mean, OfItsSize])
+def test_a_mean_midway_between_two_codes_has_the_even_one(network: type[nn.Module]) -> None:
+    form = with_integer_arithmetic(traced(network()), {})
+    images = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]]).view(4, 1, 1, 2) * 0.5
+    assert (form(images) / 0.5).flatten().tolist() == [0, 2, 2, 4]
