@@ -28,7 +28,7 @@ def with_integer_arithmetic(network: fx.GraphModule, weights: Mapping[str, Integ
     """
     form = fx.GraphModule(network, copy.deepcopy(network.graph), type(network).__name__)
     made = [operation for node in form.graph.nodes if (operation := _operation(form, node, weights)) is not None]
-    for name, module, source, arguments in made:
+    for name, module, source, arguments in reversed(made):  # the last first, for its arguments are replaced later
         form.add_submodule(name, module)
         with form.graph.inserting_after(source):
             exact = form.graph.call_module(name, arguments)
