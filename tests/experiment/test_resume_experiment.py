@@ -160,7 +160,7 @@ def test_a_trial_or_a_tuner_that_stays(variable, stored, started, monkeypatch, c
     assert cli.main(["resume", "e", "--port", str(free_port())]) == 0
 
 
-EPOCHS = 40  # that do not end before the test has looked
+EPOCHS = 120  # that do not end before the test has looked, also on a fast machine
 
 
 @pytest.fixture
