@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..export.latency import Latency
 from ..export.student import Student
 from ..quantization.coverage import Coverage
+from ..quantization.specification import Bits
 from ..runs.progress import Show, progress_bar
 from ..teacher.loading import Teacher
 from .layer_bits import MixedPrecision
@@ -23,6 +24,8 @@ from .layer_costs import LayerCost
 
 _log = logging.getLogger(__name__)
 
+GOOD = 0.95
+"""A student with less agreement than this is told of bits that are chosen for each layer."""
 WORST = 3
 """A summary names so many layers."""
 
@@ -131,12 +134,20 @@ class CompressionResult:
             lines.append(
                 "least exact layers: " + ", ".join(f"{x.name} ({x.bits} bits, {x.sqnr:.1f} dB)" for x in worst)
             )
+        if self._may_gain_by_size:
+            lines.append(f"bits chosen for each layer may lose less at the same size: --size {self.file_bytes}B")
         lines.append(self.coverage.summary())
         if self.onnx_bytes is not None and self.latency is not None:
             lines.append(f"student.onnx: {self.onnx_bytes / 1000:.1f} kB, {self.latency.summary()}")
             if self.protocol == "activations":
                 lines.append("it is computed in floating point; with --protocol integer it would run in integers")
         return "\n".join(lines)
+
+    @property
+    def _may_gain_by_size(self) -> bool:
+        """Return True if bits could be moved from some layers to others, and the student is far from its teacher."""
+        alike = self.mixed_precision is None and 2 < Bits(self.bits).weights < 8
+        return alike and self.agreement < GOOD and None not in (self.layers, self.file_bytes)
 
     def metrics(self) -> dict[str, Any]:
         """Return a trial's final result; NNI maximizes ``default``, which no real image has touched."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,6 +114,22 @@ def test_a_run_leaves_the_layers_with_their_shares_and_names_the_worst(digits_te
     worst = min(layers, key=lambda each: each["sqnr"])
     assert f"least exact layers: {worst['name']} (3 bits, {worst['sqnr']:.1f} dB), " in result.summary()
     assert (tmp_path / "run" / "layers.png").exists()
+
+
+def test_a_student_far_from_its_teacher_is_told_of_bits_by_layer(digits_teacher: Teacher, tmp_path) -> None:
+    def hints(result: nar.CompressionResult) -> list[str]:
+        return [line for line in result.summary().splitlines() if "--size" in line]
+
+    settings = {"method": "dfq", "bits": "w3a3", "progress": False}
+    result = nar.compress(digits_teacher, folder=tmp_path / "run", **settings)
+    (hint,) = hints(result)
+    size = hint.rpartition(" ")[2]
+    assert size == f"{(tmp_path / 'run' / 'student.safetensors').stat().st_size}B"
+    by_layer = nar.compress(digits_teacher, size=size, folder=tmp_path / "by layer", **settings)
+    assert by_layer.file_bytes <= result.file_bytes
+    assert hints(by_layer) == []
+    for change in ({"bits": "w2a3"}, {"bits": "w8a3"}, {"agreement": 0.95}, {"file_bytes": None}, {"layers": None}):
+        assert hints(replace(result, **change)) == [], change
 
 
 def test_a_network_without_a_graph_has_no_costs_of_layers() -> None:
