@@ -49,9 +49,10 @@ def integer_form(saved: SavedNetwork) -> nn.Module:
     _pad_before_convolutions(form)
     _pool_globally(form)
     limits = _take_clamps(form)
+    again = _stored_again(form)
     _store_what_is_moved(form)
     replaced: dict[nn.Module, nn.Module] = {
-        module: _Stored(module, *limits.get(module, (-LARGEST, LARGEST)))
+        module: _Stored(module, *limits.get(module, (-LARGEST, LARGEST)), clips=module in again)
         for module in form.modules()
         if isinstance(module, FixedQuantizer)
     }
@@ -133,6 +134,18 @@ def _limits(clamp: fx.Node, module: nn.Module | None, kind: str) -> tuple[float,
     return float(given.get("min_val", -1.0)), float(given.get("max_val", 1.0))  # type: ignore[arg-type]
 
 
+def _stored_again(form: fx.GraphModule) -> set[nn.Module]:
+    """Return the quantizers of values that are stored already, in other codes."""
+    found = set()
+    for node in form.graph.nodes:
+        quantizer = called(form, node)[0]
+        if isinstance(quantizer, FixedQuantizer):
+            source = called(form, source_of(form, node.all_input_nodes[0]))[0]
+            if isinstance(source, FixedQuantizer):
+                found.add(quantizer)
+    return found
+
+
 def _store_what_is_moved(form: fx.GraphModule) -> None:
     """Quantize values again, to the same codes, after each operation that only moves them, so that it moves codes."""
     for node in list(form.graph.nodes):
@@ -160,25 +173,30 @@ def _pads_for_convolutions(form: fx.GraphModule, node: fx.Node) -> bool:
 
 
 class _Stored(nn.Module):
-    """An activation quantizer as ONNX operators, for values that are limited to ``low`` .. ``high`` before."""
+    """An activation quantizer as ONNX operators, for values that are limited to ``low`` .. ``high`` before.
+
+    With ``clips`` a Clip stands behind it in any case: onnxruntime would merge two quantizers with nothing between
+    them into one, which rounds once.
+    """
 
     scale: Tensor  # []
     zero_point: Tensor  # uint8 []
     ends: Tensor  # uint8 [2]
 
-    def __init__(self, quantizer: FixedQuantizer, low: float, high: float) -> None:
+    def __init__(self, quantizer: FixedQuantizer, low: float, high: float, *, clips: bool) -> None:
         super().__init__()
         self.least, self.greatest = (
             min(max(round(end / float(quantizer.scale)) + int(quantizer.zero_point), 0), quantizer.largest_code)
             for end in (low, high)
         )
+        self.clips = clips or (self.least, self.greatest) != (0, 255)
         self.register_buffer("scale", quantizer.scale)
         self.register_buffer("zero_point", quantizer.zero_point.byte())
         self.register_buffer("ends", torch.tensor([self.least, self.greatest], dtype=torch.uint8))
 
     def forward(self, activation: Tensor) -> Tensor:
         codes = quantized(activation, self.scale, self.zero_point)
-        if (self.least, self.greatest) != (0, 255):
+        if self.clips:
             codes = onnx_operator("Clip", (codes, *self.ends.unbind()), dtype=torch.uint8, shape=codes.shape)
         return dequantized(codes, self.scale, self.zero_point)
 

@@ -137,6 +137,24 @@ class Twice(nn.Module):
         return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
+class Again(nn.Module):
+    """Values that are stored for several users, each of which stores them again behind an activation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = block(2, 8, nn.Identity()), nn.Linear(8, CLASSES)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, 8, 1) for channels in (8, 8, 4, 4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, fourth, fifth, sixth = self.convs
+        x = self.stem(x)
+        x = first(F.relu(x)) + second(F.hardtanh(x, 0.0, 0.5))
+        half, other = x.chunk(2, 1)
+        x = third(F.relu(half)) + fourth(other)
+        x = fifth(F.relu(F.max_pool2d(x, 2))) + sixth(F.avg_pool2d(x, 2))
+        return self.fc(F.relu(x).mean((2, 3)))
+
+
 NETWORKS = ("Residual", "Inverted", "Gated", "Padded", "Unusual", "Convolutional")
 
 
@@ -174,6 +192,13 @@ def test_no_layer_is_computed_in_floating_point(network: str, bits: tuple[int, i
     assert ("Add" in kinds) == (network == "Unusual")  # GELU's own, between integers
     assert ("Pad" in kinds) == (network == "Padded")  # zeros are the convolution's own
     assert ("Clip" in kinds) == (bits[1] < 8)
+
+
+def test_what_is_stored_again_is_rounded_again(tmp_path: Path) -> None:
+    saved = saved_student(tmp_path, "Again", 8, 8)
+    assert export_onnx(saved, tmp_path / "s.onnx", images=torch.randn(200, *IMAGE), noise_images=0).close >= 0.99
+    kinds = optimized((tmp_path / "s.onnx").read_bytes(), tmp_path)
+    assert (kinds["QLinearConv"], kinds["Clip"]) == (7, 4)
 
 
 def test_the_bias_of_a_layer_that_is_called_twice_is_not_rounded(tmp_path: Path) -> None:
