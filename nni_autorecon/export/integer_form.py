@@ -136,7 +136,7 @@ def _limits(clamp: fx.Node, module: nn.Module | None, kind: str) -> tuple[float,
 
 def _stored_again(form: fx.GraphModule) -> set[nn.Module]:
     """Return the quantizers of values that are stored already, in other codes."""
-    found = set()
+    found: set[nn.Module] = set()
     for node in form.graph.nodes:
         quantizer = called(form, node)[0]
         if isinstance(quantizer, FixedQuantizer):
