@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import math
@@ -20,6 +19,7 @@ from ..errors import InputError, named
 from ..quantization.tracing import detach_computed_weights
 from ..shapes import ImageShape
 from .factories import unwrap_parts
+from .hooks import copied_with_hooks, let_hooks_be_copied
 from .locating import (
     described,
     end_of_gradient,
@@ -42,7 +42,7 @@ def copied(network: nn.Module, name: str) -> nn.Module:
     """Return a deep copy. Raises InputError if the network cannot be copied, as when it keeps results of a pass."""
     detach_computed_weights(network)
     try:
-        twin = copy.deepcopy(network)
+        twin = copied_with_hooks(network)
         if not network.training:
             twin.eval()  # a copy of torchvision's extracted features is in training mode
         return twin
@@ -73,6 +73,7 @@ def frozen(network: nn.Module, device: torch.device | None, name: str) -> nn.Mod
         if tensor.is_meta:
             raise InputError(f"teacher {name}: {key} is on the meta device, without values; build the network on a CPU")
     unwrap_parts(network).requires_grad_(False)
+    let_hooks_be_copied(network)
     _evaluate(network, name)
     others = {key: _dtype(t) for key, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     if others:
