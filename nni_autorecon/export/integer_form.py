@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from ..quantization.calls import QUANTIZED, called
+from ..quantization.calls import QUANTIZED, called, child_name
 from ..quantization.fake_quantize import per_channel
 from ..quantization.integers import FixedQuantizer, IntegerWeight, replace_modules
 from ..quantization.operators import (
+    CASTS,
     CLAMP,
     Lengths,
     averaged_axes,
@@ -37,7 +38,7 @@ from .symbolic import Rows, dequantized, onnx_operator, quantized
 
 LARGEST = torch.finfo(torch.float32).max
 NOTHING_MOVED = re.compile(
-    r"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|to|float|type|typeas|chunk|(tensor|[hvd])?split"
+    rf"identity|\w*dropout[123]?d?|stochasticdepth|contiguous|clone|detach|{CASTS.pattern}|chunk|(tensor|[hvd])?split"
     "|splitwithsizes|unbind|max|min|median|topk|sort|(adaptive)?maxpool[123]dwithindices"
 )
 """These operations leave nothing in a graph of ONNX, or return a tuple, of whose elements one is taken next."""
@@ -98,7 +99,7 @@ def _pool_globally(form: fx.GraphModule) -> None:
         axes, windows = averaged_axes(form, node), pooled_windows(form, node)
         if axes is None and windows is None:
             continue
-        name = f"global_means.{node.name}"
+        name = f"global_means.{child_name(node)}"
         form.add_submodule(name, _Pool() if axes is None else _Mean(*axes))
         with form.graph.inserting_after(node):
             mean = form.graph.call_module(name, (node.all_input_nodes[0], *(windows or ())))
@@ -155,7 +156,7 @@ def _store_what_is_moved(form: fx.GraphModule) -> None:
             continue
         source = called(form, source_of(form, node))[0]
         if isinstance(source, FixedQuantizer):
-            name = f"activation_quantizers.{node.name}"
+            name = f"activation_quantizers.{child_name(node)}"
             form.add_submodule(name, copy.deepcopy(source))
             with form.graph.inserting_after(node):
                 stored = form.graph.call_module(name, (node,))

@@ -21,3 +21,8 @@ def called(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module | None, str
         known = (kind for kind in type(module).__mro__[:-2] if kind.__module__.startswith("torch.nn."))
         name = next(known, type(module)).__name__
     return module, str(name).lower().replace("_", "")
+
+
+def child_name(node: fx.Node) -> str:
+    """Return the name of a node, for a module that belongs to it; modules have attributes such as ``to`` already."""
+    return f"{node.name}_" if hasattr(nn.Module, node.name) else node.name

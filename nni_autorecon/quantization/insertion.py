@@ -3,8 +3,9 @@
 The weights of every Conv2d and Linear are quantized per output channel. Activations are quantized per tensor. The
 protocol says which of them:
 
-* ``activations`` quantizes the output of every activation function and nothing else, as GDFQ's published figures do.
-  Network input, residual branches, pooled features and linear bottlenecks stay in floating point.
+* ``activations`` quantizes the output of every activation function, unless that is the answer, and nothing else, as
+  GDFQ's published figures do. Network input, residual branches, pooled features and linear bottlenecks stay in floating
+  point.
 * ``integer`` makes the network that an integer engine computes. BatchNorms are folded into the convolutions before
   them, weights fit into INT8, biases are integers in the scale of the sums that they are added to, and everything that
   the engine stores between two operations is quantized. This includes the network input, and every output of a layer,
@@ -27,7 +28,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import InputError, one_line
 from ..shapes import ImageShape
-from .calls import QUANTIZED, called
+from .calls import QUANTIZED, called, child_name
 from .coverage import Coverage, Gap, Quantized
 from .divisors import dividing_users, divisors
 from .folding import fold_batchnorms
@@ -125,7 +126,7 @@ def _insert_quantizers(
     prepared, dividing = prepared_nodes(traced), divisors(traced)
     for node, bits in places.items():
         kind = "placeholder" if node in prepared else called(traced, node)[1]
-        name = f"activation_quantizers.{node.name}"
+        name = f"activation_quantizers.{child_name(node)}"
         traced.add_submodule(name, make(bits))
         with traced.graph.inserting_after(node):
             quantized = traced.graph.call_module(name, (node,))

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .calls import QUANTIZED, called
+from .calls import QUANTIZED, called, child_name
 from .integers import FixedQuantizer, IntegerWeight, replace_modules
 from .operators import CLAMP, Lengths, averaged_axes, is_addition, is_spatial, pooled_windows, sides, source_of
 from .quantizers import bias_scale
@@ -79,7 +79,7 @@ def _operation(form: fx.GraphModule, node: fx.Node, weights: Mapping[str, Intege
         arguments, module = (first, *windows), _Pooled(quantizer, inputs[0])
     else:
         return None
-    return f"integer_operations.{source.name}", module, source, arguments
+    return f"integer_operations.{child_name(source)}", module, source, arguments
 
 
 class Dividing(nn.Module):
@@ -145,7 +145,7 @@ class _Added(nn.Module):
 
 def _fused(factor: Tensor, value: Tensor, term: Tensor) -> Tensor:
     """Return factor · value + term in float32, rounded once. All are float32, and value has no more than 8 bits."""
-    return (factor.double() * value + term).float()
+    return (factor.double() * value.double() + term.double()).float()
 
 
 class _Multiplied(nn.Module):

@@ -30,15 +30,17 @@ CLAMP = re.compile("relu6?|hardtanh")
 """These activations only limit values, which the quantizer of their result does anyway, or its codes."""
 MATRIX_PRODUCT = re.compile("matmul|b?mm|einsum")
 PRODUCT = re.compile(r"(bi)?linear|conv(transpose)?[123]d|matmul|(add|b|baddb)?mm|einsum|embedding|.*attention.*")
+CASTS = re.compile("to|type|typeas|float|double|half|bfloat16|cpu|cuda")
+"""These calls change the dtype or the device."""
 SAME_VALUES = re.compile(  # the result has the values of the first input, possibly with zeros added
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|ravel|reshape(as)?|view(as)?|permute|t|transpose"
     r"|swap(axes|dims)|move(dim|axis)|(un)?squeeze|expand(as)?|broadcastto|repeat(interleave)?|tile|contiguous|clone|detach"
-    r"|to|float|type|typeas|chunk|(tensor|[hvd])?split|splitwithsizes|unbind|getitem|narrow|select|indexselect|take|gather"
+    rf"|{CASTS.pattern}|chunk|(tensor|[hvd])?split|splitwithsizes|unbind|getitem|narrow|select|indexselect|take|gather"
     r"|flip|flip(lr|ud)|roll|rot90|unfold|(adaptive)?maxpool[123]d(withindices)?|a?(max|min)|median|topk|sort|channelshuffle"
     r"|pixel(un)?shuffle|\w*pad([123]d)?"
 )
 KEEPS_ORDER = re.compile(
-    r"identity|\w*dropout[123]?d?|(un)?flatten|reshape(as)?|view(as)?|permute|transpose|contiguous"
+    rf"identity|\w*dropout[123]?d?|(un)?flatten|reshape(as)?|view(as)?|permute|transpose|contiguous|{CASTS.pattern}"
     "|(adaptive)?maxpool[12]d|channelshuffle|pixel(un)?shuffle"
 )
 """What limits values commutes with these: they only rearrange values, or take the largest of several."""

@@ -41,7 +41,9 @@ def quantized_places(traced: fx.GraphModule, quantization: Quantization) -> dict
     no_factors = {node for node in nodes if not is_real(node)}
     no_factors |= {node for node in found if is_only_divisor(traced, node, found)}
     if quantization.protocol == "activations":
-        return {node: bits for node in nodes if is_activation(traced, node) and node not in no_factors}
+        answers = {source_of(traced, each) for node in nodes if node.op == "output" for each in node.all_input_nodes}
+        left_out = no_factors | {answer for answer in answers if len(answer.users) == 1}
+        return {node: bits for node in nodes if is_activation(traced, node) and node not in left_out}
     prepared = prepared_nodes(traced)
     left_out = _numbers(traced) | _logits(traced) | prepared | no_factors
     inputs = [source_of(traced, node) for node in nodes if node in prepared and not prepared.issuperset(node.users)]

@@ -8,11 +8,9 @@ from typing import cast
 from torch import Tensor, fx, nn
 
 from .calls import called
-from .operators import ACTIVATION, BENDING, SCALING, SIZES
+from .operators import ACTIVATION, BENDING, CASTS, SCALING, SIZES
 
-CURVED = re.compile(
-    "square|pow|r?sqrt|reciprocal|exp|expm1|log|log1p|erf|sin|cos|sign|gt|ge|lt|le|greater|less|where|float|to|typeas"
-)
+CURVED = re.compile("square|pow|r?sqrt|reciprocal|exp|expm1|log|log1p|erf|sin|cos|sign|gt|ge|lt|le|greater|less|where")
 """These are found within activations, but also where no activation is, as in a standard deviation."""
 
 
@@ -54,7 +52,7 @@ def _sources(traced: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         kind = called(traced, node)[1]
         if _is_number(traced, node) or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
             numbers.add(node)
-        elif any(pattern.fullmatch(kind) for pattern in (ACTIVATION, SCALING, CURVED, BENDING)):
+        elif any(pattern.fullmatch(kind) for pattern in (ACTIVATION, SCALING, CURVED, CASTS, BENDING)):
             inputs = {_source(traced, each, sources) for each in node.all_input_nodes if each not in numbers}
             if len(inputs) == 1 and kind not in ("glu", "prelu"):  # these mix channels, or treat each in its own way
                 (sources[node],) = inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import zipfile
 from pathlib import Path
@@ -27,17 +28,30 @@ _OTHERS = (
 """Files of other kinds begin so, and this is said of them."""
 
 
-class _Number:
-    """A number of NumPy, as the best accuracy or an optimizer's rate: no weight, so that NumPy is not asked for it."""
+class _Unread:
+    """A number of NumPy, as the best accuracy, or a path: it is no weight, so that its value is not asked for."""
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
+def _dictionary(*_: object) -> dict[object, object]:
+    """Stand for a defaultdict, as a history of losses, which is read as a dictionary."""
+    return {}
+
+
 _NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-_BESIDE_WEIGHTS: list[Any] = [argparse.Namespace, *((_Number, name) for name in _NUMBERS)]
-"""Training scripts save these beside the weights: their arguments, and numbers, which are read without their values."""
+_PATHS = [
+    f"{module}.{kind}{system}Path"
+    for module, kind, system in itertools.product(("pathlib", "pathlib._local"), ("", "Pure"), ("Posix", "Windows"))
+]
+_BESIDE_WEIGHTS: list[Any] = [
+    *(argparse.Namespace, list, dict, int, float),
+    (_dictionary, "collections.defaultdict"),
+    *((_Unread, name) for name in (*_NUMBERS, *_PATHS)),
+]
+"""Training scripts save these beside the weights: their arguments and histories, and what is read without a value."""
 
 
 def read_checkpoint(path: Path) -> object:

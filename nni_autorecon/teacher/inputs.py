@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import InputError, shown
 from ..shapes import ImageShape
@@ -161,9 +161,13 @@ def as_teacher(network: nn.Module, image: ImageShape) -> nn.Module:
 
 
 def _logits_of(answer: object) -> Tensor | None:
-    """Return the field ``logits`` of a network's answer; None if it has none, or is a tensor itself."""
+    """Return the field ``logits`` of a network's answer, or the only thing in it; None if it is a tensor itself."""
     if isinstance(answer, Tensor):
         return None
+    if isinstance(answer, (tuple, list)):
+        given = [each for each in answer if each is not None]
+        if len(given) == 1 and isinstance(given[0], (Tensor, fx.Proxy)):
+            return cast(Tensor, given[0])
     found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     return cast("Tensor | None", found)
 

@@ -20,6 +20,7 @@ from nni_autorecon.quantization.coverage import Coverage
 from nni_autorecon.quantization.insertion import quantize_network
 from nni_autorecon.quantization.quantizers import observe_ranges
 from nni_autorecon.quantization.specification import Quantization
+from nni_autorecon.shapes import ImageShape
 from tests.helpers.toys import SmallResNet, quantizers, relative_error
 
 BITS = range(1, 9)
@@ -53,7 +54,7 @@ class Blocks(nn.Module):
         self.blocks = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sequential(Inner(activate), Inner(activate)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        return self.blocks(x).mean((2, 3))
 
 
 class Inner(nn.Module):
@@ -158,7 +159,7 @@ def test_later_uses_of_what_was_not_changed_in_place_stay_as_they_are() -> None:
 def test_reused_module_has_one_range_per_call() -> None:
     class Reuse(Net):
         def forward(self, x: Tensor) -> Tensor:
-            return self.activate(100 * self.activate(self.first(x)))
+            return self.activate(100 * self.activate(self.first(x))).mean((2, 3))
 
     student, _ = quantize_network(Reuse(nn.ReLU()), Quantization("w8a8"))
     with torch.no_grad(), observe_ranges(student):
@@ -331,6 +332,63 @@ def test_torchvision(name: str, convolutions: int, activations: int, float_input
     assert relative_error(output, network(x)) < 0.05
 
 
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda x: x.to(torch.float32),
+        lambda x: x.to("cpu"),
+        lambda x: x.cpu(),
+        lambda x: x.float(),
+        lambda x: x.double().float(),
+        lambda x: x.half().float(),
+    ],
+)
+def test_a_cast_is_no_operation(cast: Callable[[Tensor], Tensor], protocol: str) -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = cast(F.relu(self.first(x)))
+            return self.fc(F.relu(self.second(x)).mean((2, 3)))
+
+    student, coverage = quantize_network(Moved(), Quantization("w4a4", protocol=protocol), image=ImageShape(2, 6, 6))
+    assert [each.kind for each in coverage.activations if each.kind == "relu"] == ["relu", "relu"]
+    assert len(coverage.activations) == (2 if protocol == "activations" else 4)  # the images and the mean
+    with observe_ranges(student):
+        student(torch.rand(2, 2, 6, 6))
+
+
+def test_a_module_may_have_any_name_of_a_node() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_, self.fc = nn.Conv2d(2, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, train: Tensor) -> Tensor:
+            return self.fc(F.relu(self.to_(train)).mean((2, 3)))
+
+    student, coverage = quantize_network(Named(), Quantization("w4a4", protocol="integer"), image=ImageShape(2, 6, 6))
+    assert coverage.activations[0].name == "train"
+    assert not student.training
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softplus(), nn.ReLU(), nn.Tanh()])
+@pytest.mark.parametrize("protocol", ["activations", "integer"])
+def test_answers_are_not_quantized(last: nn.Module, protocol: str) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 50), last)
+    student, coverage = quantize_network(network, Quantization("w4a2", protocol=protocol), image=ImageShape(2, 6, 6))
+    images = torch.randn(4, 2, 6, 6)
+    with observe_ranges(student):
+        answers = student(images)
+    assert len(answers.unique()) > 50
+    kinds = [each.kind for each in coverage.activations]
+    assert kinds.count(type(last).__name__.lower()) == isinstance(last, nn.ReLU)
+
+
 def test_the_branch_of_evaluation_is_traced() -> None:
     class Noisy(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -360,7 +418,7 @@ def test_subclass_of_conv2d_is_a_convolution() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.conv2d(F.pad(x, (1, 0, 1, 0)), self.weight, self.bias)
 
-    network = nn.Sequential(Padded(3, 5, 2), nn.ReLU())
+    network = nn.Sequential(Padded(3, 5, 2), nn.ReLU(), nn.AvgPool2d(1))
     output, coverage = quantized(network, torch.randn(2, 3, 5, 5), bits=2)
     assert [each.kind for each in coverage.weights] == ["Conv2d"]
     assert len(output.unique()) <= 4

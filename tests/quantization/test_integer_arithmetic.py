@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nni_autorecon.quantization.integer_arithmetic import with_integer_arithmetic
+from nni_autorecon.quantization.integer_arithmetic import _fused, with_integer_arithmetic
 from nni_autorecon.quantization.integers import FixedQuantizer, IntegerWeight
 from nni_autorecon.quantization.operators import averaged_axes, pooled_windows
 
@@ -102,6 +102,18 @@ def test_two_values_are_joined_as_fractions_are(joined: str) -> None:
         exact = a * scales[0] + b * scales[1] if joined == "sum" else a * scales[0] * b * scales[1]
         step = exact / scales[2]
         assert abs(min(max(step, -11), 244) - c) <= Fraction(1, 2) + Fraction(1, 10**4)
+
+
+def test_a_multiplication_and_an_addition_are_rounded_once() -> None:
+    factors = 0.1 + torch.rand(200, generator=torch.Generator().manual_seed(0))
+    values, terms = torch.arange(256.0), torch.linspace(-40, 90, 256)
+    rounded_twice = 0
+    for factor in factors:
+        found = _fused(factor, values, terms).tolist()
+        for a, b, c in zip(values.tolist(), terms.tolist(), found, strict=True):
+            assert c == np.float32(float(Fraction(float(factor)) * Fraction(a) + Fraction(b)))
+        rounded_twice += int((factor * values + terms != torch.tensor(found)).sum())
+    assert rounded_twice > 1000
 
 
 def test_the_network_stays_and_shares_its_layers() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ WRAPS: dict[str, Callable[[State], object]] = {
         "args": argparse.Namespace(lr=1),
         "model_state_dict": state,
         "optimizer": {"state": {}},
+    },
+    "paths and a history": lambda state: {
+        "hyper_parameters": {"root": Path("data"), "cache": PureWindowsPath("c:/data")},
+        "history": defaultdict(list, loss=[0.5]),
+        "state_dict": state,
     },
     "numbers of NumPy": lambda state: {"best": np.float64(9.5), **state},
     "averaged": lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": state[key] for key in state}},

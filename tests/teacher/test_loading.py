@@ -371,6 +371,22 @@ def test_the_graph_is_made_at_the_door():
     torch.testing.assert_close(teacher.graph(images), teacher.network(images))
 
 
+@pytest.mark.parametrize("answer", [lambda x: (x, None), lambda x: [x], lambda x: (None, x)])
+def test_logits_beside_nothing_are_taken(answer):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(105, 4))
+
+        def forward(self, x):
+            return answer(self.body(x))
+
+    network, images = Wrapped().eval(), torch.randn(5, 2, 7, 9)
+    teacher = Teacher.of(network, (2, 7, 9))
+    torch.testing.assert_close(teacher.network(images), network.body(images))
+    torch.testing.assert_close(teacher.graph(images), network.body(images))
+
+
 class NormAndActivation(nn.BatchNorm2d):
     def forward(self, x):
         return torch.nn.functional.silu(super().forward(x))
