@@ -33,7 +33,16 @@ from .coverage import Coverage, Gap, Quantized
 from .divisors import dividing_users, divisors
 from .folding import fold_batchnorms
 from .operators import ACTIVATIONS, EXPECTED, ORIGINS, PRODUCT, SAME_VALUES, TRANSPARENT, is_product, source_of
-from .places import advance_clamps, is_provided, layer_calls, overlooked, prepared_nodes, quantized_places, unquantized
+from .places import (
+    advance_clamps,
+    is_provided,
+    join_means,
+    layer_calls,
+    overlooked,
+    prepared_nodes,
+    quantized_places,
+    unquantized,
+)
 from .quantizers import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 from .specification import Quantization
 from .tracing import WITHOUT_GRAPH, name_of, trace
@@ -73,6 +82,7 @@ def quantize_network(
         if protocol == "integer":
             fold_batchnorms(traced)
             advance_clamps(traced)
+            join_means(traced)
         gaps = list(_float_functions(traced))
         activations = _insert_quantizers(traced, make, quantized_places(traced, quantization))
         activations += _insert_quantizers(traced, make, overlooked(traced, quantization))

@@ -23,6 +23,7 @@ from .operators import (
     PREPARING,
     SIZES,
     STORED,
+    averaged_axes,
     is_activation,
     is_product,
     is_real,
@@ -77,6 +78,25 @@ def advance_clamps(traced: fx.GraphModule) -> None:
         clamp.replace_input_with(last, source)
         first.replace_input_with(source, clamp)
         first.prepend(clamp)
+    traced.recompile()
+
+
+def join_means(traced: fx.GraphModule) -> None:
+    """Let a mean over one axis of a mean over another, as in ``x.mean(3).mean(2)``, be one over both, in place."""
+    for node in list(traced.graph.nodes):
+        before = next(iter(node.all_input_nodes), node)
+        first, second = (
+            averaged_axes(traced, each) if called(traced, each)[1] == "mean" else None for each in (before, node)
+        )
+        if first is None or second is None or before is node or len(before.users) > 1 or first[1] != second[1]:
+            continue
+        (axis, *more), (other, *others), keeps = first[0], second[0], first[1]
+        if more or others or (axis < 0) != (other < 0):
+            continue
+        if not keeps:  # then the second counts the axes that are left
+            other += (other >= axis) if axis >= 0 else -(other <= axis)
+        node.args, node.kwargs = (before.all_input_nodes[0], (axis, other), keeps), {}
+        traced.graph.erase_node(before)
     traced.recompile()
 
 

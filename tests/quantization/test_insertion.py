@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from nni_autorecon.errors import InputError
 from nni_autorecon.quantization.coverage import Coverage
 from nni_autorecon.quantization.insertion import quantize_network
-from nni_autorecon.quantization.quantizers import observe_ranges
+from nni_autorecon.quantization.quantizers import in_floating_point, observe_ranges
 from nni_autorecon.quantization.specification import Quantization
 from nni_autorecon.shapes import ImageShape
 from tests.helpers.toys import SmallResNet, quantizers, relative_error
@@ -360,6 +360,33 @@ def test_a_cast_is_no_operation(cast: Callable[[Tensor], Tensor], protocol: str)
     assert len(coverage.activations) == (2 if protocol == "activations" else 4)  # the images and the mean
     with observe_ranges(student):
         student(torch.rand(2, 2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda x: x.mean(3).mean(2),
+        lambda x: x.mean(2).mean(2),
+        lambda x: torch.mean(torch.mean(x, 2), dim=2),
+        lambda x: x.mean(-1).mean(-1),
+        lambda x: x.mean(-2).mean(-1),
+        lambda x: x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True).flatten(1),
+    ],
+)
+def test_means_after_each_other_are_one(mean: Callable[[Tensor], Tensor]) -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(mean(F.relu(self.conv(x))))
+
+    network, images = Averaged(), torch.rand(5, 2, 6, 7)
+    student, coverage = quantize_network(network, Quantization("w4a4", protocol="integer"), image=ImageShape(2, 6, 7))
+    assert [each.kind for each in coverage.activations] == ["network input", "relu", "mean"]
+    with in_floating_point(student):
+        torch.testing.assert_close(student(images), network(images))
 
 
 def test_a_module_may_have_any_name_of_a_node() -> None:
