@@ -199,10 +199,8 @@ def _is_stored(traced: fx.GraphModule, node: fx.Node) -> bool:
         return True
     if not (isinstance(module, (*QUANTIZED, *NORMS)) or STORED.fullmatch(kind) or pads_other_values(traced, node)):
         return False
-    user = next(iter(node.users), None)
-    if node.op == "placeholder" or user is None or len(node.users) > 1:
-        return True
-    return not CLAMP.fullmatch(called(traced, user)[1])
+    kinds = [kind for user in node.users if (kind := called(traced, user)[1]) not in SIZES]
+    return node.op == "placeholder" or len(kinds) != 1 or not CLAMP.fullmatch(kinds[0])
 
 
 def _is_no_factor(traced: fx.GraphModule, node: fx.Node) -> bool:

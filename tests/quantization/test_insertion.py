@@ -389,6 +389,21 @@ def test_means_after_each_other_are_one(mean: Callable[[Tensor], Tensor]) -> Non
         torch.testing.assert_close(student(images), network(images))
 
 
+def test_what_asks_for_a_size_reads_no_values() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            n, c, h, w = x.size()
+            return self.fc(F.relu(x).view(n, c, h * w).mean(x.ndim - 2))
+
+    _, coverage = quantize_network(Sized(), Quantization("w4a4", protocol="integer"), image=ImageShape(2, 6, 7))
+    assert [each.kind for each in coverage.activations] == ["network input", "relu", "mean"]
+
+
 def test_a_module_may_have_any_name_of_a_node() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
