@@ -18,6 +18,8 @@ Show = bool | Literal["lines"]
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 FIRST, LATER = 5.0, 30.0
 """So many seconds pass before the first line, and between two later ones."""
+FORESEEN = 10.0
+"""What is foreseen counts as much as so many seconds of work."""
 
 
 def progress_bar(what: str, total: float, show: Show, *, passes: bool = False) -> Bar:
@@ -48,10 +50,16 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
     before: float = 0.0
     """The seconds that do not count."""
+    foreseen: float = 0.0
+    """As if so many units had been done at their foreseen pace, one a second, before the first of them."""
 
-    def begin(self, done: float = 0) -> None:
-        """Leave out of the pace what came before: getting ready, and the units ``done`` by an earlier process."""
+    def begin(self, done: float = 0, *, in_seconds: bool = False) -> None:
+        """Leave out of the pace what came before: getting ready, and the units ``done`` by an earlier process.
+
+        in_seconds: the units are foreseen seconds, which are believed until there is a pace to go by.
+        """
         self.update(done)
+        self.foreseen = FORESEEN if in_seconds else 0.0
         self.initial, self.before = self.n, self.format_dict["elapsed"]
 
     @property
@@ -59,7 +67,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
         """Return what tqdm shows."""
         known = super().format_dict
         if (seconds := known["elapsed"] - self.before) > 0:
-            known["rate"] = (self.n - self.initial) / seconds
+            known["rate"] = (self.n - self.initial + self.foreseen) / (seconds + self.foreseen)
         return known
 
 

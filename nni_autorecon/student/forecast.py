@@ -71,7 +71,7 @@ class Course:
             about = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{max(round(seconds), 1)} seconds"
             _log.info("the student takes about %s", about)
         self.bar.total = (self.bar.total or 0) + sum(self.costs)
-        self.bar.begin(self._before)
+        self.bar.begin(self._before, in_seconds=compression.pace is not None)
 
     def enter(self, epoch: int) -> None:
         """Show what the epoch that begins will do, or what follows the last one."""

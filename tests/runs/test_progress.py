@@ -77,6 +77,21 @@ def test_the_time_left_is_that_of_the_average_pace_of_this_process(
     ]
 
 
+def test_what_is_foreseen_is_believed_at_first(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A slow first unit of a hundred would promise eight minutes; a pace of half of the foreseen one shows in time."""
+    monkeypatch.setattr(progress, "FIRST", 5.0)
+    clock = Clock(monkeypatch)
+    with progress_bar("compress", 100, "lines") as bar:
+        bar.begin(in_seconds=True)
+        for seconds, units in ((5, 1), (100, 50)):
+            clock.now += seconds
+            bar.update(units)
+    assert capsys.readouterr().err.splitlines() == [
+        f"compress: 1 % done after 00:05, {99 * 15 // 11 // 60:02}:{99 * 15 // 11 % 60:02} left",
+        f"compress: 51 % done after 01:45, {49 * 115 // 61 // 60:02}:{49 * 115 // 61 % 60:02} left",
+    ]
+
+
 @pytest.mark.parametrize("show", [True, False])
 def test_in_a_terminal_a_bar_is_a_bar(show: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
