@@ -287,7 +287,7 @@ def _examined(network: nn.Module, name: str, given: Given, expected: Expected, n
     if need_batchnorm and not (statistics or any(calls_batchnorms(each, image) for each in (network, teacher.graph))):
         away = "give need_batchnorm=False and later bns_weight=0" if IN_MEMORY in name else "set --bns-weight 0"
         no_norms = f"teacher {name} has no BatchNorm2d with running statistics to match"
-        raise InputError(f"{no_norms}; {away}, or choose another teacher")
+        raise InputError(f"{no_norms}; {away}, or give it before its norms are folded, if they were")
     return teacher
 
 
