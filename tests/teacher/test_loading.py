@@ -310,7 +310,7 @@ class Idle(nn.Sequential):
     with pytest.raises(InputError, match="no BatchNorm2d with running statistics to match; set --bns-weight 0"):
         load_teacher(f"{tmp_path}/idle.py:Idle", **arguments)
     assert load_teacher(f"{tmp_path}/idle.py:Idle", need_batchnorm=False, **arguments).num_classes == 5
-    with pytest.raises(InputError, match="give need_batchnorm=False and later bns_weight=0, or choose"):
+    with pytest.raises(InputError, match="give need_batchnorm=False and later bns_weight=0, or give it before"):
         Teacher.of(namespace["Idle"](), (2, 11, 11))
 
 
