@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config.common import Config
-from ..config.compress import WARM_UP, CompressConfig
+from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
 from ..config.flags import from_flags
 from ..config.search import SearchConfig
@@ -68,11 +69,11 @@ def _run_student(
     trial: Trial | None,
 ) -> None:
     """Train a student by ``run_stage``, print its result, and report to NNI inside a trial."""
-    silent = config.phases.count(WARM_UP) if isinstance(config, CompressConfig) else 0
 
     def on_epoch(row: Mapping[str, Any]) -> None:
-        if trial and "agreement" in row:  # there is no student to measure during the warm-up
-            trial.report_intermediate(_for_nni(row, default="agreement"), row["epoch"] - 1 - silent)
+        if trial and "agreement" in row:  # the student is not measured during the warm-up, nor after every block
+            values = {**_for_nni(row, default="agreement"), "epoch": row["epoch"]}
+            trial.report_intermediate(values, _measurements(folder) - 1)
 
     def on_result(result: CompressionResult | DistillationResult) -> None:
         _conclude(result, folder / made, after_student(config, folder), config, trial)
@@ -159,6 +160,14 @@ def _place(stage: str, arguments: argparse.Namespace, trial: Trial | None) -> di
     if folder is None and arguments.resume:
         raise InputError("--resume needs the folder of the unfinished run; give it with --output")
     return {"folder": folder or new_folder(stage), "mode": mode, "tensorboard": arguments.tensorboard}
+
+
+def _measurements(folder: Path) -> int:
+    """Return how often a run has measured its student; NNI's web UI shows a blank page where numbers are left out."""
+    from ..runs.folder import METRICS
+
+    with (folder / METRICS).open(newline="", encoding="utf-8") as file:
+        return sum(row["agreement"] != "" for row in csv.DictReader(file))
 
 
 def _for_nni(row: Mapping[str, Any], *, default: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from ..config.common import Config
-from ..config.compress import WARM_UP, CompressConfig
+from ..config.compress import CompressConfig
 from ..config.distill import DistillConfig
 from ..config.flags import add_flags, from_flags
 from ..config.rules import MULTI_TRIAL
@@ -62,11 +62,6 @@ class Plan:
         if isinstance(self.config, SearchConfig) and self.config.strategy in MULTI_TRIAL:
             return self.config.candidates
         return self.config.epochs if isinstance(self.config, (SearchConfig, DistillConfig)) else None
-
-    @property
-    def silent_epochs(self) -> int:
-        """Return the number of epochs at the start that NNI does not hear of."""
-        return self.config.phases.count(WARM_UP) if isinstance(self.config, CompressConfig) else 0
 
     @property
     def afterwards(self) -> float:
@@ -210,7 +205,7 @@ def _trial(
     trial: TrialRecord, state: str, command: str, points: Sequence[Point], started: float | None, now: float
 ) -> TrialStatus:
     plan, last = _plan(trial, command), points[-1] if points else None
-    epoch, left = _epochs_done(trial, plan, last), None
+    epoch, left = _epochs_done(trial, last), None
     foretold = last.metrics.get("seconds_left") if last else None
     if state == RUNNING and last and isinstance(foretold, (int, float)):
         left = max(foretold - (now - last.time), 0.0)
@@ -256,12 +251,15 @@ def _measured(stage: Stage | None, metrics: Mapping[str, Any]) -> dict[str, floa
     return {name: value for name, value in named.items() if isinstance(value, (int, float))}
 
 
-def _epochs_done(trial: TrialRecord, plan: Plan, last: Point | None) -> int | None:
+def _epochs_done(trial: TrialRecord, last: Point | None) -> int | None:
     """Return the number of epochs done, by the rows of metrics.csv, else by the last intermediate result."""
     rows = trial.folder / "metrics.csv" if trial.folder else None
     if rows and rows.exists():
         return len(rows.read_text(encoding="utf-8").splitlines()) - 1
-    return None if last is None else last.sequence + 1 + plan.silent_epochs
+    if last is None:
+        return None
+    epoch = last.metrics.get("epoch")  # NNI does not hear of all epochs of a compression
+    return int(epoch) if isinstance(epoch, (int, float)) else last.sequence + 1
 
 
 def _pace(points: Sequence[Point]) -> float | None:

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -207,25 +208,36 @@ def test_a_trial_replaces_only_what_nni_gave_it(tmp_path):
     assert stages._place("search", mine, Trial()) == {"folder": tmp_path / "mine", "mode": "new", "tensorboard": False}
 
 
-def test_a_compression_trial_reports_its_settings_with_its_result(digits_teacher, tmp_path):
+BLOCKWISE = "--method blockwise --block-images 8 --refine-steps 1 --block-steps 1 --batch-size 4 --agreement-steps 1"
+
+
+@pytest.mark.parametrize("flags", [COMPRESS, BLOCKWISE.split()], ids=["gdfq", "blockwise"])
+def test_a_compression_trial_reports_its_settings_with_its_result(flags, digits_teacher, tmp_path):
+    """NNI's web UI shows a blank page where numbers of intermediate results are left out."""
+
     class Trial:
         output = tmp_path
 
         def __init__(self):
-            self.parameters, self.curve = {"seed": 3, "width": 4, "generator": "gdfq"}, []
+            self.parameters, self.curve, self.epochs = {"seed": 3, "width": 4, "generator": "gdfq"}, [], []
             self.require_manager = lambda: None
-            self.report_intermediate = lambda metrics, sequence: self.curve.append(sequence)
+
+        def report_intermediate(self, metrics, sequence):
+            self.curve.append(sequence)
+            self.epochs.append(metrics["epoch"])
 
         def report_final(self, metrics):
             self.final = metrics
 
     trial = Trial()
-    stages.run_compress(cli.build_parser().parse_args(["compress", *COMPRESS]), trial)
+    stages.run_compress(cli.build_parser().parse_args(["compress", *flags]), trial)
     written, result = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "result.json"))
     assert json.loads(trial.final["config"]) == written["config"]
     assert written["config"]["seed"] == 3
     assert trial.final["default"] == result["agreement"]
     assert trial.curve == list(range(len(trial.curve))) != []
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert trial.epochs == rows["epoch"][rows["agreement"].notna()].to_list() != list(rows["epoch"])
     assert not (tmp_path / "snapshot.bin").exists()  # nothing is left to resume
     for name in ("accuracy", "teacher_accuracy", "ranges_only_accuracy", "generator_macs", "generator_parameters"):
         assert trial.final[name] == result[name]

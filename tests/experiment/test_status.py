@@ -109,7 +109,8 @@ def test_one_epoch_is_an_estimate_from_the_start_and_none_is_none(database):
 
 def test_the_warm_up_of_a_compression_counts_though_nni_does_not_hear_of_it(database):
     _profile(database, COMPRESS)
-    _add(database, "a", (0, "RUNNING"), points=[(30, 0, {"default": 0.5}), (33, 1, {"default": 0.75})])
+    points = [(30, 0, {"default": 0.5, "epoch": 3}), (33, 1, {"default": 0.75, "epoch": 4})]
+    _add(database, "a", (0, "RUNNING"), points=points)
     (trial,) = experiment_status("e", now=33).trials
     assert (trial.epoch, trial.epochs, trial.measured) == (4, 9, {"agreement": 0.75})
     assert trial.seconds_left == pytest.approx(3 * 5)
@@ -169,7 +170,8 @@ def test_nothing_runs_without_a_manager(database, tmp_path, monkeypatch, capsys)
     saved = tmp_path / "saved"
     saved.mkdir()
     (saved / "snapshot.bin").write_bytes(b"")
-    _add(database, "a", (0, "RUNNING"), folder=saved, points=[(6, 0, {"default": 0.5}), (9, 1, {"default": 0.625})])
+    points = [(6, 0, {"default": 0.5, "epoch": 3}), (9, 1, {"default": 0.625, "epoch": 4})]
+    _add(database, "a", (0, "RUNNING"), folder=saved, points=points)
     _add(database, "b", (0, "RUNNING"))
     _add(database, "c", (0, "RUNNING"), (9, "SUCCEEDED"), final={"default": 0.75, "accuracy": 0.875})
     _add(database, "d", (0, "RUNNING"), final={"default": 0.5, "accuracy": 0.25})

@@ -7,7 +7,7 @@ import requests
 
 from tests.helpers import managers
 from tests.helpers.browser import CHROMIUM, DRIVER, MISSING, web_ui
-from tests.helpers.managers import FLAGS, STUDENT, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
+from tests.helpers.managers import FLAGS, experiment, get, wait_for_tensorboard, wait_until, wait_until_done
 from tests.helpers.pictures import show_compress, show_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)]
@@ -111,12 +111,19 @@ def test_the_tensorboard_button_shows_our_metrics(page, port, jobs):
     assert wait_until(tags, "TensorBoard shows nothing") == (KEYS | {"loss"}) - {"default"}
 
 
+BLOCKWISE = (
+    "--method blockwise --width 2 --latent-dim 5 --batch-size 4 --steps 1 --warmup-epochs 1 --agreement-steps 1 "
+    "--block-images 8 --refine-steps 1 --block-steps 1"
+)
+"""These flags make a student block by block, which is measured after some of them, at once."""
+
+
 @pytest.fixture(scope="module")
 def students(digits_teacher, tmp_path_factory):
     """A page with a finished compression by each of two generators, and the trials."""
     folder, environment = tmp_path_factory.mktemp("students"), managers.environment(tmp_path_factory.mktemp("home"))
     changes = {
-        "trialCommand": f"python trials/compress.py --teacher digits --threads 1 {STUDENT}",
+        "trialCommand": f"python trials/compress.py --teacher digits --threads 1 {BLOCKWISE}",
         "searchSpace": {
             "generator": {"_type": "choice", "_value": ["gdfq", "random:0"]},
             "bits": {"_type": "choice", "_value": ["w4a4"]},
