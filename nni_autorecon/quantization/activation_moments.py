@@ -22,7 +22,7 @@ from ..shapes import ImageShape
 from .calls import BATCHNORMS, QUANTIZED, called
 from .folding import Normal, batchnorm_output
 from .moments import Moments
-from .operators import ACTIVATIONS
+from .operators import ACTIVATIONS, CASTS
 from .quantizers import ActivationQuantizer
 
 CLIPS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -43,7 +43,7 @@ _ELEMENTWISE = re.compile(  # each element of the result comes from one element
 _ON_EACH = re.compile(  # these may be applied to means, variances and bounds just as to values
     r"identity|\w*dropout[123]?d?|stochasticdepth|(un)?flatten|reshape(as)?|view(as)?|permute|t|transpose"
     r"|move(axis|dim)|swap(axes|dims)|(un)?squeeze|expand(as)?|repeat(interleave)?|tile|roll|flip|size|dim|numel"
-    r"|contiguous|clone|detach|to|type(as)?|float|double|half|bfloat16|cpu|cuda|(tensor)?split|chunk|unbind|(index)?select|narrow"
+    rf"|contiguous|clone|detach|{CASTS.pattern}|(tensor)?split|chunk|unbind|(index)?select|narrow"
     r"|getitem|getattr|cat|concat(enate)?|stack|\w*pad([123]d)?|sum|mean|amax|amin|(adaptive)?(avg|max)pool[123]d"
     r"|interpolate|upsampl\w*|pixel(un)?shuffle|channelshuffle"
 )

@@ -1,9 +1,10 @@
-"""Hooks that are functions within functions are copied with the network whose parts they know."""
+"""Hooks and other functions within functions are copied with the network whose parts they know."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+import functools
+from collections.abc import Iterator, MutableMapping
 from types import CellType, FunctionType
 from typing import Any
 
@@ -20,6 +21,7 @@ class Copied:
 
     def __init__(self, function: FunctionType) -> None:
         self.function = function
+        functools.update_wrapper(self, function)  # also its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -29,6 +31,7 @@ class Copied:
         cells = tuple(_copied(cell, memo) for cell in known.__closure__ or ())
         twin = FunctionType(known.__code__, known.__globals__, known.__name__, known.__defaults__, cells)
         twin.__kwdefaults__ = known.__kwdefaults__
+        twin.__dict__.update(known.__dict__)
         return Copied(twin)
 
 
@@ -43,22 +46,21 @@ def copied_with_hooks(network: nn.Module) -> nn.Module:
     """Return a deep copy whose hooks know the copy where those of ``network`` know that."""
     memo: dict[int, Any] = {}
     twin = copy.deepcopy(network, memo)
-    for hooks, key, function in _inner_functions(twin):
-        hooks[key] = copy.deepcopy(Copied(function), memo)
+    for kept, key, function in _inner_functions(twin):
+        kept[key] = copy.deepcopy(Copied(function), memo)
     return twin
 
 
 def let_hooks_be_copied(network: nn.Module) -> None:
     """Let every later deep copy of ``network`` have hooks of its own, in place."""
-    for hooks, key, function in _inner_functions(network):
-        hooks[key] = Copied(function)
+    for kept, key, function in _inner_functions(network):
+        kept[key] = Copied(function)
 
 
-def _inner_functions(network: nn.Module) -> Iterator[tuple[MutableMapping[int, Callable[..., Any]], int, FunctionType]]:
-    """Yield the hooks that know variables of an outer function: where each is kept, its key there, and itself."""
+def _inner_functions(network: nn.Module) -> Iterator[tuple[MutableMapping[Any, Any], Any, FunctionType]]:
+    """Yield the hooks and attributes that know variables of an outer function: where each is kept, its key, itself."""
     for module in network.modules():
-        for name in HOOKS:
-            hooks = getattr(module, name)
-            for key, hook in list(hooks.items()):
-                if isinstance(hook, FunctionType) and hook.__closure__:
-                    yield hooks, key, hook
+        for kept in (vars(module), *(vars(module)[name] for name in HOOKS)):
+            for key, function in list(kept.items()):
+                if isinstance(function, FunctionType) and function.__closure__:
+                    yield kept, key, function

@@ -1,4 +1,4 @@
-"""A network whose hooks know it by an outer variable is copied with them."""
+"""A network whose hooks and functions know it by an outer variable is copied with them."""
 
 from __future__ import annotations
 
@@ -57,3 +57,25 @@ def test_copies_of_copies_know_themselves() -> None:
     second(torch.rand(3, *IMAGE))
     assert (network.features, first.features) == ({}, {})
     assert second.features["early"].shape[0] == 3
+
+
+@pytest.mark.parametrize("kind", ["forward", "attribute"])
+def test_functions_set_on_a_network_know_its_copy(kind: str) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(IMAGE[0], 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES)
+    )
+    images = torch.rand(5, *IMAGE)
+    network.eval()(images)
+    if kind == "forward":
+        network.forward = lambda x: network[4](network[3](network[2](network[1](network[0](x)))))
+    else:
+        network[2].extra = lambda x: network[1](x)
+        network[2].forward = lambda x: torch.relu(network[2].extra(x))
+    teacher = Teacher.of(network, IMAGE)
+    expected = network(images)
+    torch.testing.assert_close(teacher.network(images), expected)
+    torch.testing.assert_close(teacher.graph(images), expected)
+    with torch.no_grad():
+        network[1].running_mean += 1
+    assert not torch.allclose(network(images), expected)
+    torch.testing.assert_close(teacher.network(images), expected)
