@@ -24,8 +24,8 @@ from .layer_costs import LayerCost
 
 _log = logging.getLogger(__name__)
 
-GOOD = 0.95
-"""A student with less agreement than this is told of bits that are chosen for each layer."""
+GOOD, LOST = 0.95, 0.01
+"""A student that loses more accuracy than this, or agrees on less, if there are no test data, is told of ``--size``."""
 WORST = 3
 """A summary names so many layers."""
 
@@ -147,7 +147,11 @@ class CompressionResult:
     def _may_gain_by_size(self) -> bool:
         """Return True if bits could be moved from some layers to others, and the student is far from its teacher."""
         alike = self.mixed_precision is None and 2 < Bits(self.bits).weights < 8
-        return alike and self.agreement < GOOD and None not in (self.layers, self.file_bytes)
+        if self.accuracy is None or self.teacher_accuracy is None:
+            is_far = self.agreement < GOOD
+        else:
+            is_far = self.teacher_accuracy - self.accuracy > LOST
+        return alike and is_far and None not in (self.layers, self.file_bytes)
 
     def metrics(self) -> dict[str, Any]:
         """Return a trial's final result; NNI maximizes ``default``, which no real image has touched."""

@@ -121,15 +121,18 @@ def test_a_student_far_from_its_teacher_is_told_of_bits_by_layer(digits_teacher:
         return [line for line in result.summary().splitlines() if "--size" in line]
 
     settings = {"method": "dfq", "bits": "w3a3", "progress": False}
-    result = nar.compress(digits_teacher, folder=tmp_path / "run", **settings)
+    result = replace(nar.compress(digits_teacher, folder=tmp_path / "run", **settings), accuracy=0.9)
     (hint,) = hints(result)
     size = hint.rpartition(" ")[2]
     assert size == f"{(tmp_path / 'run' / 'student.safetensors').stat().st_size}B"
     by_layer = nar.compress(digits_teacher, size=size, folder=tmp_path / "by layer", **settings)
     assert by_layer.file_bytes <= result.file_bytes
-    assert hints(by_layer) == []
-    for change in ({"bits": "w2a3"}, {"bits": "w8a3"}, {"agreement": 0.95}, {"file_bytes": None}, {"layers": None}):
+    assert hints(replace(by_layer, accuracy=0.9)) == []
+    for change in ({"bits": "w2a3"}, {"bits": "w8a3"}, {"accuracy": 0.99}, {"file_bytes": None}, {"layers": None}):
         assert hints(replace(result, **change)) == [], change
+    unknown = {"accuracy": None, "teacher_accuracy": None}
+    assert len(hints(replace(result, agreement=0.94, **unknown))) == 1
+    assert hints(replace(result, agreement=0.95, **unknown)) == []
 
 
 def test_a_network_without_a_graph_has_no_costs_of_layers() -> None:
