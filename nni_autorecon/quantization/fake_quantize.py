@@ -98,7 +98,7 @@ class FakeQuantizeChannels(torch.autograd.Function):
 
 
 class FakeQuantizeLearnedChannels(torch.autograd.Function):
-    """Fake quantization of each output channel whose scale has a factor that is trained.
+    """Fake quantization of each output channel whose scale has a factor that is trained; ``scale`` is the product.
 
     A weight has the straight-through gradient unless its code is the least or the largest one: what is at an end of the
     range stays there, and only the factor moves it. The gradient for the factor's logarithm is LSQ's, as in
@@ -109,7 +109,7 @@ class FakeQuantizeLearnedChannels(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, log_factor: Tensor, scale: Tensor, zero_point: Tensor, largest_code: int
     ) -> Tensor:
-        scale, zero_point = per_channel(scale * log_factor.exp(), weight), per_channel(zero_point, weight)
+        scale, zero_point = per_channel(scale, weight), per_channel(zero_point, weight)
         codes = weight.div(scale).round_().add_(zero_point).clamp_(0, largest_code)
         inside = codes.gt(0).logical_and_(codes.lt(largest_code))
         values = codes.sub_(zero_point).mul_(scale)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergenceError
 from .fake_quantize import FakeQuantizeChannels, FakeQuantizeLearnedChannels, fake_quantize, round_through
-from .ranges import affine_qparams, contained_qparams, highest_code, minmax_range, range_estimator
+from .ranges import affine_qparams, contained_qparams, highest_code, minmax_range, pair_scale, range_estimator
 
 LARGEST_BIAS = 2**30
 """Biases are integers of 32 bits, and sums of products are to be added to them."""
@@ -27,7 +27,8 @@ class WeightQuantizer(nn.Module):
 
     After :meth:`learn_scale` scale and zero point stay as they are but for a factor of each channel, which is trained.
 
-    ranges: a key of ``ranges.RANGES``; contained: take ``ranges.contained_qparams``, for weights held in INT8.
+    ranges: a key of ``ranges.RANGES``; contained: take ``ranges.contained_qparams``, for weights held in INT8, and at 8
+    bits a scale of at least ``ranges.pair_scale``.
     Raises ValueError for other names and unless 1 <= bits <= 8. The forward pass raises DivergenceError if a weight is
     not finite and the ranges are not min-max.
     """
@@ -65,9 +66,9 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self.bypassed:
             return weight
-        if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
+        if self.log_factor is not None:
             learned = FakeQuantizeLearnedChannels.apply
-            return cast(Tensor, learned(weight, self.log_factor, self.scale, self.zero_point, self.largest_code))
+            return cast(Tensor, learned(weight, self.log_factor, *self.qparams(weight), self.largest_code))
         if self.estimate is minmax_range:
             return cast(Tensor, FakeQuantizeChannels.apply(weight, *self.qparams(weight), self.largest_code))
         if not weight.isfinite().all():
@@ -76,13 +77,18 @@ class WeightQuantizer(nn.Module):
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of each output channel, both [out]. weight: [out, ...]."""
-        if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
-            return self.scale * self.log_factor.detach().exp(), self.zero_point
         weight = weight.detach()
-        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.permute(0, 2, 3, 1)  # the order in memory, which flatten does not have to copy
-        qparams = contained_qparams if self.contained else affine_qparams
-        return qparams(*self.estimate(weight.flatten(1), self.bits), self.bits)
+        if self.scale is not None and self.zero_point is not None and self.log_factor is not None:
+            scale, zero_point = self.scale * self.log_factor.detach().exp(), self.zero_point
+        else:
+            rows = weight
+            if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+                rows = weight.permute(0, 2, 3, 1)  # the order in memory, which flatten does not have to copy
+            qparams = contained_qparams if self.contained else affine_qparams
+            scale, zero_point = qparams(*self.estimate(rows.flatten(1), self.bits), self.bits)
+        if self.contained and self.bits == 8:
+            scale = scale.maximum(pair_scale(weight))
+        return scale, zero_point
 
 
 class ActivationQuantizer(nn.Module):
@@ -220,7 +226,8 @@ def container_factor(bits: int) -> int:
     """Return the factor by which codes less their zero point are spread in the integers of 8 bits that hold them.
 
     It is the largest power of 2 that leaves them below 64, or 1: then no sum of two products with UINT8 exceeds the 16
-    bits in which processors with AVX2 alone add them (all but weights of 8 bits). The finer steps are of use to biases.
+    bits in which processors with AVX2 alone add them. (For weights of 8 bits ``ranges.pair_scale`` sees to that.) The
+    finer steps are of use to biases.
     """
     return int(2 ** max(6 - bits, 0))
 

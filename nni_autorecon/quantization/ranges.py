@@ -14,6 +14,9 @@ LEAST_SCALE = 2.0**-126
 LEAST_RATIO = 2.0**-12
 """The least step of a channel of weights held in INT8, as a part of the layer's largest."""
 
+LARGEST_PAIR = 127
+"""The most that two neighbouring weights may come to, in steps; rounding may add one step more."""
+
 PERCENTILE = 0.999
 """A percentile range has this share of the values at or above its low end, and this share at or below its high end."""
 SHRINKAGES = tuple(step / 50 for step in range(50, 4, -1))
@@ -56,6 +59,22 @@ def contained_qparams(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
         zero_point = zero_point.new_full(zero_point.shape, half)
     scale = scale.where((low < 0) | (high > 0), 0.0)
     return scale.clamp(min=scale.max() * LEAST_RATIO).masked_fill_(scale.max() < LEAST_SCALE, 1.0), zero_point
+
+
+def pair_scale(weight: Tensor) -> Tensor:
+    """Return the least step of each output channel at which INT8 weights can be added in pairs, [out].
+
+    Where a processor lacks VNNI, onnxruntime multiplies UINT8 by INT8 and adds the products of two neighbours in 16
+    bits, which saturate: two codes of equal sign may come to 128. Neighbours are the columns 2j and 2j + 1 of a row of
+    weights in the order of height, width, input channel.
+
+    weight: [out, in] or [out, in, height, width].
+    """
+    import torch.nn.functional as F
+
+    rows = weight.movedim(1, -1).flatten(1)
+    pairs = F.pad(rows, (0, rows.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2)
+    return pairs.abs().amax(1) / LARGEST_PAIR
 
 
 def minmax_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
