@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +47,16 @@ def _file(folder: Path) -> IO[bytes]:
         ) from error
 
 
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Make a file so many bytes long, or raise OSError: without their space, a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(cache_folder()).free < size:  # macOS and Windows
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        file.truncate(size)
+
+
 def _room(count: int, like: Tensor) -> Tensor:
     """Return space for ``count`` rows like those of a tensor, in its layout."""
     shape = (count, *like.shape[1:])
@@ -54,7 +66,7 @@ def _room(count: int, like: Tensor) -> Tensor:
         layout = torch.channels_last if last else torch.contiguous_format
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
     with _file(cache_folder()) as file:  # it stays as long as it is mapped
-        os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would kill the process
+        _reserve(file, size)
         stored = (count, *like.shape[2:], like.shape[1]) if last else shape
         tensor = torch.from_numpy(np.memmap(file, np.dtype(str(like.dtype).removeprefix("torch.")), "r+", shape=stored))
     return tensor.permute(0, 3, 1, 2) if last else tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,13 +46,21 @@ def test_a_folder_that_cannot_be_written_in_is_named(monkeypatch: pytest.MonkeyP
         joined(iter([torch.zeros(1, 2)]), 1)
 
 
-def test_a_full_disk_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fallocate", [True, False], ids=["Linux", "macOS"])
+def test_a_full_disk_is_an_error_and_not_a_crash(
+    fallocate: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(large_tensors, "IN_MEMORY", 0)
     monkeypatch.setenv("NNI_AUTORECON_CACHE", str(tmp_path))
 
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    if fallocate:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate")
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=7))
+        assert torch.equal(joined(iter([torch.ones(1, 7, dtype=torch.uint8)]), 1), torch.ones(1, 7, dtype=torch.uint8))
     with pytest.raises(OSError, match="No space left"):
         joined(iter([torch.zeros(1, 2)]), 1)
