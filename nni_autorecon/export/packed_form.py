@@ -37,11 +37,11 @@ def packed_form(saved: SavedNetwork, narrowest: int) -> nn.Module:
     for name, weight in weights.items():
         layer: Any = form.get_submodule(name)
         parametrize.register_parametrization(layer, "weight", PackedWeight(name, weight, layer, narrowest), unsafe=True)
-        parts: list[nn.Module] = [Rows(layer) if isinstance(layer, nn.Linear) else layer]
+        module = Rows(layer) if isinstance(layer, nn.Linear) else layer
         if layer.bias is not None:
-            parts.append(_Bias(layer.bias, is_map=isinstance(layer, nn.Conv2d)))
-            layer.bias = None
-        replaced[layer] = nn.Sequential(*parts)
+            module, layer.bias = _Biased(module, layer.bias, is_map=isinstance(layer, nn.Conv2d)), None
+        if module is not layer:
+            replaced[layer] = module
     replace_modules(form, replaced)
     return form.eval()
 
@@ -83,12 +83,13 @@ class _QuantizeDequantize(nn.Module):
         return dequantized(codes, self.scale, self.zero_point)
 
 
-class _Bias(nn.Module):
-    """A bias [C] as an addition of its own; ``is_map`` is True for activations [N, C, H, W]."""
+class _Biased(nn.Module):
+    """A layer whose bias [C] is an addition of its own; ``is_map`` is True where it returns [N, C, H, W]."""
 
-    def __init__(self, bias: Tensor, *, is_map: bool) -> None:
+    def __init__(self, layer: nn.Module, bias: Tensor, *, is_map: bool) -> None:
         super().__init__()
-        self.register_buffer("bias", bias.detach().view(-1, 1, 1) if is_map else bias.detach())
+        self._layer = layer
+        self.register_buffer("_bias", bias.detach().view(-1, 1, 1) if is_map else bias.detach())
 
     def forward(self, activation: Tensor) -> Tensor:
-        return activation + self.bias  # type: ignore[operator]
+        return self._layer(activation) + self._bias

@@ -124,7 +124,14 @@ def to_inference_form(network: nn.Module) -> None:
 
 
 def replace_modules(network: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
-    """Put each replacement in the place of its module, under every name that the module has."""
+    """Put each replacement in the place of its module, under every name that the module has.
+
+    The parts of a module, which a graph may call by themselves, are parts of its replacement, too.
+    """
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in replacements:
-            network.set_submodule(name, replacements[module])
+            replacement = replacements[module]
+            for part, child in module.named_children():
+                if part != "parametrizations" and not hasattr(replacement, part):
+                    replacement.add_module(part, child)
+            network.set_submodule(name, replacement)

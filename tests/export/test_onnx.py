@@ -378,6 +378,43 @@ def test_onnxruntime_does_not_join_two_quantizers_around_an_activation(tmp_path)
     assert export_onnx(saved, tmp_path / "net.onnx", noise_images=128).close >= 0.97
 
 
+class PaddedConv(nn.Conv2d):
+    """A convolution whose padding is a layer of its own, as in efficientnet_pytorch."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, images):
+        return F.conv2d(self.static_padding(images), self.weight, self.bias, self.stride, 0)
+
+
+class DroppedLinear(nn.Linear):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.drop = nn.Dropout()
+
+    def forward(self, features):
+        return F.linear(self.drop(features), self.weight, self.bias)
+
+
+class PartsOfLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = PaddedConv(2, 4, 2, bias=False), nn.BatchNorm2d(4)
+        self.conv, self.fc = PaddedConv(4, 4, 2), DroppedLinear(4, CLASSES)
+
+    def forward(self, images):
+        maps = F.relu(self.conv(F.relu(self.norm(self.stem(images)))))
+        return self.fc(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("protocol", ["activations", pytest.param("integer", marks=runs_protocol_integer)])
+def test_layers_may_have_layers_of_their_own(protocol, tmp_path):
+    saved = _saved(tmp_path, "tests.export.test_onnx:PartsOfLayers", 8, 8, protocol=protocol)
+    assert export_onnx(saved, tmp_path / "net.onnx", noise_images=64).holds()
+
+
 class InsistsOnFloat32(nn.Module):
     def __init__(self):
         super().__init__()
