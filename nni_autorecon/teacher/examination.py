@@ -174,7 +174,7 @@ def require_logits(network: nn.Module, images: Tensor, logits: object, name: str
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         rest = "" if count == 1 else ", for any number of images"
         if not isinstance(logits, Tensor):
-            rest += ", and nothing beside them"
+            rest += ", alone or as a field called logits"
         elif logits.shape == (count, 1):
             rest += "; for two classes let it return torch.cat([0 * x, x], 1) of its one logit x"
         raise InputError(f"teacher {name} returns {got} for {asked}; it must return logits {form}{rest}")

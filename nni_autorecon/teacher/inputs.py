@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..errors import InputError, shown
 from ..shapes import ImageShape
+from .answers import take_logits
 from .examination import failure, images_to_try, require_logits
 from .locating import equal_within
 from .norms import with_batchnorms
@@ -132,19 +133,6 @@ def find_image(
     raise failure(network, name, f"on a {'×'.join(map(str, shape))} image", cause, remedy) from cause
 
 
-def take_logits(network: nn.Module, answer: object, name: str | None) -> object:
-    """Return the logits in an ``answer`` of the network, and let it answer by them alone, by a hook, in place.
-
-    A message names the network, if it has a name.
-    """
-    if (logits := _logits_of(answer)) is None:
-        return answer
-    if name is not None:
-        _log.info("teacher %s returns a %s, of which its logits are taken", name, type(answer).__name__)
-    network.register_forward_hook(lambda _, given, answer: _logits_of(answer))
-    return logits
-
-
 def as_teacher(network: nn.Module, image: ImageShape) -> nn.Module:
     """Return a network, in eval mode, in the form in which a teacher has it: with plain logits and BatchNorms.
 
@@ -158,18 +146,6 @@ def as_teacher(network: nn.Module, image: ImageShape) -> nn.Module:
             return with_batchnorms(network, images, logits, quiet=True) if isinstance(logits, Tensor) else network
     except Exception:  # the person's code may raise anything
         return network
-
-
-def _logits_of(answer: object) -> Tensor | None:
-    """Return the field ``logits`` of a network's answer, or the only thing in it; None if it is a tensor itself."""
-    if isinstance(answer, Tensor):
-        return None
-    if isinstance(answer, (tuple, list)):
-        given = [each for each in answer if each is not None]
-        if len(given) == 1 and isinstance(given[0], (Tensor, fx.Proxy)):
-            return cast(Tensor, given[0])
-    found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    return cast("Tensor | None", found)
 
 
 @contextmanager

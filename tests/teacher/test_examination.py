@@ -128,8 +128,8 @@ def test_a_network_for_one_image_at_a_time() -> None:
     [
         (Squeezed(), "returns shape [3] for one image; it must return logits [1, classes]"),
         (
-            Named(lambda x: {"out": x}),
-            "returns a dict for one image; it must return logits [1, classes], and nothing beside them",
+            Named(lambda x: {"out": x, "auxiliary": x + 1}),
+            "returns a dict for one image; it must return logits [1, classes], alone or as a field called logits",
         ),
         (Binary(), "logits [1, classes]; for two classes let it return torch.cat([0 * x, x], 1) of its one logit x"),
         (
@@ -144,10 +144,20 @@ def test_logits_whose_shape_does_not_follow_the_batch(network: nn.Module, messag
 
 @pytest.mark.parametrize(
     "make",
-    [lambda x: {"loss": None, "logits": x}, lambda x: SimpleNamespace(logits=x), lambda x: Answer(None, x)],
-    ids=["dict", "object", "tuple"],
+    [
+        lambda x: {"loss": None, "logits": x},
+        lambda x: {"logits": x, "auxiliary": x + 1},
+        lambda x: SimpleNamespace(logits=x),
+        lambda x: SimpleNamespace(scores=x, features=x[:, :, None]),
+        lambda x: Answer(None, x),
+        lambda x: {"out": x},
+        lambda x: (x, x[:, :, None, None]),
+        lambda x: (x.softmax(1), x),
+        lambda x: [x, x.softmax(1)],
+        lambda x: (x.argmax(1, keepdim=True), x),
+    ],
 )
-def test_a_field_that_holds_the_logits_is_taken(
+def test_logits_are_taken_from_what_holds_them(
     make: Callable[[Tensor], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "nni_autorecon")
