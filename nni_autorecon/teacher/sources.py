@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedParameter
 
 from ..data import digits
 from ..errors import InputError, MachineError, named, one_line
@@ -22,7 +26,7 @@ from .factories import hint, network_of_factory
 
 SPECS = (
     "digits, torchvision:NAME, timm:NAME, pytorchcv:NAME, lite:efficientnet_lite0, "
-    "or module:factory (path/to/file.py:factory) with --checkpoint"
+    "or module:factory (path/to/file.py:factory), with --checkpoint unless it loads its weights"
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,8 +59,8 @@ def find_network(
 
     ``checkpoint_key`` says which state_dict of the checkpoint is meant, if there are several.
 
-    It has the weights of the file ``checkpoint``, or its own if that is None. Only libraries and ``digits`` have
-    weights of their own. num_classes: the number of classes, for :func:`architecture`.
+    It has the weights of the file ``checkpoint``, or its own if that is None: libraries and ``digits`` have them, and
+    factories that load them. num_classes: the number of classes, for :func:`architecture`.
     Raises InputError if there is no such network, file or library, or if the checkpoint does not fit.
     """
     library, name = _parse(spec)
@@ -72,10 +76,30 @@ def find_network(
     elif library in LIBRARIES:
         network = _create(spec, pretrained=True)
     else:
-        raise InputError(f"teacher {spec} has no weights of its own; give its state_dict with --checkpoint")
+        network = architecture(spec, num_classes)
+        if not _is_trained(network, lambda: architecture(spec, num_classes)):
+            raise InputError(
+                f"teacher {spec} has no weights of its own; give its state_dict with --checkpoint, or let it load them"
+            )
     if library not in LIBRARIES:
         return network, Expected()
     return network, LIBRARIES[library]().expected(network, name, checkpoint is None)
+
+
+def _is_trained(network: nn.Module, again: Callable[[], nn.Module]) -> bool:
+    """Return False if a network that is made again has other weights, or if its BatchNorms have seen no batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(secrets.randbits(32))
+        others = dict(again().named_parameters())
+    weights = dict(network.named_parameters())
+    if any(isinstance(weight, UninitializedParameter) for weight in weights.values()):
+        return False
+    norms: list[Any] = [
+        norm for norm in network.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None
+    ]
+    have_seen = any(norm.running_mean.any() for norm in norms)
+    same = all(name in others and torch.equal(weight, others[name]) for name, weight in weights.items())
+    return same and (have_seen or not norms)
 
 
 def architecture(spec: str, num_classes: int | None = None) -> nn.Module:

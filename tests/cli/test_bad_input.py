@@ -262,7 +262,12 @@ TEACHERS = [
     case(f"search --teacher torchvision:resnet1 {TOY} -o run", "'resnet1'", "did you mean resnet1"),
     case(f"search --num-classes 7 {TOY} -o run", "teacher digits has 10 classes, not 7", "correct --num-classes"),
     case(f"search --checkpoint w.pt {TOY} -o run", "the digits teacher has its own weights", "leave out --checkpoint"),
-    case(f"search --teacher {MAKE} {TOY} -o run", f"{MAKE} has no weights of its own", "give its state_dict with"),
+    case(
+        f"search --teacher {MAKE} {TOY} -o run",
+        f"{MAKE} has no weights of its own",
+        "give its state_dict with",
+        {"nets.py": NETWORKS},
+    ),
     teacher("no_such_module:net", "there is no module no_such_module", "install it, or give"),
     teacher("none.py:net", "file none.py does not exist", "check the path"),
     teacher("nets.py:mak", "has no function or class 'mak'", "did you mean make"),

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as tv
 from nni_autorecon.errors import InputError, MachineError
 from nni_autorecon.teacher import digits
 from nni_autorecon.teacher.loading import load_teacher
-from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, architecture
+from nni_autorecon.teacher.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, architecture, find_network
 from tests.helpers.checkpoints import equal_states, refusal, save
 
 
@@ -244,6 +244,67 @@ def test_an_architecture_is_fresh_and_needs_no_weights(
     assert [linear.out_features for linear in made] == [7, 5, 5]
     assert not torch.equal(made[1].weight, made[2].weight)  # type: ignore[arg-type]
     assert [pretrained for _, pretrained, _ in timm.calls] == [False]
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, norm=True):
+        super().__init__(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2) if norm else nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+        self(torch.randn(2, 3, 8, 8))
+
+def loads():
+    network = Net()
+    network.load_state_dict(torch.load("own.pt"))
+    return network
+
+def loads_without_norms():
+    network = Net(norm=False)
+    network.load_state_dict(torch.load("bare.pt"))
+    return network
+
+def half():
+    network = loads()
+    network[-1] = nn.Linear(72, 4)
+    return network
+
+def untrained():
+    torch.manual_seed(0)
+    network = Net()
+    network[1].reset_running_stats()
+    return network
+
+def lazy():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(4))
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(FACTORIES)
+    names: dict[str, Any] = {}
+    exec(FACTORIES, names)
+    torch.save(names["Net"]().state_dict(), "own.pt")
+    torch.save(names["Net"](norm=False).state_dict(), "bare.pt")
+    return names
+
+
+@pytest.mark.parametrize("name", ["loads", "loads_without_norms"])
+def test_a_factory_may_load_its_weights(factories: Any, name: str) -> None:
+    network, _ = find_network(f"models.py:{name}")
+    assert equal_states(network, factories[name]())
+
+
+@pytest.mark.parametrize("name", ["Net", "half", "untrained", "lazy"])
+def test_random_weights_are_none_of_its_own(factories: Any, name: str) -> None:
+    message = (
+        f"teacher models.py:{name} has no weights of its own; give its state_dict with --checkpoint, or let it load"
+    )
+    with pytest.raises(InputError, match=message):
+        find_network(f"models.py:{name}")
 
 
 def test_no_architecture_without_a_known_form() -> None:
