@@ -27,8 +27,8 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 PYTHON = ">=3.10,<3.14"
 PACKAGES = {  # the dependencies in pyproject.toml
     "nni": "==3.0",
-    "torch": ">=2.6",
-    "torchvision": ">=0.21",
+    "torch": ">=2.9",
+    "torchvision": ">=0.24",
     "numpy": ">=1.26",
     "pandas": ">=2.0",
     "matplotlib": ">=3.8",

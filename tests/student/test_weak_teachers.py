@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ COMPRESSION = {
     "width": 3,
 }
 DISTILLATION = {"generator": "random:0", "epochs": 1, "student_steps": 1, "width": 3}
+ACCURACY = r"teacher digits: 99\.\d\d % of 445 test images"  # it is trained, a little differently by each PyTorch
 STEPS = {"steps": 1, "agreement_steps": 1, "batch_size": 4, "progress": False}
 
 
@@ -60,7 +62,7 @@ def test_the_accuracy_is_logged_before_the_first_epoch(caplog):
     nar.compress(
         "digits", **COMPRESSION, **STEPS, test_data="digits", on_epoch=lambda row: seen.append(list(caplog.messages))
     )
-    assert seen[0] == ["teacher digits: 99.55 % of 445 test images"]
+    assert re.fullmatch(ACCURACY, "\n".join(seen[0]))
 
 
 def test_the_command_prints_the_accuracy_first(tmp_path, capfd):
@@ -69,7 +71,7 @@ def test_the_command_prints_the_accuracy_first(tmp_path, capfd):
     )
     flags += " --steps 1 --agreement-steps 1"
     assert main(["compress", *flags.split(), "--batch-size", "4", "-o", str(tmp_path / "run")]) == 0
-    assert capfd.readouterr().err.splitlines()[0] == "teacher digits: 99.55 % of 445 test images"
+    assert re.fullmatch(ACCURACY, capfd.readouterr().err.splitlines()[0])
 
 
 @pytest.mark.parametrize(
