@@ -89,7 +89,7 @@ def find_network(
 def _is_trained(network: nn.Module, again: Callable[[], nn.Module]) -> bool:
     """Return False if a network that is made again has other weights, or if its BatchNorms have seen no batch."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(secrets.randbits(32))
+        torch.default_generator.manual_seed(secrets.randbits(32))
         others = dict(again().named_parameters())
     weights = dict(network.named_parameters())
     if any(isinstance(weight, UninitializedParameter) for weight in weights.values()):
