@@ -75,8 +75,8 @@ class Blockwise:
         most = self.reconstruction.images_within(space, self._zero_image())
         if most < asked:
             _log.info(
-                "blocks are fitted to %d images in place of %d, for more features would not fit in %d kB",
-                *(most, asked, space // 1000),
+                "blocks are fitted to %d images in place of %d, for more features would not fit in %.2g GB",
+                *(most, asked, space / 1e9),
             )
         return min(most, asked)
 

@@ -69,10 +69,13 @@ class Lengths:
     def within(self, config: CompressConfig, seconds: float, needed: Callable[[Lengths], float]) -> Lengths:
         """Return the longest lengths that need no more than so many seconds; what was asked for stays as it is.
 
-        Batches, images and updates are multiplied alike, images up to as many as small networks have. A line says what
-        was chosen, and warns if even the shortest lengths need more.
+        Batches, images and updates are multiplied alike, images up to as many as small networks have. Where images are
+        few, so are updates, and the time that is left then stays unused. A line says what was chosen, and warns if even
+        the shortest lengths need more.
         """
         least, most = FACTORS
+        if self._has_few(config):
+            most = BLOCK_IMAGES / self.block_images
         for _ in range(30):
             middle = (least * most) ** 0.5
             least, most = (middle, most) if needed(self._times(middle, config)) <= seconds else (least, middle)
@@ -95,8 +98,13 @@ class Lengths:
         if config.block_images is None:
             found = replace(found, block_images=max(min(times(self.block_images), BLOCK_IMAGES), LEAST_IMAGES))
         if config.steps is None and config.block_steps is None:
-            found = replace(found, block_steps=times(self.block_steps))
+            updates = times(self.block_steps)
+            found = replace(found, block_steps=min(updates, FEW_UPDATES) if self._has_few(config) else updates)
         return found
+
+    def _has_few(self, config: CompressConfig) -> bool:
+        """Return True if an image costs so much that blocks see few of them, and learn little from each."""
+        return config.block_images is None and self.block_images < BLOCK_IMAGES and self.block_steps <= FEW_UPDATES
 
 
 def _within(budget: float, cost: float, least: int, most: int) -> int:

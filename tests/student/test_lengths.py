@@ -84,6 +84,13 @@ def test_lengths_fill_the_time_there_is(minutes: float, caplog: pytest.LogCaptur
     ]
 
 
+@pytest.mark.parametrize("minutes", [30, 600])
+def test_time_is_for_more_images_where_they_are_few(minutes: int) -> None:
+    config = CONFIG.override({"minutes": minutes})
+    found = Lengths(50, 288, 0, 30).within(config, 60 * minutes, lambda lengths: needed(config, lengths))
+    assert found == Lengths(178, 1024, 0, 30)
+
+
 def test_what_would_suit_the_network_is_not_said_where_time_decides(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         Lengths.of(CONFIG.override({"minutes": 1}), macs=10**9, generator_macs=0)

@@ -235,7 +235,8 @@ def test_fewer_images_are_taken_with_a_word(monkeypatch: pytest.MonkeyPatch, cap
     compression = start()
     for epoch in range(4):
         compression.run_epoch(epoch)
-    assert caplog.messages == ["blocks are fitted to 6 images in place of 40, for more features would not fit in 20 kB"]
+    why = "for more features would not fit in 2e-05 GB"
+    assert caplog.messages == [f"blocks are fitted to 6 images in place of 40, {why}"]
 
 
 def test_a_block_without_images_is_refused() -> None:
